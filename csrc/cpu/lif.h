@@ -1,0 +1,64 @@
+// What the bindings hand to a LIF kernel, and the kernels of each instruction set.
+#pragma once
+
+#include <cstdint>
+
+namespace snnfast {
+
+enum Dtype : int { kFloat32 = 0, kFloat64 = 1, kFloat16 = 2, kBFloat16 = 3 };
+
+// One layer and its parameters; the counterpart of LifSpec in snnfast/backends/spec.py.
+struct LifLayer {
+  int dtype, threads;
+  int64_t steps, n;  // T, and the neurons of one timestep
+  int charge;
+  bool hard, divide, detach_reset, spiking;
+  double theta, r, rate;
+  int surrogate;
+  double a, b;
+  const void* rates;  // [channels], or null: `rate` for all
+  int64_t channels, inner;
+};
+
+// Steps are [N] and dense; a stride is the distance between steps, in elements.
+struct LifForward {
+  const void* x;  // [T, N]
+  int64_t x_stride;
+  const void* v0;  // [N] or null
+  void* s;         // [T, N]
+  void* v;         // [N], [T, N] or null
+  bool v_every_step;
+  void* borders;  // [segments - 1, N] or null
+};
+
+struct LifBackward {
+  const void* x;  // [T, N]
+  int64_t x_stride;
+  const void* v0;       // [N] or null
+  const void* borders;  // [segments - 1, N], null where T fits one segment
+  const void* ds;       // [T, N] or null
+  int64_t ds_stride;
+  const void* dv;  // [N], [T, N] or null
+  bool dv_every_step;
+  void* dx;  // [T, N], or [N] where summed over time
+  bool sum_dx;
+  void* dv0;    // [N] or null
+  void* drate;  // [channels] or null: gradient of 1/tau
+  double* partial;  // scratch for it, [kMaxChunks * channels]
+};
+
+// Sums over neurons are taken per chunk, then over chunks: the order, and so every bit of the
+// result, depends on N alone and not on the number of threads.
+constexpr int64_t kMaxChunks = 256;
+
+// SNN_ISA_NAME(lif_forward) is the function's name in the instruction set being compiled.
+#define SNN_PASTE(name, isa) name##_##isa
+#define SNN_EXPAND(name, isa) SNN_PASTE(name, isa)
+#define SNN_ISA_NAME(name) SNN_EXPAND(name, SNN_ISA)
+
+void lif_forward_baseline(const LifLayer&, const LifForward&);
+void lif_backward_baseline(const LifLayer&, const LifBackward&);
+void lif_forward_avx2(const LifLayer&, const LifForward&);
+void lif_backward_avx2(const LifLayer&, const LifBackward&);
+
+}  // namespace snnfast

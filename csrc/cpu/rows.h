@@ -1,0 +1,187 @@
+// Rows: one timestep of a tile of neurons, in memory in the tensors' dtype, in the loops in R (float,
+// or double). A row that is already R is read and written where it lies; any other goes through a
+// buffer in L1, and so do the tails that fill no whole vector. The loops know neither.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+
+#include "lanes.h"
+#include "lif.h"
+
+namespace snnfast {
+inline namespace SNN_ISA {
+
+constexpr int64_t kTile = 1024;
+
+template <class R>
+constexpr int64_t vectors_of(int64_t n) {
+  return (n + Lanes<R>::kCount - 1) / Lanes<R>::kCount;
+}
+
+template <class R>
+SNN_HD Lanes<R> load(const R* p) {
+  return Io<R>::load(p);
+}
+template <class R>
+SNN_HD void store(R* p, Lanes<R> v) {
+  Io<R>::store(p, v);
+}
+
+template <class R>
+void copy_row(R* to, const R* from, int64_t n) {
+  std::memcpy(to, from, size_t(n) * sizeof(R));
+}
+// A row from memory, or the same number everywhere. The lanes behind a tail are computed with, if
+// not stored, so they get numbers, too.
+template <class R>
+void set_row(R* row, const R* from, int64_t n, R otherwise) {
+  if (!from || n < kTile) std::fill(row, row + kTile, otherwise);
+  if (from) copy_row(row, from, n);
+}
+
+// Where the next row lies: a loop asks for it, vector by vector, while it works on this one.
+struct Ahead {
+  const char* row;
+  int64_t itemsize;
+  SNN_HD void fetch(int64_t i) const {
+    __builtin_prefetch(row + i * itemsize);
+    __builtin_prefetch(row + i * itemsize + 64);
+  }
+};
+
+// Where a loop puts its row: in L1 or in memory, and then past the caches if that is wanted; or, for
+// a sum over time, on top of what is there.
+template <class R>
+struct Out {
+  R* row;
+  bool stream, add;
+  SNN_HD void put(int64_t i, Lanes<R> v) const {
+    if (stream) return Io<R>::stream(row + i, v);
+    if (add) v = v + load(row + i);
+    store(row + i, v);
+  }
+};
+
+inline int64_t itemsize_of(int dtype) { return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2; }
+
+// Whether a row of n elements can be used where it lies.
+template <class R>
+bool lies_well(int dtype, int64_t n) {
+  return itemsize_of(dtype) == int64_t(sizeof(R)) && n % Lanes<R>::kCount == 0;
+}
+
+template <class S>
+void widen_row(const void* from, float* to, int64_t n) {
+  constexpr int kCount = Lanes<float>::kCount;
+  const S* p = static_cast<const S*>(from);
+  int64_t i = 0;
+  for (; i + kCount <= n; i += kCount) store(to + i, Io<S>::load(p + i));
+  if (i < n) {
+    S tail[kCount] = {};
+    std::memcpy(tail, p + i, size_t(n - i) * sizeof(S));
+    store(to + i, Io<S>::load(tail));
+  }
+}
+
+template <class S>
+void narrow_row(const float* from, void* to, int64_t n, bool stream) {
+  constexpr int kCount = Lanes<float>::kCount;
+  S* p = static_cast<S*>(to);
+  int64_t i = 0;
+  for (; i + kCount <= n; i += kCount)
+    stream ? Io<S>::stream(p + i, load(from + i)) : Io<S>::store(p + i, load(from + i));
+  if (i < n) {
+    S tail[kCount];
+    Io<S>::store(tail, load(from + i));
+    std::memcpy(p + i, tail, size_t(n - i) * sizeof(S));
+  }
+}
+
+// Reads the rows of one tile of [T, N]; a null tensor reads as null.
+template <class R>
+class Reader {
+ public:
+  Reader(const void* base, int dtype, int64_t stride, int64_t begin, int64_t n)
+      : itemsize_(itemsize_of(dtype)),
+        base_(base ? static_cast<const char*>(base) + begin * itemsize_ : nullptr),
+        stride_(stride * itemsize_),
+        n_(n),
+        dtype_(dtype) {}
+
+  Ahead ahead(int64_t t) const {
+    // A prefetch never faults, wherever it points: a null tensor needs no case of its own.
+    return {base_ + t * stride_, itemsize_};
+  }
+  const R* read(int64_t t) {
+    if (!base_) return nullptr;
+    const char* row = base_ + t * stride_;
+    if (lies_well<R>(dtype_, n_)) return reinterpret_cast<const R*>(row);
+    if constexpr (sizeof(R) == 4) {
+      if (dtype_ == kFloat16) return widen_row<Half>(row, buffer_, n_), buffer_;
+      if (dtype_ == kBFloat16) return widen_row<BFloat16>(row, buffer_, n_), buffer_;
+    }
+    set_row(buffer_, reinterpret_cast<const R*>(row), n_, R(0));
+    return buffer_;
+  }
+
+ private:
+  int64_t itemsize_;
+  const char* base_;
+  int64_t stride_, n_;
+  int dtype_;
+  alignas(64) R buffer_[kTile];
+};
+
+// Writes the rows of one tile of [T, N]; or, where `sum`, adds them up and writes the sum at the end.
+template <class R>
+class Writer {
+ public:
+  // Outputs that no cache could hold until they are read again go past it (which saves reading the
+  // lines that they overwrite), where all rows begin on a register's boundary. `moved`: the elements
+  // that the whole call moves.
+  Writer(void* base, int dtype, int64_t stride, int64_t begin, int64_t n, int64_t moved,
+         bool sum = false)
+      : itemsize_(itemsize_of(dtype)),
+        base_(static_cast<char*>(base) + begin * itemsize_),
+        stride_(stride * itemsize_),
+        n_(n),
+        dtype_(dtype),
+        direct_(!sum && lies_well<R>(dtype, n)),
+        sum_(sum) {
+    static const int64_t kCacheBytes = cache_bytes();
+    stream_ = kCanStream && !sum && moved * itemsize_ > kCacheBytes &&
+              reinterpret_cast<uintptr_t>(base_) % kRegisterBytes == 0 &&
+              stride_ % kRegisterBytes == 0;
+    if (sum) std::fill(buffer_, buffer_ + kTile, R(0));
+  }
+
+  Out<R> row(int64_t t) {
+    return {direct_ ? reinterpret_cast<R*>(base_ + t * stride_) : buffer_, direct_ && stream_, sum_};
+  }
+  void write(int64_t t) {
+    if (!direct_ && !sum_) put(base_ + t * stride_);
+  }
+  void finish() {
+    if (sum_) put(base_);
+  }
+
+ private:
+  void put(char* row) {
+    if constexpr (sizeof(R) == 4) {
+      if (dtype_ == kFloat16) return narrow_row<Half>(buffer_, row, n_, stream_);
+      if (dtype_ == kBFloat16) return narrow_row<BFloat16>(buffer_, row, n_, stream_);
+    }
+    copy_row(reinterpret_cast<R*>(row), buffer_, n_);
+  }
+
+  int64_t itemsize_;
+  char* base_;
+  int64_t stride_, n_;
+  int dtype_;
+  bool direct_, stream_, sum_;
+  alignas(64) R buffer_[kTile];
+};
+
+}  // namespace SNN_ISA
+}  // namespace snnfast

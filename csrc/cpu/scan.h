@@ -1,0 +1,264 @@
+// The walk over time on a CPU, for any neuron of include/neuron.h with one state variable.
+//
+// A tile of neurons takes one timestep after the other, its state in L1: the steps of a neuron are a
+// chain of dependent operations, the neurons of a tile are not, so a row keeps the arithmetic units
+// busy, and however long T is, one row is read and one written at a time while the next is being
+// fetched. Backward recomputes H of a segment of kSegment steps from x and the state at its border,
+// then walks the segment in reverse.
+#pragma once
+
+#include <algorithm>
+
+#include "lanes.h"
+#include "lif.h"
+#include "neuron.h"
+#include "rows.h"
+
+namespace snnfast {
+inline namespace SNN_ISA {
+
+constexpr int kSegment = 8;
+
+// f(index in the tile, channel) for every neuron of a tile, counting along instead of dividing.
+template <class F>
+void for_each_channel(const LifLayer& layer, int64_t begin, int64_t n, F&& f) {
+  int64_t c = begin / layer.inner % layer.channels, left = layer.inner - begin % layer.inner;
+  for (int64_t i = 0; i < n; ++i) {
+    f(i, c);
+    if (--left == 0) {
+      left = layer.inner;
+      if (++c == layer.channels) c = 0;
+    }
+  }
+}
+
+// The time constants of a tile's neurons, one for all of them...
+template <class R>
+struct SharedRate {
+  R divisor, factor;
+  SNN_HD Rate<Lanes<R>> at(int64_t) const { return {Lanes<R>(divisor), Lanes<R>(factor)}; }
+};
+
+// ...or one per channel, spread over the neurons.
+template <class R>
+struct ChannelRates {
+  bool divide;
+  R value[kTile];
+  void set_tile(const LifLayer& layer, int64_t begin, int64_t n) {
+    divide = layer.divide;
+    const R* rates = static_cast<const R*>(layer.rates);
+    for_each_channel(layer, begin, n, [&](int64_t i, int64_t c) { value[i] = rates[c]; });
+    // The lanes behind a tail are computed with, if not stored.
+    for (int64_t i = n; i < kTile; ++i) value[i] = R(1);
+  }
+  SNN_HD Rate<Lanes<R>> at(int64_t i) const {
+    Lanes<R> v = load(value + i);
+    return {v, divide ? Lanes<R>(1) / v : v};
+  }
+};
+
+// Calls f(neuron, rates) for a tile; where one rate serves all, whether it divides is a constant in
+// the loops that f holds.
+template <class R, class Neuron, class F>
+SNN_HD void with_rates(Neuron neuron, const LifLayer& layer, int64_t begin, int64_t n, F&& f) {
+  const R* rates = static_cast<const R*>(layer.rates);
+  const R rate = rates ? *rates : R(layer.rate);
+  if constexpr (!Neuron::kLeaks) {
+    f(neuron, SharedRate<R>{1, 1});
+  } else if (rates && layer.channels > 1) {
+    ChannelRates<R> per_channel;
+    per_channel.set_tile(layer, begin, n);
+    f(neuron, per_channel);
+  } else if (neuron.divide) {
+    neuron.divide = true;
+    f(neuron, SharedRate<R>{rate, R(1) / rate});
+  } else {
+    neuron.divide = false;
+    f(neuron, SharedRate<R>{rate, rate});
+  }
+}
+
+// The spike, or in the smooth twin the primitive at H - theta. kSmooth is compiled for double alone.
+template <bool kSmooth, class Neuron, class V>
+SNN_HD V fire(const Neuron& neuron, V h) {
+  if constexpr (kSmooth) {
+    using R = typename V::real;
+    return each(h, [&](R lane) {
+      return primitive<R>(neuron.surrogate, lane - neuron.theta, neuron.a, neuron.b);
+    });
+  } else {
+    return neuron.fire(h);
+  }
+}
+
+template <bool kSmooth, class Neuron, class V>
+SNN_HD V reset(const Neuron& neuron, V h, V s) {
+  return kSmooth ? neuron.smooth_reset(h, s) : neuron.reset(h, s);
+}
+
+template <class R>
+void add_row(R* sum, const R* row, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) sum[i] += row[i];
+}
+
+// One step of a row: spikes into `s`, the state in place.
+template <bool kSmooth, class Neuron, class Rates, class R>
+void step_row(const Neuron neuron, const Rates& rates, int64_t vectors, Ahead ahead, const R* x,
+              R* state, Out<R> s) {
+  for (int64_t k = 0; k < vectors; ++k) {
+    const int64_t i = k * Lanes<R>::kCount;
+    ahead.fetch(i);
+    auto h = neuron.charge(load(x + i), load(state + i), rates.at(i));
+    auto spike = fire<kSmooth>(neuron, h);
+    s.put(i, spike);
+    store(state + i, reset<kSmooth>(neuron, h, spike));
+  }
+}
+
+// The same without the spikes, keeping H: `before` is the state before the step, `after` behind it.
+template <bool kSmooth, class Neuron, class Rates, class R>
+void recompute_row(const Neuron neuron, const Rates& rates, int64_t vectors, Ahead ahead,
+                   const R* x, const R* before, R* h, R* after) {
+  for (int64_t k = 0; k < vectors; ++k) {
+    const int64_t i = k * Lanes<R>::kCount;
+    ahead.fetch(i);
+    auto h_t = neuron.charge(load(x + i), load(before + i), rates.at(i));
+    store(h + i, h_t);
+    store(after + i, reset<kSmooth>(neuron, h_t, fire<kSmooth>(neuron, h_t)));
+  }
+}
+
+// The adjoint of a step: `dstate` goes in as the gradient of V_t and comes out as that of V_{t-1}.
+// x and `before` are read, and `dfactor` added to, for the gradient of 1/tau alone; `ds` may be null.
+template <bool kSmooth, bool kWantRate, class Neuron, class Rates, class R>
+void adjoint_row(const Neuron neuron, const Rates& rates, int64_t vectors, Ahead ahead, const R* x,
+                 const R* before, const R* h, const R* g, const R* ds, R* dstate, R* dfactor,
+                 Out<R> dx) {
+  using V = Lanes<R>;
+  for (int64_t k = 0; k < vectors; ++k) {
+    const int64_t i = k * V::kCount;
+    ahead.fetch(i);
+    V h_t = load(h + i), x_t(0), v(0);
+    if constexpr (kWantRate) x_t = load(x + i), v = load(before + i);
+    auto d = neuron.adjoint(x_t, v, h_t, fire<kSmooth>(neuron, h_t), load(g + i),
+                            ds ? load(ds + i) : V(0), load(dstate + i), rates.at(i));
+    store(dstate + i, d.dv);
+    if (kWantRate) store(dfactor + i, load(dfactor + i) + d.drate);
+    dx.put(i, d.dx);
+  }
+}
+
+template <bool kSmooth, class R, class Neuron, class Rates>
+void forward_tile(const Neuron neuron, const Rates& rates, const LifLayer& layer,
+                  const LifForward& io, int64_t begin, int64_t tile) {
+  const int64_t n = layer.n, vectors = vectors_of<R>(tile);
+  const R* const v0 = static_cast<const R*>(io.v0);
+  R* const v_out = static_cast<R*>(io.v);
+  R* const borders = static_cast<R*>(io.borders);
+  Reader<R> x(io.x, layer.dtype, io.x_stride, begin, tile);
+  Writer<R> s(io.s, layer.dtype, n, begin, tile, 2 * layer.steps * n);
+  alignas(64) R state[kTile];
+  set_row(state, v0 ? v0 + begin : nullptr, tile, neuron.r);
+
+  for (int64_t t = 0; t < layer.steps; ++t) {
+    if (borders && t > 0 && t % kSegment == 0)
+      copy_row(borders + (t / kSegment - 1) * n + begin, state, tile);
+    step_row<kSmooth>(neuron, rates, vectors, x.ahead(t + 1 < layer.steps ? t + 1 : t), x.read(t),
+                      state, s.row(t));
+    s.write(t);
+    if (io.v_every_step) copy_row(v_out + t * n + begin, state, tile);
+  }
+  if (v_out && !io.v_every_step) copy_row(v_out + begin, state, tile);
+}
+
+template <bool kSmooth, bool kWantRate, class R, class Neuron, class Rates>
+void backward_tile(const Neuron neuron, const Rates& rates, const LifLayer& layer,
+                   const LifBackward& io, double* drate, int64_t begin, int64_t tile) {
+  const int64_t n = layer.n, vectors = vectors_of<R>(tile);
+  const R* const borders = static_cast<const R*>(io.borders);
+  const R* const dv = static_cast<const R*>(io.dv);
+  const R* const v0 = static_cast<const R*>(io.v0);
+  Reader<R> x(io.x, layer.dtype, io.x_stride, begin, tile);
+  Reader<R> ds(io.ds, layer.dtype, io.ds_stride, begin, tile);
+  Writer<R> dx(io.dx, layer.dtype, io.sum_dx ? 0 : n, begin, tile,
+               io.sum_dx ? 0 : 3 * layer.steps * n, io.sum_dx);
+  alignas(64) R h[kSegment][kTile], g[kTile], before[kWantRate ? kSegment + 1 : 1][kTile];
+  alignas(64) R dstate[kTile], dfactor[kTile];
+  set_row(dstate, dv && !io.dv_every_step ? dv + begin : nullptr, tile, R(0));
+  if (kWantRate) set_row<R>(dfactor, nullptr, tile, 0);
+
+  for (int64_t first = (layer.steps - 1) / kSegment * kSegment; first >= 0; first -= kSegment) {
+    const int steps = int(std::min<int64_t>(kSegment, layer.steps - first));
+    const R* start = first > 0 ? borders + (first / kSegment - 1) * n : v0;
+    set_row(before[0], start ? start + begin : nullptr, tile, neuron.r);
+    for (int t = 0; t < steps; ++t) {
+      const Ahead next = t + 1 < steps ? x.ahead(first + t + 1) : ds.ahead(first + t);
+      recompute_row<kSmooth>(neuron, rates, vectors, next, x.read(first + t),
+                             before[kWantRate ? t : 0], h[t], before[kWantRate ? t + 1 : 0]);
+    }
+    for (int t = steps - 1; t >= 0; --t) {
+      if (io.dv_every_step) add_row(dstate, dv + (first + t) * n + begin, tile);
+      neuron.gradients(reinterpret_cast<const Lanes<R>*>(h[t]), reinterpret_cast<Lanes<R>*>(g),
+                       int(vectors));
+      adjoint_row<kSmooth, kWantRate>(neuron, rates, vectors, ds.ahead(first + t - (t > 0)),
+                                      kWantRate ? x.read(first + t) : nullptr,
+                                      before[kWantRate ? t : 0], h[t], g, ds.read(first + t),
+                                      dstate, dfactor, dx.row(first + t));
+      dx.write(first + t);
+    }
+  }
+  dx.finish();
+  if (io.dv0) copy_row(static_cast<R*>(io.dv0) + begin, dstate, tile);
+  if (kWantRate)
+    for_each_channel(layer, begin, tile,
+                     [&](int64_t i, int64_t c) { drate[c] += double(dfactor[i]); });
+}
+
+inline int64_t chunk_count(int64_t n) {
+  return std::min((n + kTile - 1) / kTile, kMaxChunks);
+}
+
+// Runs f(chunk, begin, size) over all tiles, chunks in parallel.
+template <class F>
+void for_each_tile(const LifLayer& layer, F&& f) {
+  const int64_t tiles = (layer.n + kTile - 1) / kTile, chunks = chunk_count(layer.n);
+  const int threads = int(std::min<int64_t>(layer.threads, chunks));
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    for (int64_t tile = tiles * chunk / chunks; tile < tiles * (chunk + 1) / chunks; ++tile) {
+      const int64_t begin = tile * kTile;
+      f(chunk, begin, std::min(kTile, layer.n - begin));
+    }
+    finish_streaming();
+  }
+}
+
+template <bool kSmooth, class R, class Neuron>
+void scan_forward(const Neuron& neuron, const LifLayer& layer, const LifForward& io) {
+  for_each_tile(layer, [&](int64_t, int64_t begin, int64_t tile) {
+    with_rates<R>(neuron, layer, begin, tile, [&](auto tuned, const auto& rates) {
+      forward_tile<kSmooth, R>(tuned, rates, layer, io, begin, tile);
+    });
+  });
+}
+
+template <bool kSmooth, bool kWantRate, class R, class Neuron>
+void scan_backward(const Neuron& neuron, const LifLayer& layer, const LifBackward& io) {
+  const int64_t chunks = chunk_count(layer.n);
+  for (int64_t i = 0; kWantRate && i < chunks * layer.channels; ++i) io.partial[i] = 0;
+  for_each_tile(layer, [&](int64_t chunk, int64_t begin, int64_t tile) {
+    double* drate = kWantRate ? io.partial + chunk * layer.channels : nullptr;
+    with_rates<R>(neuron, layer, begin, tile, [&](auto tuned, const auto& rates) {
+      backward_tile<kSmooth, kWantRate, R>(tuned, rates, layer, io, drate, begin, tile);
+    });
+  });
+  if (!kWantRate || !io.drate) return;
+  for (int64_t c = 0; c < layer.channels; ++c) {
+    double sum = 0;
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += io.partial[chunk * layer.channels + c];
+    static_cast<R*>(io.drate)[c] = R(sum);
+  }
+}
+
+}  // namespace SNN_ISA
+}  // namespace snnfast

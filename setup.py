@@ -1,0 +1,157 @@
+"""Builds snnfast._C (always) and snnfast._cuda (where nvcc is found) with ninja, without torch.
+
+Environment: SNNFAST_CUDA=auto|0|1 (1 makes a missing nvcc an error), SNNFAST_CUDA_ARCHS (default
+"80;90"; PTX of the newest is added), MAX_JOBS.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
+CXX_FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=off -Wall -Wextra -Wno-psabi"
+# What is built here runs on older machines of the same kind: one object per instruction set.
+ISA_FLAGS = {"baseline": ""} | ({"avx2": "-mavx2 -mfma -mf16c"} if IS_X86 else {})
+
+
+def find_nvcc() -> tuple[str | None, str]:
+    """nvcc's path, or None and why there is none."""
+    wanted = os.environ.get("SNNFAST_CUDA", "auto")
+    if wanted not in ("auto", "0", "1"):
+        raise SystemExit(f"setup: SNNFAST_CUDA must be auto, 0 or 1, got {wanted!r}")
+    if wanted == "0":
+        return None, "SNNFAST_CUDA=0"
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    candidates = [Path(h) / "bin" / "nvcc" for h in homes if h]
+    on_path = shutil.which("nvcc")
+    candidates.insert(1, Path(on_path) if on_path else None)
+    for nvcc in candidates:
+        if nvcc and nvcc.is_file():
+            return str(nvcc), ""
+    if wanted == "1":
+        raise SystemExit("setup: SNNFAST_CUDA=1, but nvcc is not in CUDA_HOME, PATH or /usr/local")
+    return None, "nvcc is not in CUDA_HOME, on PATH or in /usr/local/cuda"
+
+
+def cuda_root(nvcc: str) -> Path:
+    """The toolkit that nvcc belongs to; nvcc itself may be a link or a wrapper somewhere else."""
+    dry = subprocess.run([nvcc, "-dryrun", "-x", "cu", "-"], input="", capture_output=True, text=True)
+    for line in dry.stderr.splitlines():
+        if line.startswith("#$ TOP="):
+            return Path(line.removeprefix("#$ TOP=")).resolve()
+    return Path(nvcc).resolve().parent.parent
+
+
+def arch_flags() -> str:
+    archs = os.environ.get("SNNFAST_CUDA_ARCHS", "80;90").replace(",", ";").split(";")
+    archs = [arch.strip() for arch in archs if arch.strip()]
+    flags = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+    return " ".join([*flags, f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}"])
+
+
+def has_openmp(cxx: str) -> bool:
+    probe = [*cxx.split(), "-fopenmp", "-x", "c++", "-", "-shared", "-fPIC", "-o", os.devnull]
+    source = "#include <omp.h>\nint f() { return omp_get_max_threads(); }"
+    return subprocess.run(probe, input=source, capture_output=True, text=True).returncode == 0
+
+
+class Ninja:
+    """Collects the rules of one module and runs them."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.lines, self.objects = folder, [], []
+
+    def compile(self, name: str, command: str, source: Path, headers: list[Path]) -> None:
+        target = f"{name}.o"
+        needs = " ".join(str(h).replace(" ", "$ ") for h in headers)
+        self.lines += [f"rule {name}", f"  command = {command} -c $in -o $out"]
+        self.lines += [f"build {target}: {name} {str(source).replace(' ', '$ ')} | {needs}", ""]
+        self.objects.append(target)
+
+    def link(self, output: Path, command: str) -> None:
+        self.lines += ["rule link", f"  command = {command}", f"build module.so: link {' '.join(self.objects)}"]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "build.ninja").write_text("\n".join(self.lines) + "\n")
+        jobs = os.environ.get("MAX_JOBS")
+        ninja = [sys.executable, "-m", "ninja", "-C", str(self.folder)]
+        subprocess.run([*ninja, *(["-j", jobs] if jobs else [])], check=True)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(self.folder / "module.so", output)
+
+
+def quoted(path) -> str:
+    return f'"{path}"'
+
+
+class BuildWithNinja(build_ext):
+    def run(self):
+        nvcc, why_not = find_nvcc()
+        if not nvcc:
+            self.extensions = [e for e in self.extensions if e.name != "snnfast._cuda"]
+        self.nvcc = nvcc
+        super().run()
+        cuda = f"CUDA ({arch_flags()}) by {nvcc}" if nvcc else f"no CUDA module ({why_not})"
+        # pip shows a build's output with -v only; `snnfast info` tells the same later.
+        print(f"snnfast: built CPU ({', '.join(ISA_FLAGS)}); {cuda}", file=sys.stderr)
+
+    def build_extension(self, ext):
+        import pybind11
+
+        output = Path(self.get_ext_fullpath(ext.name)).resolve()
+        includes = [pybind11.get_include(), sysconfig.get_paths()["include"], ROOT / "csrc/include"]
+        self.includes = " ".join(f"-I{quoted(path)}" for path in includes)
+        self.headers = sorted((ROOT / "csrc").rglob("*.h")) + sorted((ROOT / "csrc").rglob("*.cuh"))
+        self.cxx = os.environ.get("CXX", "g++")
+        ninja = Ninja(Path(self.build_temp).resolve() / ext.name)
+        (self.build_cuda if ext.name == "snnfast._cuda" else self.build_cpu)(ninja, output)
+
+    def build_cpu(self, ninja, output):
+        openmp = "-fopenmp" if has_openmp(self.cxx) else ""
+        flags = f"{self.cxx} {CXX_FLAGS} {openmp} {self.includes}"
+        for isa, isa_flags in ISA_FLAGS.items():
+            command = f"{flags} {isa_flags} -DSNN_ISA={isa}"
+            ninja.compile(f"lif_{isa}", command, ROOT / "csrc/cpu/lif.cpp", self.headers)
+        defines = "-DSNN_HAVE_AVX2" if "avx2" in ISA_FLAGS else ""
+        bindings = ROOT / "csrc/cpu/bindings.cpp"
+        ninja.compile("bindings", f"{flags} -O2 {defines}", bindings, self.headers)
+        ninja.link(output, f"{self.cxx} -shared {openmp} $in -o $out")
+
+    def build_cuda(self, ninja, output):
+        root = cuda_root(self.nvcc)
+        nvcc = f"{quoted(self.nvcc)} -std=c++17 -O3 -fmad=false {arch_flags()} {self.includes}"
+        host = "-Xcompiler -fPIC,-fvisibility=hidden"
+        for source in sorted((ROOT / "csrc/cuda").glob("*.cu")):
+            ninja.compile(source.stem, f"{nvcc} {host}", source, self.headers)
+        includes = f"{self.includes} -I{quoted(root / 'include')}"
+        for source in sorted((ROOT / "csrc/cuda").glob("*.cpp")):
+            ninja.compile(source.stem, f"{self.cxx} {CXX_FLAGS} -O2 {includes}", source, self.headers)
+        ninja.link(output, f"{quoted(self.nvcc)} -shared -cudart static $in -o $out")
+
+
+class BuildPyWithKernelSources(build_py):
+    """Ships the device code that is compiled at first use where there was no nvcc at install."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            return
+        for pattern in ("include/*.h", "cuda/*.cuh"):
+            for source in sorted((ROOT / "csrc").glob(pattern)):
+                target = Path(self.build_lib) / "snnfast/_csrc" / source.relative_to(ROOT / "csrc")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self.copy_file(str(source), str(target))
+
+
+setup(
+    ext_modules=[Extension("snnfast._C", []), Extension("snnfast._cuda", [])],
+    cmdclass={"build_ext": BuildWithNinja, "build_py": BuildPyWithKernelSources},
+)

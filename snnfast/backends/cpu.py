@@ -1,0 +1,109 @@
+"""The C++ backend: tensors to pointers to snnfast._C. The interface is that of all backends.
+
+Every timestep of ``x`` is dense in memory and all other tensors share its layout within a step;
+the callers in ``snnfast.ops`` see to that, and to dtypes, devices and shapes. To run the kernels on
+outputs of your own, call ``lif_forward`` and ``lif_backward`` with contiguous tensors.
+"""
+
+import functools
+
+import torch
+from torch import Tensor
+
+from snnfast.backends.spec import LifSpec
+
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+
+
+@functools.cache
+def _module():
+    # torch first: it brings the OpenMP runtime that the module then shares.
+    from snnfast import _C
+
+    return _C
+
+
+@functools.cache
+def available() -> str | None:
+    """None where the backend can be used, else what was tried and what enables it."""
+    try:
+        _module()
+    except ImportError as error:
+        return f"snnfast._C was not built ({error}); run: pip install --force-reinstall snnfast"
+    return None
+
+
+def instruction_set() -> str:
+    """Which of the compiled instruction sets this machine runs."""
+    return _module().instruction_set()
+
+
+def _pointer(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def lif_forward(
+    spec: LifSpec,
+    x: Tensor,
+    v0: Tensor | None,
+    rate: Tensor | None,
+    s: Tensor,
+    v: Tensor | None = None,
+    borders: Tensor | None = None,
+) -> None:
+    """Spikes ``s`` [T, ...] of ``x`` [T, ...]; fills ``v`` [...] or [T, ...] and ``borders``.
+
+    Moves 2b bytes per neuron and timestep, b those of the dtype.
+    """
+    _module().lif_forward(
+        spec,
+        DTYPES[x.dtype],
+        torch.get_num_threads(),
+        s.numel() // spec.steps,
+        _pointer(rate),
+        x.data_ptr(),
+        x.stride(0),
+        _pointer(v0),
+        s.data_ptr(),
+        _pointer(v),
+        v is not None and v.dim() == x.dim(),
+        _pointer(borders),
+    )
+
+
+def lif_backward(
+    spec: LifSpec,
+    x: Tensor,
+    v0: Tensor | None,
+    rate: Tensor | None,
+    borders: Tensor | None,
+    ds: Tensor | None,
+    dv: Tensor | None,
+    dx: Tensor,
+    dv0: Tensor | None = None,
+    drate: Tensor | None = None,
+) -> None:
+    """Gradient ``dx`` [T, ...], or its sum over time where it has no time axis; fills ``dv0`` and
+    ``drate``, the gradient of 1/tau.
+
+    Moves 3b bytes per neuron and timestep, b those of the dtype.
+    """
+    _module().lif_backward(
+        spec,
+        DTYPES[x.dtype],
+        torch.get_num_threads(),
+        dx.numel() if dx.dim() < x.dim() else dx.numel() // spec.steps,
+        _pointer(rate),
+        x.data_ptr(),
+        x.stride(0),
+        _pointer(v0),
+        _pointer(borders),
+        _pointer(ds),
+        0 if ds is None else ds.stride(0),
+        _pointer(dv),
+        dv is not None and dv.dim() == x.dim(),
+        dx.data_ptr(),
+        dx.dim() < x.dim(),
+        _pointer(dv0),
+        _pointer(drate),
+    )

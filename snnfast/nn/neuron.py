@@ -1,0 +1,132 @@
+"""Spiking neurons as modules. Every forward starts from rest, unless inside ``streaming``."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from snnfast import surrogate as surrogates
+from snnfast.ops.lif import lif
+from snnfast.ops.validation import check_number, state_dtype
+
+
+class _Neuron(nn.Module):
+    """What the neurons share: the arguments of ``snnfast.lif`` and the state of a stream."""
+
+    def __init__(
+        self,
+        *,
+        v_threshold: float = 1.0,
+        v_reset: float | None = 0.0,
+        detach_reset: bool = False,
+        surrogate: "str | surrogates.Surrogate" = "sigmoid",
+        return_state: "bool | str" = False,
+        backend: str | None = None,
+    ):
+        super().__init__()
+        self.v_threshold = v_threshold
+        self.v_reset = v_reset
+        self.detach_reset = detach_reset
+        self.surrogate = surrogates.resolve(surrogate, type(self).__name__)
+        self.return_state = return_state
+        self.backend = backend
+        self._streaming = False
+        self._v = None
+
+    def _rate(self, x: Tensor) -> dict:
+        """The arguments of ``lif`` that say how the membrane leaks."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, v0: Tensor | None = None, timesteps: int | None = None):
+        """Spikes [T, ...] of x [T, ...], or of a static x [...] shown for ``timesteps`` steps;
+        (s, v) where ``return_state`` is set. ``v0``: the state to start from."""
+        streaming = self._streaming
+        s, v = None, None
+        result = lif(
+            x,
+            self._v if streaming and v0 is None else v0,
+            v_threshold=self.v_threshold,
+            v_reset=self.v_reset,
+            detach_reset=self.detach_reset,
+            surrogate=self.surrogate,
+            timesteps=timesteps,
+            return_state=self.return_state or streaming,
+            backend=self.backend,
+            **self._rate(x),
+        )
+        if not streaming:
+            return result
+        s, v = result
+        if self.return_state != "all":
+            self._v = v
+        elif v.shape[0]:
+            self._v = v[-1]
+        return (s, v) if self.return_state else s
+
+    def extra_repr(self) -> str:
+        return (
+            f"v_threshold={self.v_threshold}, v_reset={self.v_reset}, "
+            f"detach_reset={self.detach_reset}, surrogate={self.surrogate}"
+        )
+
+
+class LIF(_Neuron):
+    """Leaky integrate-and-fire neurons; the arguments, equations and shapes of ``snnfast.lif``.
+
+    ``tau`` is a float >= 1 in timesteps. The module has no parameters and no entry in the
+    state_dict.
+    """
+
+    def __init__(self, tau: float = 2.0, *, decay_input: bool = True, **neuron):
+        super().__init__(**neuron)
+        self.tau = check_number("LIF", "tau", tau, finite=False)
+        if not self.tau >= 1.0:
+            raise ValueError(f"LIF: tau must be >= 1, got {tau}")
+        self.decay_input = decay_input
+
+    def _rate(self, x):
+        return {"tau": self.tau, "decay_input": self.decay_input}
+
+    def extra_repr(self):
+        return f"tau={self.tau}, decay_input={self.decay_input}, {super().extra_repr()}"
+
+
+class IF(_Neuron):
+    """Integrate-and-fire neurons: LIF without a leak, H = V + X."""
+
+    def _rate(self, x):
+        return {"tau": math.inf}
+
+
+class ParametricLIF(_Neuron):
+    """LIF with a learnable time constant, 1/tau = sigmoid(w) (Fang et al. 2021, arXiv 2007.05785).
+
+    Args:
+        init_tau: tau at the start, > 1; w = -log(init_tau - 1).
+        channels: None for one tau per layer (``w`` []), as in SpikingJelly; C for one per channel
+            (``w`` [C], axis 2 of [T, B, C, ...]).
+        decay_input and the rest: as in ``snnfast.lif``.
+    """
+
+    def __init__(
+        self,
+        init_tau: float = 2.0,
+        *,
+        channels: int | None = None,
+        decay_input: bool = True,
+        **neuron,
+    ):
+        super().__init__(**neuron)
+        init_tau = check_number("ParametricLIF", "init_tau", init_tau)
+        if not init_tau > 1.0:
+            raise ValueError(f"ParametricLIF: init_tau must be > 1, got {init_tau}")
+        self.decay_input = decay_input
+        shape = () if channels is None else (channels,)
+        self.w = nn.Parameter(torch.full(shape, -math.log(init_tau - 1.0)))
+
+    def _rate(self, x):
+        # In the state's dtype also where the module was cast to half precision.
+        return {"inv_tau": self.w.to(state_dtype(x)).sigmoid(), "decay_input": self.decay_input}
+
+    def extra_repr(self):
+        return f"decay_input={self.decay_input}, {super().extra_repr()}"

@@ -1,0 +1,129 @@
+"""Which backend runs an op: what was asked for, or the fastest that can run on these tensors.
+
+What is asked for explicitly never falls back: it runs there or raises. What "auto" picks can be
+asked for with ``explain``, and a slow path taken on a GPU warns once.
+"""
+
+import importlib
+import os
+import threading
+import warnings
+from contextlib import contextmanager
+
+import torch
+
+NAMES = ("auto", "reference", "cpu", "triton", "cuda")
+
+
+class BackendUnavailable(ValueError, RuntimeError):
+    """The backend asked for cannot run here; says what was tried and what enables it."""
+
+
+class _Local(threading.local):
+    backend = "auto"
+    calls = None
+
+
+_local = _Local()
+_warned: set[str] = set()
+
+
+def _environment_default() -> str:
+    name = os.environ.get("SNNFAST_BACKEND", "auto")
+    if name not in NAMES:
+        raise ValueError(f"SNNFAST_BACKEND must be one of {', '.join(NAMES)}, got {name!r}")
+    return name
+
+
+_DEFAULT = _environment_default()
+
+
+def module(name: str):
+    """The backend's module: its launchers and ``available()``."""
+    return importlib.import_module(f"snnfast.backends.{name}")
+
+
+def check_name(name: str, op: str) -> None:
+    if name not in NAMES:
+        raise ValueError(f"{op}: backend must be one of {', '.join(NAMES)}, got {name!r}")
+
+
+@contextmanager
+def backend(name: str):
+    """Run every op in the block on ``name``: auto, reference, cpu, triton or cuda.
+
+    A ``backend=`` argument of a call wins over the block, and the block over SNNFAST_BACKEND.
+    """
+    check_name(name, "backend")
+    before, _local.backend = _local.backend, name
+    try:
+        yield
+    finally:
+        _local.backend = before
+
+
+def explain(fn, *args, **kwargs) -> list[tuple[str, str, str]]:
+    """Calls ``fn(*args, **kwargs)``; returns (op, backend, reason), one per op call within it."""
+    before, _local.calls = _local.calls, []
+    try:
+        fn(*args, **kwargs)
+        return _local.calls
+    finally:
+        _local.calls = before
+
+
+def _refuse(op: str, name: str, device: str, dtype: torch.dtype, smooth: bool) -> str | None:
+    """Why a backend cannot run the op on such tensors, or None."""
+    if name == "reference":
+        return None
+    if name == "cpu" and device != "cpu":
+        return f"it runs on CPU tensors, got {device}; move x with .cpu() or use backend='auto'"
+    if name == "cuda" and device != "cuda":
+        return f"it runs on CUDA tensors, got {device}; move x with .cuda() or use backend='auto'"
+    if dtype == torch.float64 and name != "cpu":
+        return "it computes in float32; float64 runs on reference and cpu"
+    if smooth and (name != "cpu" or dtype != torch.float64):
+        return "the smooth twin (spiking=False) runs on reference, and in float64 on cpu"
+    return module(name).available()
+
+
+def _automatic(op: str, device: str, dtype: torch.dtype, smooth: bool) -> tuple[str, str]:
+    order = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}.get(device, ())
+    reasons = []
+    for name in order:
+        why_not = _refuse(op, name, device, dtype, smooth)
+        if why_not is None:
+            tried = f"; {'; '.join(reasons)}" if reasons else ""
+            return name, f"auto: the fastest on {device}{tried}"
+        reasons.append(f"{name}: {why_not}")
+    return "reference", "auto: " + ("; ".join(reasons) or f"no kernel runs on {device}")
+
+
+def select(op: str, asked: str | None, device: str, dtype: torch.dtype, smooth: bool) -> str:
+    """The backend's name. Raises ValueError for an unknown one, BackendUnavailable where the one
+    asked for cannot run."""
+    if asked is not None:
+        check_name(asked, op)
+        name, source = asked, "the backend argument"
+    elif _local.backend != "auto":
+        name, source = _local.backend, "snnfast.backend(...)"
+    else:
+        name, source = _DEFAULT, "SNNFAST_BACKEND"
+    if name == "auto":
+        name, reason = _automatic(op, device, dtype, smooth)
+        if name == "reference" and device == "cuda" and not torch.compiler.is_compiling():
+            _warn_once(f"{op}: running the slow reference on a GPU ({reason})")
+    else:
+        why_not = _refuse(op, name, device, dtype, smooth)
+        if why_not is not None:
+            raise BackendUnavailable(f"{op}: backend {name!r} cannot be used: {why_not}")
+        reason = f"asked for by {source}"
+    if _local.calls is not None:
+        _local.calls.append((op, name, reason))
+    return name
+
+
+def _warn_once(message: str) -> None:
+    if message not in _warned:
+        _warned.add(message)
+        warnings.warn(message, stacklevel=4)

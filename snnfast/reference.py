@@ -1,0 +1,99 @@
+"""Every op in plain PyTorch: the specification that all backends are held to.
+
+Runs on any device and in float64, needs torch only, and gets its gradients from autograd (not from
+a hand-written adjoint), so that the kernels' adjoints are checked against something independent.
+Slow and memory-hungry by design.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from snnfast.surrogate import Surrogate
+
+
+class _Fire(torch.autograd.Function):
+    """S = 1 where x >= 0, with dS/dx = g(x)."""
+
+    @staticmethod
+    def forward(ctx, x, surrogate):
+        ctx.save_for_backward(x)
+        ctx.surrogate = surrogate
+        return (x >= 0).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return grad * ctx.surrogate.gradient(x), None
+
+
+class _HardReset(torch.autograd.Function):
+    """V = r where S else H, with dV/dH = 1 - S and dV/dS = r - H."""
+
+    @staticmethod
+    def forward(ctx, h, s, r):
+        ctx.save_for_backward(h, s)
+        ctx.r = r
+        return torch.where(s > 0, torch.full_like(h, r), h)
+
+    @staticmethod
+    def backward(ctx, grad):
+        h, s = ctx.saved_tensors
+        return grad * (1 - s), grad * (ctx.r - h), None
+
+
+def charge(x: Tensor, v: Tensor, r: float, rate: Tensor | float, divide: bool, decay_input: bool):
+    """H of one step. ``rate`` is tau where ``divide``, else 1/tau; tau = inf (a float) is IF."""
+    if isinstance(rate, float) and math.isinf(rate):
+        return v + x
+    if isinstance(rate, float):
+        # tensor / python_scalar multiplies by the reciprocal on CUDA; a tensor divides everywhere.
+        rate = torch.full((), rate, dtype=v.dtype, device=v.device)
+    d = x - (v - r) if decay_input else v - r
+    q = d / rate if divide else d * rate
+    return v + q if decay_input else v - q + x
+
+
+def lif(
+    x: Tensor,
+    v0: Tensor | None = None,
+    *,
+    rate: Tensor | float,
+    divide: bool,
+    v_threshold: float,
+    v_reset: float | None,
+    decay_input: bool,
+    detach_reset: bool,
+    surrogate: Surrogate,
+    timesteps: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Spikes [T, ...] in x's dtype and the state after every step [T + 1, ...], from V before t = 0.
+
+    ``x`` is [T, ...], or [B, ...] with ``timesteps``; ``rate`` is a float, or a tensor [] or [C].
+    State is float32, or float64 for float64 ``x``.
+    """
+    state = torch.float64 if x.dtype == torch.float64 else torch.float32
+    steps = x.shape[0] if timesteps is None else timesteps
+    shape = x.shape[1:] if timesteps is None else x.shape
+    if isinstance(rate, Tensor) and rate.dim() == 1:
+        rate = rate.view(-1, *[1] * (len(shape) - 2))
+    r = 0.0 if v_reset is None else v_reset
+    v = torch.full(shape, r, dtype=state, device=x.device) if v0 is None else v0
+    spikes, states = [], [v]
+    for t in range(steps):
+        x_t = (x if timesteps is not None else x[t]).to(state)
+        h = charge(x_t, v, r, rate, divide, decay_input)
+        u = h - v_threshold
+        s = _Fire.apply(u, surrogate) if surrogate.spiking else surrogate.primitive(u)
+        s_reset = s.detach() if detach_reset else s
+        if v_reset is None:
+            v = h - v_threshold * s_reset
+        elif surrogate.spiking:
+            v = _HardReset.apply(h, s_reset, r)
+        else:
+            v = (1 - s_reset) * h + s_reset * r
+        spikes.append(s.to(x.dtype))
+        states.append(v)
+    s = torch.stack(spikes) if spikes else x.new_empty((0, *shape))
+    return s, torch.stack(states)
