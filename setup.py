@@ -144,7 +144,7 @@ class BuildPyWithKernelSources(build_py):
         super().run()
         if self.editable_mode:
             return
-        for pattern in ("include/*.h", "cuda/*.cuh"):
+        for pattern in ("include/*.h", "cuda/*.h", "cuda/*.cuh"):
             for source in sorted((ROOT / "csrc").glob(pattern)):
                 target = Path(self.build_lib) / "snnfast/_csrc" / source.relative_to(ROOT / "csrc")
                 target.parent.mkdir(parents=True, exist_ok=True)

@@ -344,7 +344,7 @@ struct Io<Half> {
 #else
     float lanes[V::kCount];
     for (int i = 0; i < V::kCount; ++i) lanes[i] = widen(p[i]);
-    std::memcpy(&v, lanes, sizeof v);
+    v = Io<float>::load(lanes);
 #endif
     return v;
   }
@@ -361,7 +361,7 @@ struct Io<Half> {
 #else
   SNN_HD static void store(Half* p, V v) {
     float lanes[V::kCount];
-    std::memcpy(lanes, &v, sizeof v);
+    Io<float>::store(lanes, v);
     for (int i = 0; i < V::kCount; ++i) p[i] = narrow_half(lanes[i]);
   }
   SNN_HD static void stream(Half* p, V v) { store(p, v); }

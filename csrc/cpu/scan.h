@@ -222,7 +222,10 @@ inline int64_t chunk_count(int64_t n) {
 template <class F>
 void for_each_tile(const LifLayer& layer, F&& f) {
   const int64_t tiles = (layer.n + kTile - 1) / kTile, chunks = chunk_count(layer.n);
-  const int threads = int(std::min<int64_t>(layer.threads, chunks));
+  // A thread is worth waking for some ten microseconds of work.
+  constexpr int64_t kGrain = 32768;
+  const int64_t useful = std::max<int64_t>(1, layer.n * layer.steps / kGrain);
+  const int threads = int(std::min({int64_t(layer.threads), chunks, useful}));
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     for (int64_t tile = tiles * chunk / chunks; tile < tiles * (chunk + 1) / chunks; ++tile) {

@@ -94,10 +94,9 @@ struct Lif {
   // From ds, the gradient of S_t, and dv, that of V_t; v is the state before the step.
   template <class V>
   SNN_HD Adjoint<V> adjoint(V x, V v, V h, V s, V g, V ds, V dv, const Rate<V>& rate) const {
-    // dV_t/dH; of what dV_{t-1} takes through it, only this factor waits for step t + 1.
-    V keep = kHard ? V(1) - s : V(1);
-    if (!detach_reset) keep = mad_(kHard ? V(r) - h : V(-theta), g, keep);
-    V dh = mad_(dv, keep, ds * g);
+    // What reaches S_t, through g; the sum before the product rounds as autograd's does.
+    V through = detach_reset ? ds : mad_(dv, kHard ? V(r) - h : V(-theta), ds);
+    V dh = mad_(through, g, kHard ? dv * (V(1) - s) : dv);
     if constexpr (kCharge == kIntegrate) return {dh, dh, V(0)};
     V scaled = dh * rate.factor;
     if constexpr (kCharge == kDecayInput) return {scaled, dh - scaled, dh * (x - (v - V(r)))};

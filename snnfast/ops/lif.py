@@ -19,7 +19,7 @@ from snnfast.ops.select import module, select
 STATE_NONE, STATE_LAST, STATE_ALL = 0, 1, 2
 
 _LAYER = (
-    "int steps, bool static, int charge, float rate_value, bool divide, float theta, float reset, "
+    "SymInt steps, bool static, int charge, float rate_value, bool divide, float theta, float reset, "
     "bool hard, bool detach_reset, int surrogate, float a, float b, bool spiking, str backend"
 )
 _library = torch.library.Library("snnfast", "FRAGMENT")
@@ -165,8 +165,12 @@ class _Lif(torch.autograd.Function):
         return (s, v) if state else s
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, ds, dv=None):
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError(
+                "lif: gradients must be taken once, got create_graph=True; "
+                "backend='reference' is differentiable twice"
+            )
         x, v0, rate, borders = ctx.saved_tensors
         _, want_dv0, want_drate, _, _ = ctx.needs_input_grad
         dx, dv0, dfactor = torch.ops.snnfast.lif_backward(
@@ -180,6 +184,7 @@ class _Lif(torch.autograd.Function):
 
 
 DEFAULT_TAU = 2.0
+_POWERS_OF_TWO = tuple(2.0**k for k in range(11))
 
 
 def _check_rate(x, shape, tau, inv_tau) -> tuple[Tensor | None, float, bool]:
@@ -198,7 +203,7 @@ def _check_rate(x, shape, tau, inv_tau) -> tuple[Tensor | None, float, bool]:
     if not tau >= 1.0:
         raise ValueError(f"lif: tau must be >= 1, got {tau}")
     # Multiplying by 1/tau is exact where tau is a power of two, and saves the division.
-    if math.frexp(tau)[0] == 0.5:
+    if tau in _POWERS_OF_TWO:
         return None, 1.0 / tau, False
     return None, tau, True
 
@@ -302,7 +307,7 @@ def lif(
 
     x = check.with_dense_steps(x, 0 if static else 1)
     charge = specs.DECAY_INPUT if decay_input else specs.DECAY_STATE
-    if rate is None and math.isinf(rate_value):
+    if rate is None and rate_value == math.inf:
         charge = specs.INTEGRATE
     a, b = chosen.params()
     layer = (steps, static, charge, rate_value, divide, theta, reset, hard, detach_reset,

@@ -20,8 +20,9 @@ class BackendUnavailable(ValueError, RuntimeError):
 
 
 class _Local(threading.local):
-    backend = "auto"
-    calls = None
+    def __init__(self):  # instance attributes: a compiled graph is guarded by these
+        self.backend = "auto"
+        self.calls = None
 
 
 _local = _Local()
@@ -41,6 +42,11 @@ _DEFAULT = _environment_default()
 def module(name: str):
     """The backend's module: its launchers and ``available()``."""
     return importlib.import_module(f"snnfast.backends.{name}")
+
+
+@torch.compiler.assume_constant_result
+def _unavailable(name: str) -> str | None:
+    return module(name).available()
 
 
 def check_name(name: str, op: str) -> None:
@@ -80,11 +86,16 @@ def _refuse(op: str, name: str, device: str, dtype: torch.dtype, smooth: bool) -
         return f"it runs on CPU tensors, got {device}; move x with .cpu() or use backend='auto'"
     if name == "cuda" and device != "cuda":
         return f"it runs on CUDA tensors, got {device}; move x with .cuda() or use backend='auto'"
+    if name == "triton" and device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        return (
+            "it runs on CUDA tensors, got cpu; move x with .cuda() or use backend='auto' "
+            "(Triton's interpreter, TRITON_INTERPRET=1, runs it on the CPU, slowly)"
+        )
     if dtype == torch.float64 and name != "cpu":
         return "it computes in float32; float64 runs on reference and cpu"
     if smooth and (name != "cpu" or dtype != torch.float64):
         return "the smooth twin (spiking=False) runs on reference, and in float64 on cpu"
-    return module(name).available()
+    return _unavailable(name)
 
 
 def _automatic(op: str, device: str, dtype: torch.dtype, smooth: bool) -> tuple[str, str]:

@@ -37,7 +37,8 @@ def check_input(op: str, name: str, x) -> None:
 def check_number(op: str, name: str, value, *, finite: bool = True) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{op}: {name} must be a number, got {type_name(value)}")
-    if math.isnan(value) or (finite and math.isinf(value)):
+    # Comparisons only: under torch.compile a number may be symbolic, and math.isfinite is not.
+    if value != value or (finite and not -math.inf < value < math.inf):
         raise ValueError(f"{op}: {name} must be finite, got {value}")
     return float(value)
 

@@ -1,0 +1,224 @@
+"""What the benchmarks share: timing in interleaved rounds, kept bytes, op counts, tables, JSON.
+
+Timing. All contenders run in the same rounds, one after the other and in a new order each round, so
+that noise and clock changes hit all alike. A sample is the mean of as many calls as fill ``SLOT``
+seconds; reported are the median and the 20th and 80th percentile of the samples. On CUDA a sample
+is taken between two events behind a sleeping kernel, which lets the host queue all calls of the
+sample first: what is timed is the device, and the host's own time per call is reported beside it.
+(A loop that launches more kernels than the queue holds cannot be hidden so; it shows its host time,
+as it does to its users.)
+
+Bytes kept. Net allocations over ``s = layer(x)`` where x is made inside and dropped afterwards,
+minus s itself: exactly what the layer holds for its backward, its input included if it needs it.
+"""
+
+import contextlib
+import gc
+import json
+import math
+import os
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+SLOT = 0.005
+MAX_CALLS = 50
+
+# Ops that move no data of the layer: views and allocations.
+_FREE_OPS = re.compile(
+    r"aten::(empty|empty_like|empty_strided|new_empty|new_empty_strided|resize_|set_|as_strided"
+    r"|select|slice|narrow|view|view_as|_unsafe_view|reshape|expand|expand_as|unbind|detach|detach_"
+    r"|alias|unsqueeze|squeeze|permute|transpose|t|item|_local_scalar_dense|is_nonzero"
+    r"|result_type|lift_fresh|requires_grad_|_has_compatible_shallow_copy_type)$"
+)
+_OP = re.compile(r"[a-z_]\w*::[a-z_]\w*$")
+
+
+@dataclass
+class Timing:
+    """Milliseconds per call over the samples; ``host_ms`` is the host's share on CUDA."""
+
+    ms: float
+    p20_ms: float
+    p80_ms: float
+    samples: int
+    host_ms: float | None = None
+
+    def asdict(self) -> dict:
+        return asdict(self)
+
+
+def _sample(fn: Callable[[int], object], calls: int, device: torch.device, backlog: float):
+    """Seconds per call, and the host's seconds per call (None on the CPU)."""
+    if device.type != "cuda":
+        begin = time.perf_counter()
+        for i in range(calls):
+            fn(i)
+        return (time.perf_counter() - begin) / calls, None
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize(device)
+    # 2e9 cycles a second is at or above every GPU's clock, so the sleep is never too short.
+    torch.cuda._sleep(int(2e9 * min(backlog * calls * 1.5 + 1e-4, 0.25)))
+    start.record()
+    begin = time.perf_counter()
+    for i in range(calls):
+        fn(i)
+    host = (time.perf_counter() - begin) / calls
+    stop.record()
+    stop.synchronize()
+    return start.elapsed_time(stop) / 1e3 / calls, host
+
+
+def time_rounds(
+    contenders: dict[str, Callable[[int], object]],
+    device: torch.device,
+    rounds: int,
+    seconds: float,
+) -> dict[str, Timing]:
+    """Time all contenders, already warm, in the same interleaved rounds.
+
+    ``contenders`` maps a name to fn(i), i the number of the call within its sample (to choose among
+    rotating buffers). A contender that would need more than ``seconds`` takes part in fewer of the
+    ``rounds``, spread evenly, but never in fewer than two.
+    """
+    samples: dict[str, list] = {name: [] for name in contenders}
+    calls, taken = {}, {}
+    for name, fn in contenders.items():
+        _, host = _sample(fn, 1, device, 0.0) if device.type == "cuda" else (0.0, None)
+        first = _sample(fn, 1, device, host or 0.0)
+        calls[name] = max(1, min(MAX_CALLS, math.ceil(SLOT / first[0])))
+        taken[name] = max(2, min(rounds, int(seconds / (first[0] * calls[name]))))
+        if calls[name] == 1:
+            samples[name].append(first)
+    names = list(contenders)
+    for r in range(rounds):
+        shift = r % len(names)
+        for name in names[shift:] + names[:shift]:
+            n = taken[name] - (calls[name] == 1 and taken[name] < rounds)
+            if (r + 1) * n // rounds == r * n // rounds:
+                continue
+            if calls[name] > 1:
+                contenders[name](0)  # brings its own data and code back into the caches
+            host = samples[name][-1][1] if samples[name] else 0.0
+            samples[name].append(_sample(contenders[name], calls[name], device, host or 0.0))
+    return {name: _timing(samples[name]) for name in names}
+
+
+def _timing(samples: list) -> Timing:
+    ms = sorted(1e3 * seconds for seconds, _ in samples)
+    host = [1e3 * h for _, h in samples if h is not None]
+    return Timing(
+        ms=statistics.median(ms),
+        p20_ms=_percentile(ms, 0.2),
+        p80_ms=_percentile(ms, 0.8),
+        samples=len(ms),
+        host_ms=statistics.median(host) if host else None,
+    )
+
+
+def _percentile(ordered: list[float], q: float) -> float:
+    """Linear interpolation between the order statistics."""
+    position = q * (len(ordered) - 1)
+    low = int(position)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (position - low) * (ordered[high] - ordered[low])
+
+
+@contextlib.contextmanager
+def _profile(**settings):
+    """torch.profiler, without the lines that its native part writes to stderr on every use."""
+    sys.stderr.flush()
+    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        with profile(**settings) as run:
+            yield run
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)
+
+
+def kept_bytes(layer: Callable[[Tensor], Tensor], x: Tensor) -> int:
+    """Bytes that ``s = layer(x)`` keeps for its backward, net of s; call it on a warm layer."""
+    leaf = x.detach().requires_grad_()
+    gc.collect()
+    if x.is_cuda:
+        before = torch.cuda.memory_allocated(x.device)
+        s = _forward_and_drop(layer, leaf)
+        net = torch.cuda.memory_allocated(x.device) - before
+    else:
+        with _profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
+            s = _forward_and_drop(layer, leaf)
+        events = run.profiler.kineto_results.events()
+        net = sum(event.nbytes() for event in events if event.name() == "[memory]")
+    return net - s.untyped_storage().nbytes()
+
+
+def _forward_and_drop(layer, leaf):
+    # clone() keeps nothing for its own backward, so x lives on only if the layer holds it.
+    return layer(leaf.clone())
+
+
+def count_ops(fn: Callable[[], object], device: torch.device) -> int:
+    """Launches on CUDA; on the CPU the outermost ops that move data, so no views or allocations.
+
+    An op of another library counts once if all it calls are allocations, else as what it calls.
+    """
+    cuda = device.type == "cuda"
+    with _profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as run:
+        fn()
+        if cuda:
+            torch.cuda.synchronize(device)
+    events = run.events()
+    if cuda:
+        return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in events)
+    return sum(_ops(event) for event in events if event.cpu_parent is None)
+
+
+def _ops(event) -> int:
+    name = event.name
+    if name == "aten::to":
+        return int(any(child.name == "aten::_to_copy" for child in event.cpu_children))
+    if name.startswith("aten::"):
+        return int(_FREE_OPS.match(name) is None)
+    below = sum(_ops(child) for child in event.cpu_children)
+    library_op = _OP.match(name) is not None and not name.startswith("autograd::")
+    return below or int(library_op)
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Plain text: the first column to the left, numbers to the right, the last as it comes."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    last = len(header) - 1
+
+    def line(row):
+        cells = [
+            cell.ljust(width) if i in (0, last) else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths))
+        ]
+        return "  ".join(cells).rstrip()
+
+    return "\n".join([line(header), line(["-" * width for width in widths]), *map(line, rows)])
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A value to ``digits`` significant digits without an exponent; "-" where there is none."""
+    if value is None:
+        return "-"
+    if value == 0 or not math.isfinite(value):
+        return str(value)
+    return f"{value:.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
+
+
+def write_json(path: Path, document: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")

@@ -1,0 +1,158 @@
+"""One point of the LIF benchmark: data, reference, and the gate that a contender must pass.
+
+A contender's spikes are compared with the reference over all neurons and timesteps, its gradient
+over the first and last rows of the batch (neurons are independent of one another, so a part of the
+reference is the reference of that part).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from peers import HALF_STATE, Contender
+from torch import Tensor
+
+from snnfast import reference
+from snnfast.backends.spec import DECAY_INPUT, LifSpec, segments
+from snnfast.surrogate import ATan
+
+SURROGATE = ATan(alpha=2.0)
+NEURON = {
+    "rate": 2.0,
+    "divide": True,
+    "v_threshold": 1.0,
+    "v_reset": 0.0,
+    "decay_input": True,
+    "detach_reset": False,
+    "surrogate": SURROGATE,
+}
+CHUNK = 1 << 21
+"""Neuron-steps that the reference takes at once, and that gradients are compared on."""
+
+GRADIENT_TOLERANCE = {torch.float32: 1e-5, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
+"""Of the largest gradient: float32 rounding over 100 steps, or two roundings of the half dtype."""
+
+
+@dataclass
+class Verdict:
+    """What the gate found; ``refused`` says why no speed is shown, None where it passed."""
+
+    spike_mismatches: int | None = None
+    spikes_compared: int | None = None
+    gradient_error: float | None = None
+    refused: str | None = None
+
+
+class Case:
+    """``shape`` is one timestep [B, ...]; ``sets`` inputs are made, to rotate among."""
+
+    def __init__(self, shape, dtype: torch.dtype, steps: int, device: torch.device, sets: int = 1):
+        self.shape, self.dtype, self.steps, self.device = tuple(shape), dtype, steps, device
+        generator = torch.Generator(device).manual_seed(steps)
+        full = (steps, *self.shape)
+
+        def normal(mean, std):
+            sample = torch.randn(full, device=device, generator=generator)
+            return sample.mul_(std).add_(mean).to(dtype)
+
+        self.x = [normal(0.5, 1.5) for _ in range(sets)]
+        self.ds = [normal(0.0, 1.0) for _ in range(sets)]
+        self.size = self.x[0].element_size()
+        """Bytes per element of x and s: b."""
+        self.neurons = math.prod(self.shape)
+        self.neuron_steps = self.neurons * steps
+        per_row = self.neuron_steps // self.shape[0]
+        self._chunk = max(1, CHUNK // per_row)
+        self.rows = self._ends(min(self.shape[0], self._chunk))
+        self.spikes = self._reference_spikes()
+        self.dx = self._reference_gradient()
+
+    @property
+    def label(self) -> str:
+        return "x".join(map(str, self.shape))
+
+    def spec(self) -> LifSpec:
+        return LifSpec(
+            steps=self.steps,
+            charge=DECAY_INPUT,
+            rate=2.0,
+            divide=True,
+            theta=1.0,
+            reset=0.0,
+            hard=True,
+            detach_reset=False,
+            surrogate=SURROGATE.ID,
+            a=SURROGATE.params()[0],
+            b=SURROGATE.params()[1],
+            spiking=True,
+        )
+
+    def borders(self) -> Tensor | None:
+        """Room for V at the borders of segments, [segments - 1, ...] float32, for long T."""
+        kept = segments(self.steps) - 1
+        return torch.empty((kept, *self.shape), device=self.device) if kept else None
+
+    def firing_rate(self) -> float:
+        return int(self.spikes.sum()) / self.neuron_steps
+
+    def _ends(self, count: int) -> Tensor:
+        first = (count + 1) // 2
+        rows = [*range(first), *range(self.shape[0] - (count - first), self.shape[0])]
+        return torch.tensor(rows, device=self.device)
+
+    def _reference_spikes(self) -> Tensor:
+        spikes = torch.empty(self.x[0].shape, dtype=torch.bool, device=self.device)
+        with torch.no_grad():
+            for begin in range(0, self.shape[0], self._chunk):
+                rows = slice(begin, begin + self._chunk)
+                s, _ = reference.lif(self.x[0][:, rows], **NEURON)
+                spikes[:, rows] = s != 0
+        return spikes
+
+    def _reference_gradient(self) -> Tensor:
+        x = self.x[0][:, self.rows].requires_grad_()
+        s, _ = reference.lif(x, **NEURON)
+        (dx,) = torch.autograd.grad(s, x, self.ds[0][:, self.rows])
+        return dx.float()
+
+    def judge(self, s: Tensor, dx: Tensor, contender: Contender) -> Verdict:
+        """Hold spikes and gradient of x[0], ds[0] to the reference or the contender's oracle."""
+        if not contender.gated:
+            return Verdict()
+        if s.shape != self.x[0].shape:
+            return Verdict(refused=f"spikes of shape {tuple(s.shape)}")
+        if contender.oracle is None:
+            wrong = _differ(s, self.spikes)
+            compared = s.numel()
+        else:
+            with torch.no_grad():
+                expected = contender.oracle(self.x[0][:, self.rows].float())
+            wrong = _differ(s[:, self.rows], expected != 0)
+            compared = expected.numel()
+        verdict = Verdict(wrong, compared)
+        if wrong > contender.tolerance * compared:
+            verdict.refused = f"{wrong} of {compared} spikes differ from the reference"
+            return verdict
+        error = self._gradient_error(s, dx, contender)
+        limit = GRADIENT_TOLERANCE[self.dtype]
+        if error is not None and math.isfinite(error):
+            verdict.gradient_error = error
+        if error is not None and not error <= limit:
+            verdict.refused = (
+                f"gradient off by {error:.1e} of its largest value (limit {limit:.1e})"
+            )
+        return verdict
+
+    def _gradient_error(self, s: Tensor, dx: Tensor, contender: Contender) -> float | None:
+        """Largest error over the largest gradient; None where another spike makes another one."""
+        dx = dx[:, self.rows].float()
+        if contender.oracle is not None or contender.tolerance >= HALF_STATE:
+            return 0.0 if bool(dx.isfinite().all()) and bool(dx.any()) else math.nan
+        if _differ(s[:, self.rows], self.spikes[:, self.rows]):
+            return None
+        return float((dx - self.dx).abs().max() / self.dx.abs().max())
+
+
+def _differ(s: Tensor, expected: Tensor) -> int:
+    """How many elements of s are not exactly 0 or 1 as expected; step by step, to spare memory."""
+    return sum(int((a != b.to(a.dtype)).sum()) for a, b in zip(s, expected))

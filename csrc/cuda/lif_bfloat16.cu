@@ -1,0 +1,3 @@
+#include "launch.cuh"
+
+SNN_LAUNCHERS(bfloat16, BFloat16)

@@ -1,0 +1,3 @@
+#include "launch.cuh"
+
+SNN_LAUNCHERS(float16, Float16)

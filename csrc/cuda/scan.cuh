@@ -1,0 +1,239 @@
+// The walk over time, forward and backward, for any neuron with charge, fire, reset, gradients and
+// adjoint (csrc/include/neuron.h). One thread owns kLanes neighbouring neurons and all their steps;
+// kSteps of them, a segment, lie in registers at once.
+//
+//   forward    reads x, writes s                     2b bytes per neuron and step
+//   backward   reads x and ds, writes dx             3b
+//   T > 8      V at the borders of segments          + 4/8 each way
+//
+// All loads of a segment are issued before the first is used. Backward walks the segments from the
+// last to the first and recomputes H of one segment from x and V at its border. Registers cannot be
+// indexed at run time, so every loop over steps has kSteps turns and `t < n` guards each.
+#pragma once
+
+#include "args.h"
+#include "io.cuh"
+#include "neuron.h"
+
+namespace snnfast {
+namespace cuda {
+
+// Opaque to the compiler, which would copy the whole loop for each value of a flag.
+template <class Args>
+SNN_DEVICE bool flag(const Args& p, int which) {
+#if defined(SNN_FLAGS)
+  return (SNN_FLAGS & which) != 0;
+#else
+  return (opaque(p.flags) & which) != 0;
+#endif
+}
+
+// The time constants of a thread's neurons.
+template <int kLanes>
+struct Rates {
+  float value[kLanes];
+  Rate<float> rate[kLanes];
+
+  template <class Args>
+  SNN_DEVICE void load(const Args& p, i64 i) {
+    if (flag(p, kPerChannel)) {
+      i64 place = i % p.inner, channel = i / p.inner % p.channels;
+      SNN_UNROLL
+      for (int j = 0; j < kLanes; ++j) {
+        load_element(p.rate + channel, value[j]);
+        if (++place == p.inner) {
+          place = 0;
+          if (++channel == p.channels) channel = 0;
+        }
+      }
+    } else if (flag(p, kHasRate)) {
+      load_element(p.rate, value[0]);
+    }
+  }
+  // Apart from load(), so that the segment's loads are under way before a rate is waited for.
+  template <class Args, class Neuron>
+  SNN_DEVICE void make(const Args& p, const Neuron& neuron) {
+    if (flag(p, kPerChannel)) {
+      SNN_UNROLL
+      for (int j = 0; j < kLanes; ++j) rate[j] = neuron.rate(opaque(value[j]));
+    } else {
+      Rate<float> one = {p.divisor, p.factor};
+      if (flag(p, kHasRate)) one = neuron.rate(opaque(value[0]));
+      SNN_UNROLL
+      for (int j = 0; j < kLanes; ++j) rate[j] = one;
+    }
+  }
+  SNN_DEVICE const Rate<float>& operator[](int j) const { return rate[j]; }
+};
+
+template <int kLanes>
+SNN_DEVICE void fill(float* value, float with) {
+  SNN_UNROLL
+  for (int j = 0; j < kLanes; ++j) value[j] = with;
+}
+
+template <int kLanes>
+SNN_DEVICE void add(float* to, const float* value) {
+  SNN_UNROLL
+  for (int j = 0; j < kLanes; ++j) to[j] += value[j];
+}
+
+// Steps in the segment that starts at `base`.
+template <int kSteps>
+SNN_DEVICE int steps_from(i64 base, i64 steps) {
+  return steps - base < kSteps ? int(steps - base) : kSteps;
+}
+
+// n steps of one stream, from p on.
+template <int kSteps, class Pack>
+SNN_DEVICE void load_steps(Pack* pack, const char* p, i64 bytes, int n) {
+  SNN_UNROLL
+  for (int t = 0; t < kSteps; ++t) {
+    if (t < n) pack[t].load(p);
+    p = advance(p, bytes);
+  }
+}
+
+template <class Io, int kLanes, int kSteps, class Neuron>
+SNN_DEVICE void scan_forward(const ForwardArgs& p, const Neuron& neuron) {
+  constexpr i64 kBytes = sizeof(typename Io::Element);
+  const i64 i = (i64(blockIdx.x) * kThreads + threadIdx.x) * kLanes;
+  if (i >= p.neurons) return;
+  const i64 x_bytes = p.x_stride * kBytes, s_bytes = p.neurons * kBytes;
+  const char* x = static_cast<const char*>(p.x) + i * kBytes;
+  char* s = static_cast<char*>(p.s) + i * kBytes;
+  float v[kLanes];
+  Rates<kLanes> rates;
+
+  if (flag(p, kHasV0))
+    load_state<kLanes>(p.v0 + i, v);
+  else
+    fill<kLanes>(v, p.rest);
+  rates.load(p, i);
+  for (i64 base = 0; base < p.steps; base += kSteps) {
+    const int n = steps_from<kSteps>(base, p.steps);
+    Pack<Io, kLanes> input[kSteps];
+    load_steps<kSteps>(input, x + base * x_bytes, x_bytes, n);
+    rates.make(p, neuron);
+    if (kSteps == kSegment && base > 0 && flag(p, kHasBorders))
+      store_state<kLanes>(p.borders + (base / kSegment - 1) * p.neurons + i, v);
+    SNN_UNROLL
+    for (int t = 0; t < kSteps; ++t) {
+      if (t < n) {
+        float spike[kLanes];
+        SNN_UNROLL
+        for (int j = 0; j < kLanes; ++j) {
+          const float h = neuron.charge(input[t][j], v[j], rates[j]);
+          spike[j] = neuron.fire(h);
+          v[j] = neuron.reset(h, spike[j]);
+        }
+        Pack<Io, kLanes>::store(s, spike);
+        if (flag(p, kEveryState)) store_state<kLanes>(p.v + (base + t) * p.neurons + i, v);
+        s = advance(s, s_bytes);
+      }
+    }
+    if constexpr (kSteps < kSegment) break;  // launched for T <= kSteps
+  }
+  if (flag(p, kHasV) && !flag(p, kEveryState)) store_state<kLanes>(p.v + i, v);
+}
+
+template <class Io, int kLanes, int kSteps, class Neuron>
+SNN_DEVICE void scan_backward(const BackwardArgs& p, const Neuron& neuron) {
+  constexpr i64 kBytes = sizeof(typename Io::Element);
+  const i64 thread = i64(blockIdx.x) * kThreads + threadIdx.x, i = thread * kLanes;
+  if (i >= p.neurons) return;
+  const i64 x_bytes = p.x_stride * kBytes, ds_bytes = p.ds_stride * kBytes;
+  const i64 dx_bytes = p.neurons * kBytes;
+  const char* x = static_cast<const char*>(p.x) + i * kBytes;
+  const char* ds = static_cast<const char*>(p.ds) + i * kBytes;
+  char* dx = static_cast<char*>(p.dx) + i * kBytes;
+  float dv[kLanes], drate[kLanes], sum[kLanes];
+  Rates<kLanes> rates;
+
+  if (flag(p, kHasV) && !flag(p, kEveryState))
+    load_state<kLanes>(p.dv + i, dv);
+  else
+    fill<kLanes>(dv, 0.0f);
+  rates.load(p, i);
+  fill<kLanes>(drate, 0.0f);
+  fill<kLanes>(sum, 0.0f);
+  const i64 last = kSteps < kSegment ? 0 : (p.steps - 1) / kSegment * kSegment;
+  for (i64 base = last; base >= 0; base -= kSteps) {
+    const int n = steps_from<kSteps>(base, p.steps);
+    float v[kLanes], start[kLanes];
+    if (kSteps == kSegment && base > 0 && flag(p, kHasBorders))
+      load_state<kLanes>(p.borders + (base / kSegment - 1) * p.neurons + i, v);
+    else if (flag(p, kHasV0))
+      load_state<kLanes>(p.v0 + i, v);
+    else
+      fill<kLanes>(v, p.rest);
+    Pack<Io, kLanes> input[kSteps], grad[kSteps];
+    load_steps<kSteps>(input, x + base * x_bytes, x_bytes, n);
+    if (flag(p, kHasDs)) {
+      load_steps<kSteps>(grad, ds + base * ds_bytes, ds_bytes, n);
+    } else {
+      SNN_UNROLL
+      for (int t = 0; t < kSteps; ++t) grad[t] = {};
+    }
+    rates.make(p, neuron);
+
+    float h[kSteps][kLanes];
+    SNN_UNROLL
+    for (int j = 0; j < kLanes; ++j) start[j] = v[j];
+    SNN_UNROLL
+    for (int t = 0; t < kSteps; ++t) {
+      if (t < n) {
+        SNN_UNROLL
+        for (int j = 0; j < kLanes; ++j) {
+          h[t][j] = neuron.charge(input[t][j], v[j], rates[j]);
+          v[j] = neuron.reset(h[t][j], neuron.fire(h[t][j]));
+        }
+      }
+    }
+    char* out = dx + (base + kSteps - 1) * dx_bytes;
+    SNN_UNROLL
+    for (int t = kSteps - 1; t >= 0; --t) {
+      if (t < n) {
+        if (flag(p, kEveryState)) {
+          float more[kLanes];
+          load_state<kLanes>(p.dv + (base + t) * p.neurons + i, more);
+          add<kLanes>(dv, more);
+        }
+        float g[kLanes], dxt[kLanes], dk[kLanes];
+        neuron.gradients(h[t], g);
+        SNN_UNROLL
+        for (int j = 0; j < kLanes; ++j) {
+          // V before this step, from H of the step before: cheaper than to keep it.
+          const float hp = h[t > 0 ? t - 1 : 0][j];
+          const float vt = t > 0 ? neuron.reset(hp, neuron.fire(hp)) : start[j];
+          const Adjoint<float> a = neuron.adjoint(input[t][j], vt, h[t][j], neuron.fire(h[t][j]),
+                                                  g[j], grad[t][j], dv[j], rates[j]);
+          dv[j] = a.dv;
+          dxt[j] = a.dx;
+          dk[j] = a.drate;
+        }
+        if (flag(p, kHasDrate)) add<kLanes>(drate, dk);
+        if (flag(p, kSumDx))
+          add<kLanes>(sum, dxt);
+        else
+          Pack<Io, kLanes>::store(out, dxt);
+      }
+      out = advance(out, -dx_bytes);
+    }
+  }
+  if (flag(p, kHasDv0)) store_state<kLanes>(p.dv0 + i, dv);
+  if (flag(p, kSumDx)) Pack<Io, kLanes>::store(dx, sum);
+  if (flag(p, kHasDrate)) {
+    if (flag(p, kPerChannel)) {
+      store_state<kLanes>(p.drate + i, drate);
+    } else {
+      float partial = drate[0];
+      SNN_UNROLL
+      for (int j = 1; j < kLanes; ++j) partial += drate[j];
+      store_element(p.drate + thread, partial);
+    }
+  }
+}
+
+}  // namespace cuda
+}  // namespace snnfast

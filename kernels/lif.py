@@ -1,0 +1,243 @@
+"""All timesteps of a spiking layer in one launch, forward and backward.
+
+For t = 0 .. T-1, with CHARGE, FIRE and RESET of a neuron (snnfast/kernels/neuron.py):
+
+    H_t = charge(X_t, V_{t-1})      S_t = fire(H_t)      V_t = reset(H_t, S_t)
+
+and back, t = T-1 .. 0:  dX_t, dV_{t-1} = adjoint(X_t, V_{t-1}, H_t, dS_t, dV_t).
+
+Bytes per neuron and timestep, b those of one element of x: forward reads x and writes s, 2b;
+backward reads x and ds and writes dx, 3b. A static input is read once; summed over time, its
+gradient is written once. For T > 8 forward also writes V (4 bytes) before every 8th step but the
+first, and backward reads it: 4/8 more each way.
+
+The trick: V lives in registers from the first step to the last, and so do the H of 8 steps, in a
+tuple that the compiler unrolls away. Backward therefore needs no H from forward. It recomputes the
+H of a segment with forward's own code, from the kept V, and walks the segment backwards.
+
+Tensors are dense in each timestep: neuron i of step t lies at t * stride + i. T is a runtime
+argument: up to 8 steps are unrolled to the next power of two, more run in a loop over segments
+of 8.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _rate(rate, first, lane, inside, tau, factor, channels, inner, RATE: tl.constexpr):
+    """tau and 1/tau of a tile: two numbers, or two tiles for a rate per channel.
+
+    RATE: "number" (tau and factor as given), else how a tensor counts: "tau" or "factor", [] or
+    [channels] (``channels`` is None for []).
+    """
+    if RATE != "number":
+        if channels is None:
+            value = tl.load(rate)
+        else:
+            # The remainder keeps the division per lane within 32 bits.
+            period = channels.to(tl.int64) * inner
+            index = (first % period).to(tl.int32) + lane
+            value = tl.load(rate + index // inner % channels, mask=inside)
+        factor = tl.div_rn(1.0, value) if RATE == "tau" else value
+        tau = value
+    return tau, factor
+
+
+@triton.jit
+def _within(t, steps, WHOLE: tl.constexpr):
+    """The step to read for step t: a step past the end reads the last one again, out of the cache,
+    and its results are dropped. A predicate of its own would keep the load from being issued early.
+    """
+    return t if WHOLE else tl.minimum(t, steps - 1)
+
+
+@triton.jit(do_not_specialize=["steps", "channels", "inner"])
+def lif_forward(
+    x,  # [T, N], time stride x_stride
+    v0,  # [N] float32, or None: V starts at r
+    rate,  # [] or [channels] float32, or None
+    s,  # [T, N]
+    v,  # [N] or, where V_ALL, [T, N] float32, or None
+    borders,  # [segments - 1, N] float32, or None
+    steps: tl.int32,
+    n: tl.int64,
+    x_stride: tl.int64,
+    channels,
+    inner,
+    tau,
+    factor,
+    theta,
+    r,
+    a,
+    b,
+    CHARGE: tl.constexpr,
+    FIRE: tl.constexpr,
+    RESET: tl.constexpr,
+    FLAGS: tl.constexpr,
+    RATE: tl.constexpr,
+    STATIC: tl.constexpr,  # one x for all steps
+    V_ALL: tl.constexpr,
+    LONG: tl.constexpr,  # a loop over segments of STEPS steps; else one segment
+    WHOLE: tl.constexpr,  # T fills its segments: no step needs a predicate
+    STEPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    lane = tl.arange(0, BLOCK)
+    inside = lane < tl.minimum(n - first, BLOCK).to(tl.int32)
+    tau, factor = _rate(rate, first, lane, inside, tau, factor, channels, inner, RATE)
+    P = (tau, factor, theta, r, a, b)
+
+    if v0 is not None:
+        state = tl.load(v0 + first + lane, mask=inside)
+    else:
+        state = tl.full([BLOCK], 0.0, tl.float32) + r
+    if STATIC:
+        x_once = tl.load(x + first + lane, mask=inside)
+    segments = tl.cdiv(steps, STEPS) if LONG else 1
+    for k in range(segments):
+        start = tl.cast(k, tl.int64) * STEPS
+        # The loads of a segment stand first, to be in flight together.
+        xs = ()
+        for i in tl.static_range(STEPS):
+            if STATIC:
+                xs += (x_once,)
+            else:
+                row = x + _within(start + i, steps, WHOLE) * x_stride + first
+                xs += (tl.load(row + lane, mask=inside),)
+        for i in tl.static_range(STEPS):
+            live = inside if WHOLE else inside & (start + i < steps)
+            h = CHARGE(xs[i].to(tl.float32), state, P, FLAGS)
+            spike = FIRE(h, P, FLAGS)
+            after = RESET(h, spike, P, FLAGS)
+            row = s + (start + i) * n + first
+            tl.store(row + lane, spike.to(s.dtype.element_ty), mask=live)
+            if V_ALL:
+                tl.store(v + (start + i) * n + first + lane, after, mask=live)
+            state = after if WHOLE else tl.where(start + i < steps, after, state)
+        if borders is not None:
+            row = borders + tl.cast(k, tl.int64) * n + first
+            tl.store(row + lane, state, mask=inside & (k + 1 < segments))
+    if v is not None:
+        if not V_ALL:
+            tl.store(v + first + lane, state, mask=inside)
+
+
+@triton.jit(do_not_specialize=["steps", "channels", "inner"])
+def lif_backward(
+    x,  # [T, N], time stride x_stride
+    v0,  # [N] float32, or None: V started at r
+    rate,  # [] or [channels] float32, or None
+    borders,  # [segments - 1, N] float32, or None for T <= STEPS
+    ds,  # [T, N], time stride ds_stride, or None: zeros
+    dv,  # [N] or, where V_ALL, [T, N] float32, or None: zeros
+    dx,  # [T, N] or, where SUM, [N]
+    dv0,  # [N] float32, or None
+    drate,  # float32: [N] where channels is given, else one sum per program; or None
+    steps: tl.int32,
+    n: tl.int64,
+    x_stride: tl.int64,
+    ds_stride: tl.int64,
+    channels,
+    inner,
+    tau,
+    factor,
+    theta,
+    r,
+    a,
+    b,
+    CHARGE: tl.constexpr,
+    FIRE: tl.constexpr,
+    RESET: tl.constexpr,
+    ADJOINT: tl.constexpr,
+    FLAGS: tl.constexpr,
+    RATE: tl.constexpr,
+    STATIC: tl.constexpr,
+    SUM: tl.constexpr,  # dx is summed over time
+    V_ALL: tl.constexpr,
+    LONG: tl.constexpr,
+    WHOLE: tl.constexpr,
+    STEPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    lane = tl.arange(0, BLOCK)
+    inside = lane < tl.minimum(n - first, BLOCK).to(tl.int32)
+    tau, factor = _rate(rate, first, lane, inside, tau, factor, channels, inner, RATE)
+    P = (tau, factor, theta, r, a, b)
+
+    zeros = tl.zeros([BLOCK], tl.float32)
+    dstate = zeros
+    if dv is not None:
+        if not V_ALL:
+            dstate = tl.load(dv + first + lane, mask=inside)
+    dx_sum = zeros
+    drate_sum = zeros
+    if STATIC:
+        x_once = tl.load(x + first + lane, mask=inside)
+    segments = tl.cdiv(steps, STEPS) if LONG else 1
+    for j in range(segments):
+        k = segments - 1 - j
+        start = tl.cast(k, tl.int64) * STEPS
+        xs = ()
+        dss = ()
+        for i in tl.static_range(STEPS):
+            if STATIC:
+                xs += (x_once,)
+            else:
+                row = x + _within(start + i, steps, WHOLE) * x_stride + first
+                xs += (tl.load(row + lane, mask=inside),)
+            if ds is not None:
+                row = ds + _within(start + i, steps, WHOLE) * ds_stride + first
+                dss += (tl.load(row + lane, mask=inside),)
+
+        # V before the segment.
+        state = zeros + r
+        if v0 is not None:
+            state = tl.load(v0 + first + lane, mask=inside & (k == 0))
+        if borders is not None:
+            row = borders + (tl.cast(k, tl.int64) - 1) * n + first
+            kept = tl.load(row + lane, mask=inside & (k > 0))
+            state = tl.where(k > 0, kept, state)
+        begin = state
+        hs = ()
+        for i in tl.static_range(STEPS):
+            h = CHARGE(xs[i].to(tl.float32), state, P, FLAGS)
+            state = RESET(h, FIRE(h, P, FLAGS), P, FLAGS)
+            hs += (h,)
+
+        for i in tl.static_range(STEPS - 1, -1, -1):
+            live = inside if WHOLE else inside & (start + i < steps)
+            x_t = xs[i].to(tl.float32)
+            # From H rather than kept: V_{t-1} is needed for drate alone.
+            before = begin if i == 0 else RESET(hs[i - 1], FIRE(hs[i - 1], P, FLAGS), P, FLAGS)
+            ds_t = zeros if ds is None else dss[i].to(tl.float32)
+            dv_t = dstate
+            if dv is not None:
+                if V_ALL:
+                    row = dv + _within(start + i, steps, WHOLE) * n + first
+                    dv_t = dv_t + tl.load(row + lane, mask=inside)
+            dx_t, dv_t, drate_t = ADJOINT(x_t, before, hs[i], ds_t, dv_t, P, FLAGS)
+            if WHOLE:
+                dstate = dv_t
+                dx_sum += dx_t
+                drate_sum += drate_t
+            else:
+                taken = start + i < steps
+                dstate = tl.where(taken, dv_t, dstate)
+                dx_sum += tl.where(taken, dx_t, 0.0)
+                drate_sum += tl.where(taken, drate_t, 0.0)
+            if not SUM:
+                row = dx + (start + i) * n + first
+                tl.store(row + lane, dx_t.to(dx.dtype.element_ty), mask=live)
+
+    if SUM:
+        tl.store(dx + first + lane, dx_sum.to(dx.dtype.element_ty), mask=inside)
+    if dv0 is not None:
+        tl.store(dv0 + first + lane, dstate, mask=inside)
+    if drate is not None:
+        if channels is None:
+            tl.store(drate + tl.program_id(0), tl.sum(tl.where(inside, drate_sum, 0.0)))
+        else:
+            tl.store(drate + first + lane, drate_sum, mask=inside)

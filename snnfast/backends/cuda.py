@@ -1,0 +1,249 @@
+"""The CUDA C++ backend: one launch a direction, built by nvcc at install or by NVRTC at first use.
+
+``snnfast._cuda`` holds the kernels where nvcc was found at install. Without it the same sources
+(``csrc/cuda``) are compiled through CuPy when a configuration is first used, and kept. Neither
+knows torch: pointers, sizes, strides and a stream go in, packed as ``csrc/cuda/args.h`` has them.
+"""
+
+import ctypes
+import hashlib
+import importlib
+import importlib.util
+import math
+import struct
+from functools import cache, lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from snnfast.backends.spec import INTEGRATE, LifSpec
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_IO = ("Float32", "Float16", "BFloat16")
+
+# enum Flags, ForwardArgs, BackwardArgs and LifArgs of csrc/cuda/args.h.
+HAS_V0, HAS_RATE, HAS_V, EVERY_STATE, HAS_BORDERS = 1, 2, 4, 8, 16
+HAS_DS, HAS_DV0, HAS_DRATE, SUM_DX, PER_CHANNEL = 32, 64, 128, 256, 512
+_FORWARD = struct.Struct("=6Q5q3fi")
+_BACKWARD = struct.Struct("=9Q6q3fi")
+_LIF = struct.Struct("=4f3i")
+_THREADS = 128
+
+
+@cache
+def available() -> str | None:
+    """None where this backend can run; else what was tried and the command that enables it."""
+    if not torch.cuda.is_available():
+        built = torch.version.cuda
+        if built is None:
+            return (
+                "torch was built without CUDA: pip install torch "
+                "--index-url https://download.pytorch.org/whl/cu130"
+            )
+        return f"torch (CUDA {built}) finds no usable GPU: nvidia-smi shows whether the driver does"
+    if _ahead_of_time() is None and importlib.util.find_spec("cupy") is None:
+        major = torch.version.cuda.split(".")[0]
+        return (
+            "snnfast._cuda was not built (no nvcc at install) and CuPy, which compiles at first "
+            f"use instead, is not installed: pip install 'snnfast[cuda{major}]'"
+        )
+    return None
+
+
+def lif_forward(
+    spec: LifSpec,
+    x: Tensor,
+    v0: Tensor | None,
+    rate: Tensor | None,
+    s: Tensor,
+    v: Tensor | None,
+    borders: Tensor | None,
+) -> None:
+    """Fills ``s`` and, where given, ``v`` and ``borders``; shapes as in ``snnfast.backends``."""
+    neurons, stride = x.numel() // spec.steps, _time_stride(x)
+    flags = _flags(spec, x, v0, rate, v) | (borders is not None) * HAS_BORDERS
+    pointers = [_pointer(t) for t in (x, v0, rate, s, v, borders)]
+    sizes = (spec.steps, neurons, stride, spec.channels, spec.inner)
+    args = _FORWARD.pack(*pointers, *sizes, *_rate(spec), spec.reset, flags)
+    _run("forward", spec, x, _vectors(x, neurons, (stride,), pointers), flags, args)
+
+
+def lif_backward(
+    spec: LifSpec,
+    x: Tensor,
+    v0: Tensor | None,
+    rate: Tensor | None,
+    borders: Tensor | None,
+    ds: Tensor | None,
+    dv: Tensor | None,
+    dx: Tensor,
+    dv0: Tensor | None,
+    drate: Tensor | None,
+) -> None:
+    """Fills ``dx`` and, where given, ``dv0`` and ``drate`` (the gradient of 1/tau).
+
+    ``drate`` is deterministic: every neuron (every thread, for one rate) writes its own sum over
+    time and torch adds them up.
+    """
+    neurons = x.numel() // spec.steps
+    strides = (_time_stride(x), 0 if ds is None else _time_stride(ds))
+    per_channel = rate is not None and spec.channels > 1
+    flags = _flags(spec, x, v0, rate, dv)
+    flags |= (borders is not None) * HAS_BORDERS | (ds is not None) * HAS_DS
+    flags |= (dv0 is not None) * HAS_DV0 | (drate is not None) * HAS_DRATE
+    flags |= (dx.dim() < x.dim()) * SUM_DX
+
+    pointers = [_pointer(t) for t in (x, v0, rate, borders, ds, dv, dx, dv0)]
+    vector = _vectors(x, neurons, strides, pointers)
+    sums = None
+    if drate is not None:
+        count = neurons if per_channel or not vector else neurons // _lanes(x)
+        sums = torch.empty(count, dtype=torch.float32, device=x.device)
+    sizes = (spec.steps, neurons, strides[0], spec.channels, spec.inner, strides[1])
+    args = _BACKWARD.pack(*pointers, _pointer(sums), *sizes, *_rate(spec), spec.reset, flags)
+    _run("backward", spec, x, vector, flags, args)
+    if per_channel and drate is not None:
+        drate.copy_(sums.view(-1, spec.channels, spec.inner).sum((0, 2)))
+    elif drate is not None:
+        drate.copy_(sums.sum().view_as(drate))
+
+
+def _flags(spec, x, v0, rate, v) -> int:
+    """What both directions have: ``v`` is the state, or its gradient."""
+    flags = (v0 is not None) * HAS_V0
+    if v is not None:
+        flags |= HAS_V | (v.dim() == x.dim()) * EVERY_STATE
+    if rate is not None:
+        flags |= HAS_RATE | (spec.channels > 1) * PER_CHANNEL
+    return flags
+
+
+def _pointer(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
+
+
+def _time_stride(t: Tensor) -> int:
+    return t.stride(0) if t.shape[0] > 1 else 0
+
+
+def _lanes(x: Tensor) -> int:
+    return 16 // x.element_size()
+
+
+def _vectors(x: Tensor, neurons: int, strides: tuple[int, ...], pointers: list[int]) -> bool:
+    """Whether every access may be one of 16 bytes; else the kernel goes element by element."""
+    sizes = (neurons, *strides)
+    return all(n % _lanes(x) == 0 for n in sizes) and all(p % 16 == 0 for p in pointers)
+
+
+@lru_cache(maxsize=256)
+def _rate(spec: LifSpec) -> tuple[float, float]:
+    """Divisor and factor in float32. A divisor that is NaN means: multiply by the factor."""
+    if spec.charge == INTEGRATE or not spec.divide:
+        return math.nan, 0.0 if spec.charge == INTEGRATE else spec.rate
+    tau = ctypes.c_float(spec.rate).value
+    return tau, 1.0 / tau
+
+
+def _run(direction: str, spec: LifSpec, x: Tensor, vector: bool, flags: int, args: bytes) -> None:
+    lif = _LIF.pack(
+        spec.theta, spec.reset, spec.a, spec.b, not spec.divide, spec.detach_reset, spec.surrogate
+    )
+    device, stream = _place(x)
+    dtype = DTYPES.index(x.dtype)
+    module = _ahead_of_time()
+    if module is None:
+        blocks = -(-x.numel() // spec.steps // (_lanes(x) if vector else 1) // _THREADS)
+        kernel = _compiled(device, defines(direction, spec, dtype, vector, flags))
+        _launch_compiled(kernel, device, stream, blocks, args, lif)
+        return
+    launch = module.lif_forward if direction == "forward" else module.lif_backward
+    status = launch(dtype, spec.charge, spec.hard, vector, device, stream, args, lif)
+    if status:
+        raise RuntimeError(f"lif: the CUDA launch failed: {module.error_string(status)}")
+
+
+def _place(x: Tensor) -> tuple[int, int]:
+    """The index of x's device and its current stream."""
+    return x.device.index, torch.cuda.current_stream(x.device).cuda_stream
+
+
+@cache
+def _ahead_of_time():
+    """``snnfast._cuda``, or None where there was no nvcc at install."""
+    try:
+        return importlib.import_module("snnfast._cuda")
+    except ImportError:
+        return None
+
+
+# Compiled at first use: NVRTC through CuPy, one kernel for each configuration.
+
+
+def defines(direction: str, spec: LifSpec, dtype: int, vector: bool, flags: int) -> tuple[str, ...]:
+    """The -D options that name one kernel of csrc/cuda/lif.cuh."""
+    lanes = (4 if dtype == 0 else 8) if vector else 1
+    return (
+        f"-DSNN_{direction.upper()}",
+        f"-DSNN_IO={_IO[dtype]}",
+        f"-DSNN_LANES={lanes}",
+        f"-DSNN_STEPS={4 if spec.steps <= 4 and vector else 8}",
+        f"-DSNN_CHARGE={spec.charge}",
+        f"-DSNN_HARD={int(spec.hard)}",
+        f"-DSNN_SURROGATE={spec.surrogate}",
+        f"-DSNN_DETACH_RESET={int(spec.detach_reset)}",
+        f"-DSNN_FLAGS={flags}",
+    )
+
+
+@cache
+def sources() -> Path:
+    """The folder of the device code: in the wheel, or beside the package in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "_csrc", package.parent / "csrc"):
+        if (folder / "cuda" / "lif.cuh").is_file():
+            return folder
+    raise RuntimeError(f"lif: no device code in {package / '_csrc'}: reinstall snnfast")
+
+
+@cache
+def source() -> tuple[str, tuple[str, ...]]:
+    """What NVRTC compiles, and its options. CuPy keeps cubins on disk and looks at this text only,
+    so the digest of the headers is in it."""
+    folder = sources()
+    digest = hashlib.sha256()
+    for name in sorted([*folder.glob("include/*.h"), *folder.glob("cuda/*.[ch]*")]):
+        digest.update(name.read_bytes())
+    includes = (f"-I{folder / 'include'}", f"-I{folder / 'cuda'}")
+    text = f'// {digest.hexdigest()}\n#include "lif.cuh"\n'
+    # NVRTC would otherwise take a lambda for a host function.
+    return text, ("-std=c++17", "--fmad=false", "-default-device", *includes)
+
+
+@cache
+def _compiled(device: int, names: tuple[str, ...]):
+    """The kernel of one configuration, loaded on one device."""
+    import cupy
+
+    text, options = source()
+    with cupy.cuda.Device(device):
+        try:
+            kernel = cupy.RawKernel(text, "snnfast_lif", options=(*options, *names))
+            kernel.compile()
+        except Exception as error:
+            raise RuntimeError(f"lif: NVRTC could not compile the kernel: {error}") from error
+    return kernel
+
+
+def _launch_compiled(kernel, device: int, stream: int, blocks: int, *structs: bytes) -> None:
+    import cupy
+    import numpy
+
+    # CuPy passes an array of one structure by value.
+    args = tuple(numpy.frombuffer(each, numpy.dtype(f"V{len(each)}")) for each in structs)
+    try:
+        with cupy.cuda.Device(device), cupy.cuda.ExternalStream(stream, device):
+            kernel((blocks,), (_THREADS,), args)
+    except Exception as error:
+        raise RuntimeError(f"lif: the CUDA launch failed: {error}") from error

@@ -1,0 +1,200 @@
+"""The LIF benchmark runs, reports what it must, and shows no speed for a wrong implementation."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+import snnfast
+from snnfast.backends import cpu
+from snnfast.surrogate import ATan
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+
+import environment
+import harness
+import lif_measure
+import lif_report
+from lif_case import SURROGATE, Case
+from peers import Contender
+
+CPU = torch.device("cpu")
+ROOT = environment.ROOT
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """Document, printed text and folder of one run as a user starts it, on tiny shapes."""
+    folder = tmp_path_factory.mktemp("bench")
+    arguments = (
+        "--quick --minutes 5 --device cpu --shapes 2x8x4x4 --steps 2,9 --rounds 2 --output".split()
+    )
+    env = {k: v for k, v in os.environ.items() if k not in environment.MALLOC}
+    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    found = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "bench_lif.py"), *arguments, str(folder)],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert found.returncode == 0, found.stderr
+    return json.loads((folder / "bench_lif.json").read_text()), found.stdout, folder
+
+
+def test_quick_run_writes_all_measurements(quick):
+    document, text, folder = quick
+    env = document["environment"]
+    assert {"commit", "cpu", "cores_available", "threads", "versions", "malloc"} <= env.keys()
+    assert env["versions"]["torch"] == torch.__version__
+    assert env["malloc"] == environment.MALLOC
+    assert text.count("restarting with") == 1
+    for dtype in ("float32", "bfloat16"):
+        for steps in (2, 9):
+            rows = [r for r in document["rows"] if (r["dtype"], r["steps"]) == (dtype, steps)]
+            ours = {r["measurement"]: r for r in rows if r["kind"] == "ours"}
+            assert ours.keys() == {"kernel_forward", "kernel_backward", "training", "inference"}
+            for row in ours.values():
+                assert row["refused"] is None
+                assert row["spike_mismatches"] == 0
+                assert 0 < row["p20_ms"] <= row["ms"] <= row["p80_ms"]
+                assert row["gb_per_s"] > 0 and row["share_of_copy"] > 0
+            assert any(r["contender"] == "torch loop" and "ms" in r for r in rows)
+    if importlib.util.find_spec("matplotlib"):
+        assert (folder / "bench_lif.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert "Targets" in text and "Slower than a peer in" in text
+
+
+def test_kept_bytes_are_exact(quick):
+    """x alone up to 8 steps; beyond, a float32 state at the one border between two segments."""
+    for row in quick[0]["rows"]:
+        if row["kind"] == "ours" and row["measurement"] == "training":
+            size = 4 if row["dtype"] == "float32" else 2
+            border = 0 if row["steps"] <= 8 else 4 / row["steps"]
+            assert row["kept_bytes"] == pytest.approx(size + border, abs=1e-3)
+
+
+def test_every_peer_is_measured_or_its_absence_explained(quick):
+    document = quick[0]
+    named = {row["contender"] for row in document["rows"]}
+    why = {note["contender"]: note["why"] for note in document["left_out"]}
+    for peer in ("SpikingJelly", "snnTorch", "Norse", "torch loop", "torch.compile'd loop"):
+        assert any(name.startswith(peer) for name in named) or why[peer]
+
+
+def ours(x, **changed):
+    return snnfast.lif(x, **({"tau": 2.0, "surrogate": SURROGATE} | changed))
+
+
+WRONG = {
+    "threshold": lambda x: ours(x, v_threshold=1.001),
+    "reset": lambda x: ours(x, v_reset=None),
+    "surrogate": lambda x: ours(x, surrogate=ATan(alpha=2.01)),
+    "detach": lambda x: ours(x, detach_reset=True),
+    "raises": lambda x: 1 // 0,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("fault", WRONG)
+def test_gate_refuses_a_wrong_layer(fault, dtype):
+    if fault == "surrogate" and dtype == torch.bfloat16:
+        fault = "detach"  # half a percent is within two roundings of bfloat16
+    bench = lif_measure.Bench(CPU, [], rounds=2, compile_s=0.0)
+    case = Case((4, 16, 8, 8), dtype, 4, CPU)
+    bench.layers(case, [Contender("wrong", "ours", WRONG[fault]), Contender("right", "ours", ours)])
+    by_name = {"wrong": [], "right": []}
+    for row in bench.rows:
+        by_name[row["contender"]].append(row)
+    assert all("ms" in row and row["refused"] is None for row in by_name["right"])
+    assert by_name["wrong"] and all(row["refused"] for row in by_name["wrong"])
+    assert not any("ms" in row or "gb_per_s" in row for row in by_name["wrong"])
+    assert "REFUSED" in lif_report.case_table(bench.rows)
+
+
+@pytest.mark.parametrize("spared", ["s", "dx"])
+def test_gate_refuses_a_kernel_that_leaves_an_element_unwritten(spared, monkeypatch):
+    def lif_forward(spec, x, v0, rate, s, v, borders):
+        last = s.flatten()[-1].clone()
+        cpu.lif_forward(spec, x, v0, rate, s, v, borders)
+        if spared == "s":
+            s.view(-1)[-1] = last
+
+    def lif_backward(spec, x, v0, rate, borders, ds, dv, dx, dv0, drate):
+        last = dx.flatten()[-1].clone()
+        cpu.lif_backward(spec, x, v0, rate, borders, ds, dv, dx, dv0, drate)
+        if spared == "dx":
+            dx.view(-1)[-1] = last
+
+    broken = types.SimpleNamespace(lif_forward=lif_forward, lif_backward=lif_backward)
+    monkeypatch.setitem(sys.modules, "snnfast.backends.broken", broken)
+    bench = lif_measure.Bench(CPU, ["broken", "cpu"], rounds=2, compile_s=0.0)
+    bench._kernels(Case((4, 16, 8, 8), torch.float32, 4, CPU))
+    refused = {r["contender"]: bool(r["refused"]) for r in bench.rows if r["kind"] == "ours"}
+    assert refused == {"broken": True, "cpu": False}
+
+
+def test_rounds_interleave_and_spare_the_slow():
+    calls = []
+    runs = {
+        "slow": lambda i: (calls.append("slow"), torch.randn(1500, 1500) @ torch.randn(1500, 1500)),
+        "fast": lambda i: calls.append("fast"),
+    }
+    timings = harness.time_rounds(runs, CPU, rounds=6, seconds=1e-6)
+    assert timings["slow"].samples == 2
+    assert timings["slow"].ms > timings["fast"].ms
+    first, last = calls.index("slow"), len(calls) - 1 - calls[::-1].index("slow")
+    assert "fast" in calls[first:last]
+
+
+def test_peers_are_left_out_with_a_reason_once_the_time_is_over():
+    bench = lif_measure.Bench(CPU, ["cpu"], rounds=2, compile_s=0.0, minutes=0.0)
+    bench.run((2, 8, 4, 4), torch.float32, 2)
+    assert {r["kind"] for r in bench.rows} == {"ours", "probe"}
+    assert any("--minutes" in note["why"] for note in bench.left_out)
+
+
+def row(contender, kind, ms, measurement="training", **more):
+    base = {
+        "measurement": measurement,
+        "contender": contender,
+        "kind": kind,
+        "shape": "32x512x4x4",
+        "neurons": 262144,
+        "dtype": "float32",
+        "steps": 4,
+        "ms": ms,
+    }
+    return base | more
+
+
+def test_targets_and_losses_say_what_was_measured():
+    rows = [
+        row("snnfast cpu", "ours", 1.0),
+        row("SpikingJelly", "peer", 6.9),
+        row("torch.compile'd loop", "peer", 0.9),
+        row("clone/add probe", "probe", 0.71),
+    ]
+    found = {t["target"]: t["met"] for t in lif_report.targets(rows, "cpu")}
+    at = "training, 32x512x4x4 float32 T = 4: speed relative to "
+    assert found[at + "SpikingJelly"] is False
+    assert found[at + "torch.compile'd loop"] is False
+    assert found[at + "clone/add probe"] is True
+    assert found[at.replace("32x512x4x4", "32x64x32x32") + "SpikingJelly"] is None
+    lost = lif_report.losses(rows)
+    assert len(lost) == 1 and "torch.compile'd loop" in lost[0]
+
+
+def test_time_per_step_must_be_flat():
+    def flat(ms):
+        rows = [row("snnfast cpu", "ours", t * ms(t), steps=t) for t in (2, 4, 100)]
+        return [t["met"] for t in lif_report.targets(rows, "cpu") if "max over min" in t["target"]]
+
+    assert flat(lambda t: 1.0) == [True]
+    assert flat(lambda t: 1.0 if t < 100 else 1.4) == [False]

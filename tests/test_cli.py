@@ -1,0 +1,161 @@
+"""The command line: what it refuses, and how recipes are read."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import snnfast
+from snnfast.cli import main
+from snnfast.train import config as recipes
+from snnfast.train.config import Config, ConfigError
+
+
+def fails(capsys, *argv, status=2):
+    """The one line on stderr of a command that is refused before any work."""
+    assert main(list(argv)) == status
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.endswith("\n")
+    return err
+
+
+def recipe(tmp_path, text):
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_help_and_version_need_no_torch():
+    code = (
+        "import sys; from snnfast.cli import main\n"
+        "assert main(['--help']) == 0 and main(['train', '--help']) == 0\n"
+        "assert main(['--version']) == 0\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--twkd.alpha" in done.stdout and "random shift" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("snnfast ")
+
+
+def test_info_prints_what_was_built(capsys):
+    assert main(["info"]) == 0
+    assert capsys.readouterr().out == snnfast.info() + "\n"
+
+
+def test_wrong_commands(capsys):
+    assert "required: COMMAND" in fails(capsys)
+    assert "invalid choice: 'trian'" in fails(capsys, "trian")
+    assert "required: RECIPE" in fails(capsys, "train")
+    assert "unrecognized arguments: more" in fails(capsys, "train", "digits_twkd", "more")
+    assert "unrecognized arguments: --all" in fails(capsys, "info", "--all")
+
+
+def test_missing_recipes(capsys, tmp_path):
+    assert "did you mean 'digits_twkd'?" in fails(capsys, "train", "digit_twkd.toml")
+    assert "snnfast comes with digits_twkd" in fails(capsys, "train", "zzz")
+    assert "no recipe at" in fails(capsys, "train", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epoch = 3", "unknown key 'epoch' in .*recipe.toml .did you mean 'epochs'"),
+        ("[twkd]\nalfa = 0.1", "unknown key 'twkd.alfa' in .*did you mean 'twkd.alpha'"),
+        ("[neuron]\nalpha = 0.1", "unknown key 'neuron.alpha' in .*did you mean 'twkd.alpha'"),
+        ("[twdk]\nalpha = 0.1", "unknown key 'twdk' in .*did you mean 'twkd'"),
+        ("qqqq = 0.1", "unknown key 'qqqq' in [^(]*$"),
+        ("epochs = 0", "epochs must be >= 1, got 0"),
+        ("epochs = 1.5", "epochs must be int, got 1.5"),
+        ("epochs = true", "epochs must be int, got True"),
+        ("seed = '3'", "seed must be int, got '3'"),
+        ("lr = 0", "lr must be > 0, got 0.0"),
+        ("lr = nan", "lr must be a number, got nan"),
+        ("output = 3", "output must be str, got 3"),
+        ("twkd = 3", r"twkd must be a table \[twkd\], got 3"),
+        ("[twkd]\nself_target = 'median'", "twkd.self_target must be one of mean, correct, got"),
+        ("[neuron]\ndecay_input = 1", "neuron.decay_input must be bool, got 1"),
+        ("epochs = ", "recipe.toml: Invalid value"),
+        ("epochs = 1\nepochs = 2", "recipe.toml: Cannot overwrite a value"),
+    ],
+)
+def test_bad_recipes(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        recipes.load(recipe(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--epoch", "3"], "unknown key 'epoch' in the command line (did you mean 'epochs'?)"),
+        (["--alpha", "3"], "unknown key 'alpha' in the command line (did you mean 'twkd.alpha'?)"),
+        (["--twkd.alfa=3"], "did you mean 'twkd.alpha'?"),
+        (["--epochs", "many"], "epochs must be int, got 'many'"),
+        (["--epochs", "-1"], "epochs must be >= 1, got -1"),
+        (["--epochs"], "argument --epochs: expected one argument"),
+        (["--twkd.scale_by_temperature", "1"], "must be true or false, got '1'"),
+        (["--seed", "none"], "seed must be int, got 'none'"),
+    ],
+)
+def test_bad_overrides(capsys, options, message):
+    assert message in fails(capsys, "train", "digits_twkd", *options)
+    if "did you mean" in message:  # wherever they stand
+        assert message in fails(capsys, "train", *options, "digits_twkd")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data.train", "15"], "digits: train must be a multiple of 10 from 10 to 4000, got 15"),
+        (["--data.name", "digit"], "name must be one of digits, got 'digit' (did you mean"),
+        (["--model", "digits_cn"], "did you mean 'digits_cnn'"),
+        (["--neuron.surrogate", "sigmoit"], "surrogate must be one of"),
+        (["--neuron.backend", "gpu"], "backend must be one of"),
+        (["--teacher.model", "digits_cnn"], "teacher.model: must be an ANN, got digits_cnn"),
+        (["--model", "ann_digits_cnn"], "model: create_model: ann_digits_cnn has no neurons"),
+        (["--device", "gpu"], "device 'gpu' cannot be used: "),
+        (["--output", __file__], "output: "),
+    ],
+)
+def test_what_is_not_there_is_refused_before_any_work(capsys, tmp_path, options, message):
+    output = tmp_path / "run"
+    tiny = ["--data.train", "10", "--data.test", "10", "--epochs", "1", "--teacher.epochs", "1"]
+    argv = ["train", "digits_twkd", "--output", str(output), *tiny, *options]
+    assert message in fails(capsys, *argv)
+    assert not output.exists()
+
+
+def test_overrides_win_over_the_recipe_over_the_defaults(tmp_path):
+    path = recipe(tmp_path, "epochs = 3\nlr = 1\n[neuron]\nv_reset = 'none'\ntau = inf\n")
+    assert recipes.load(path).neuron.v_reset is None
+    config = recipes.load(path, {"epochs": "5", "neuron.v_reset": "0.5", "twkd.beta": "0"})
+    assert (config.epochs, config.lr, config.seed) == (5, 1.0, Config.seed)
+    assert config.neuron.v_reset == 0.5 and config.neuron.tau == float("inf")
+    assert config.twkd.beta == 0.0 and type(config.twkd.beta) is float and type(config.lr) is float
+
+
+def test_configs_survive_a_file(tmp_path):
+    overrides = {
+        "output": 'a "b"\\c\n\t\x7f ü',
+        "lr": "1e-5",
+        "neuron.tau": "inf",
+        "neuron.v_reset": "none",
+        "neuron.detach_reset": "True",
+        "neuron.backend": "cpu",
+    }
+    config = recipes.load(recipe(tmp_path, ""), overrides)
+    assert config.output == overrides["output"] and config.neuron.detach_reset is True
+    assert recipes.load(recipe(tmp_path, recipes.dump(config))) == config
+
+
+def test_shipped_recipes_load_and_say_what_they_cost():
+    files = sorted(recipes.RECIPES.glob("*.toml"))
+    assert files
+    for file in files:
+        recipes.load(str(file))
+        assert recipes.load(file.stem) == recipes.load(str(file))
+        head = file.read_text().split("\n\n")[0]
+        for part in ("command", "hardware", "time", "expected accuracy", "source"):
+            assert f"# {part}" in head, f"{file.name} does not say its {part}"
+    assert Path(recipes.load("digits_twkd").output) == Path("runs/digits_twkd")

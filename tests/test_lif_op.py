@@ -1,0 +1,325 @@
+"""The public function: layouts, states, static input, selection, registration, memory, refusals."""
+
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from lif_cases import grads, reference_layer
+from torch.autograd.profiler import record_function
+
+import snnfast
+from snnfast.ops.lif import lif
+
+BACKENDS = ["cpu", "reference"]
+
+
+def permuted(x, order):
+    """x with the same values, stored in another order of its axes."""
+    inverse = [order.index(d) for d in range(x.dim())]
+    return x.permute(order).contiguous().permute(inverse)
+
+
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "channels_last": lambda x: permuted(x, [0, 1, 3, 4, 2]),
+    "batch_last": lambda x: permuted(x, [0, 2, 3, 4, 1]),
+    "every second step": lambda x: x.repeat_interleave(2, 0)[::2],
+    "batch first": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+    "not dense": lambda x: torch.stack([x, x], -1)[..., 0],
+    "expanded": lambda x: x[:1].expand_as(x),
+    "a channel axis of 1": lambda x: x[:, :, :1],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(layout):
+    x = LAYOUTS[layout](torch.randn(9, 2, 3, 5, 7) * 1.5)
+    v0, tau = torch.randn(x.shape[1:]), 1.5 + torch.rand(x.shape[2])
+    ds, dv = torch.randn(x.shape), torch.randn(x.shape)
+
+    def run(backend):
+        return lambda x, v0, tau: lif(x, v0, tau=tau, return_state="all", backend=backend)
+
+    s, v = run("cpu")(x, v0, tau)
+    expected_s, expected_v = run("reference")(x, v0, tau)
+    assert torch.equal(s, expected_s)
+    assert torch.equal(v, expected_v)
+    if layout in ("channels_last", "batch_last"):
+        assert s.stride() == x.stride()
+    # detach().clone() keeps a dense layout, so the gradients see it, too.
+    ours = grads(run("cpu"), (x, v0, tau), (ds, dv))
+    for a, b in zip(ours, grads(run("reference"), (x, v0, tau), (ds, dv))):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "every second step", "expanded"])
+def test_dense_steps_are_read_without_a_copy(layout):
+    x = LAYOUTS[layout](torch.randn(4, 8, 3, 16, 16))
+    with torch.profiler.profile(profile_memory=True) as profile:
+        lif(x)
+    allocated = sum(e.cpu_memory_usage for e in profile.events() if e.cpu_memory_usage > 0)
+    s_bytes = 4 * x.numel()
+    assert allocated <= 2 * s_bytes  # the events nest: the op's own and empty_strided's within it
+    assert not any("copy" in e.name or "contiguous" in e.name for e in profile.events())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("steps", [1, 4, 20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_static_input(backend, steps, dtype):
+    x = (torch.randn(3, 5, 11) * 1.5).to(dtype)
+    repeated = x.unsqueeze(0).expand(steps, *x.shape)
+    ds = torch.randn(steps, *x.shape).to(dtype)
+    s = lif(x, timesteps=steps, backend=backend)
+    assert torch.equal(s, reference_layer(repeated)[0])
+    assert torch.equal(lif(repeated, backend=backend), s)
+    (dx,) = grads(lambda x: lif(x, timesteps=steps, backend=backend), (x,), (ds,))
+    (exact,) = grads(
+        lambda x: reference_layer(x.unsqueeze(0).expand(steps, *x.shape))[0],
+        (x.double(),),
+        (ds.double(),),
+    )
+    assert dx.shape == x.shape
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(dx.double(), exact, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_split_sequence_gives_the_same_spikes(backend):
+    x = torch.randn(23, 40)
+    whole, v_end = lif(x, tau=1.7, return_state=True, backend=backend)
+    parts, v = [], None
+    for part in x.split([1, 8, 9, 5]):
+        s, v = lif(part, v, tau=1.7, return_state=True, backend=backend)
+        parts.append(s)
+    assert torch.equal(torch.cat(parts), whole)
+    assert torch.equal(v, v_end)
+
+
+@pytest.mark.parametrize("which", ["s", "v", "both", "all"])
+def test_state_gradients(which):
+    x, v0 = torch.randn(10, 33), torch.randn(33)
+    ds = torch.randn_like(x) if which in ("s", "both") else None
+    dv = torch.randn_like(x) if which == "all" else torch.randn(33) if which != "s" else None
+
+    def run(backend):
+        def call(x, v0):
+            state = "all" if which == "all" else True
+            s, v = lif(x, v0, return_state=state, backend=backend)
+            picked = [o for o, d in ((s, ds), (v, dv)) if d is not None]
+            return tuple(picked)
+
+        return call
+
+    cotangents = [d for d in (ds, dv) if d is not None]
+    for a, b in zip(grads(run("cpu"), (x, v0), cotangents), grads(run("reference"), (x, v0), cotangents)):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", [(0, 3), (4, 0), (0, 0), (0, 2, 3, 4), (4, 2, 0, 3)], ids=str)
+@pytest.mark.parametrize("state", [False, True, "all"])
+def test_empty_input(backend, shape, state):
+    x = torch.randn(shape, requires_grad=True)
+    v0 = torch.randn(shape[1:], requires_grad=True)
+    out = lif(x, v0, return_state=state, backend=backend)
+    s, v = out if state else (out, None)
+    assert s.shape == x.shape
+    if state is True:
+        assert torch.equal(v, v0) if shape[0] == 0 else v.shape == v0.shape
+    if state == "all":
+        assert v.shape == x.shape
+    total = s.sum() + (v.sum() if v is not None else 0)
+    if total.requires_grad:
+        dx, dv0 = torch.autograd.grad(total, (x, v0), allow_unused=True)
+        assert dx is None or dx.shape == x.shape
+        if state is True and shape[0] == 0:
+            assert torch.equal(dv0, torch.ones_like(v0))
+
+
+def test_one_dimensional_input_is_one_neuron():
+    x = torch.randn(12) * 2
+    assert torch.equal(lif(x), reference_layer(x)[0])
+
+
+def kept_bytes(x, **layer):
+    """Net allocations of a forward whose output is dropped but whose graph is alive, less s."""
+    x = x.clone().requires_grad_()
+    with torch.profiler.profile(profile_memory=True) as profile:
+        with record_function("forward"):
+            s = lif(x, **layer)
+    names = ("[memory]",)
+    net = sum(e.cpu_memory_usage for e in profile.events() if e.name in names)
+    return net - s.numel() * s.element_size(), s
+
+
+@pytest.mark.unpoisoned
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("steps", [1, 4, 8, 9, 16, 17, 100])
+def test_kept_for_backward(dtype, steps):
+    count = 4096
+    x = torch.randn(steps, count).to(dtype)
+    extra, s = kept_bytes(x)
+    saved = [t for t in s.grad_fn.saved_tensors if t is not None]
+    kept = sum(t.numel() * t.element_size() for t in saved)
+    floor = x.numel() * x.element_size()
+    assert kept - floor == (0 if steps <= 8 else (math.ceil(steps / 8) - 1) * count * 4)
+    assert kept - floor <= x.numel() * 4 / 8
+    assert extra <= kept - floor  # x itself is the caller's
+
+
+@pytest.mark.unpoisoned
+def test_opcheck():
+    x = torch.randn(9, 2, 3, 4)
+    v0, rate = torch.randn(2, 3, 4), 1 + torch.rand(3)
+    layer = (9, False, 1, 0.0, True, 1.0, 0.0, True, False, 2, 2.0, 0.0, True, "cpu")
+    ops = torch.ops.snnfast
+    for state in (0, 1, 2):
+        torch.library.opcheck(ops.lif_forward.default, (x, v0, rate, *layer, state, True))
+    _, _, borders = ops.lif_forward(x, v0, rate, *layer, 0, True)
+    backward = (x, v0, rate, borders, torch.randn_like(x), torch.randn_like(x), *layer, True, True)
+    torch.library.opcheck(ops.lif_backward.default, backward)
+    channels_last = LAYOUTS["channels_last"](torch.randn(4, 2, 3, 4, 5))
+    layer = (4, False, 1, 2.0, True, 1.0, 0.0, True, False, 2, 2.0, 0.0, True, "cpu")
+    torch.library.opcheck(ops.lif_forward.default, (channels_last, None, None, *layer, 0, True))
+
+
+@pytest.mark.unpoisoned
+@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+def test_compiles_once_for_any_number_of_steps(compiler):
+    torch._dynamo.reset()
+    graphs = []
+
+    def counting(graph, example_inputs):
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend(compiler)(graph, example_inputs)
+
+    def network(x, w):
+        s, v = lif(x * w, tau=1.7, surrogate="atan", return_state=True)
+        return (s * 2).sum() + v.sum()
+
+    compiled = torch.compile(network, backend=counting, fullgraph=True, dynamic=True)
+    w = torch.tensor(1.3)
+    # T <= 8 keeps no states, and torch tells one kept state from several: three graphs for any T.
+    for ranges in ((3, 9, 17), (4, 5, 8, 12, 16, 18, 30, 100)):
+        before = len(graphs)
+        for steps in ranges:
+            x = torch.randn(steps, 4, 6)
+            ours, plain = (grads(f, (x, w), None) for f in (compiled, network))
+            for a, b in zip(ours, plain):
+                torch.testing.assert_close(a, b)
+    assert len(graphs) == before
+
+
+@pytest.mark.unpoisoned
+def test_compiled_module_follows_the_backend_block():
+    torch._dynamo.reset()
+    layer = snnfast.nn.LIF(tau=1.7)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    x = torch.randn(4, 50)
+    expected = layer(x)
+    assert torch.equal(compiled(x), expected)
+    with snnfast.backend("reference"):
+        assert torch.equal(compiled(x), expected)
+    with snnfast.backend("cuda"), pytest.raises(Exception, match="cannot be used"):
+        compiled(x)
+
+
+def test_autocast_stays_fused_and_casts_nothing():
+    x = torch.randn(4, 8, dtype=torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        calls = snnfast.explain(lif, x)
+        s, v = lif(x, return_state=True)
+        full = lif(x.float())
+    assert [name for _, name, _ in calls] == ["cpu"]
+    assert s.dtype == torch.bfloat16 and v.dtype == torch.float32 and full.dtype == torch.float32
+
+
+def test_backward_twice_is_refused():
+    x = torch.randn(4, 8, requires_grad=True)
+    with pytest.raises(RuntimeError, match="lif: gradients must be taken once"):
+        torch.autograd.grad(lif(x).sum(), x, create_graph=True)
+
+
+def test_selection():
+    x = torch.randn(4, 8)
+    assert snnfast.explain(lif, x)[0][:2] == ("lif", "cpu")
+    assert snnfast.explain(lif, x, backend="reference")[0][1] == "reference"
+    with snnfast.backend("reference"):
+        assert snnfast.explain(lif, x)[0][1:] == ("reference", "asked for by snnfast.backend(...)")
+        assert snnfast.explain(lif, x, backend="cpu")[0][1] == "cpu"
+        with snnfast.backend("auto"):
+            assert snnfast.explain(lif, x)[0][1] == "cpu"
+    assert len(snnfast.explain(lambda: [lif(x), lif(x)])) == 2
+    assert snnfast.explain(lif, x.bfloat16(), surrogate=snnfast.surrogate.ATan(spiking=False))[0][1] == (
+        "reference"
+    )
+    code = "import torch, snnfast; print(snnfast.explain(snnfast.lif, torch.randn(2, 3))[0][1])"
+    environment = os.environ | {"SNNFAST_BACKEND": "reference"}
+    printed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert printed.stdout.strip() == "reference", printed.stderr
+
+
+X = torch.randn(4, 2, 3)
+REFUSED = {
+    "x a list": (([1.0],), {}, TypeError, "x must be a tensor, got list"),
+    "x int": ((torch.ones(4, 3, dtype=torch.int64),), {}, TypeError, "got int64"),
+    "x complex": ((torch.ones(4, 3, dtype=torch.complex64),), {}, TypeError, "got complex64"),
+    "x scalar": ((torch.tensor(1.0),), {}, ValueError, "time as its first axis"),
+    "v0 dtype": ((X, torch.zeros(2, 3, dtype=torch.float64)), {}, TypeError, "v0 must be float32"),
+    "v0 shape": ((X, torch.zeros(3, 2)), {}, ValueError, r"shape \(2, 3\), got \(3, 2\)"),
+    "v0 device": ((X, torch.zeros(2, 3, device="meta")), {}, ValueError, "device cpu, got meta"),
+    "v0 number": ((X, 0.0), {}, TypeError, "v0 must be a tensor or None, got float"),
+    "tau < 1": ((X,), {"tau": 0.9}, ValueError, "tau must be >= 1, got 0.9"),
+    "tau nan": ((X,), {"tau": math.nan}, ValueError, "tau must be finite, got nan"),
+    "tau str": ((X,), {"tau": "2"}, TypeError, "tau must be a number, got str"),
+    "tau bool": ((X,), {"tau": True}, TypeError, "tau must be a number, got bool"),
+    "tau tensor < 1": ((X,), {"tau": torch.tensor([2.0, 0.5, 3.0])}, ValueError, ">= 1"),
+    "tau tensor inf": ((X,), {"tau": torch.tensor(math.inf)}, ValueError, "finite"),
+    "tau tensor dtype": ((X,), {"tau": torch.tensor(2)}, TypeError, "tau must be float32 for float32 x, got int64"),
+    "tau tensor shape": ((X,), {"tau": torch.full((2,), 2.0)}, ValueError, "one value per channel"),
+    "tau tensor 2d": ((X,), {"tau": torch.full((2, 3), 2.0)}, ValueError, r"shape \[\] or \[C\]"),
+    "tau device": ((X,), {"tau": torch.tensor(2.0, device="meta")}, ValueError, "tau must be on x's"),
+    "both": ((X,), {"tau": 3.0, "inv_tau": torch.tensor(0.5)}, ValueError, "must not both be given"),
+    "both, 2.0": ((X,), {"tau": float("2"), "inv_tau": torch.tensor(0.5)}, ValueError, "both"),
+    "inv_tau float": ((X,), {"inv_tau": 0.5}, TypeError, "inv_tau must be a tensor"),
+    "inv_tau > 1": ((X,), {"inv_tau": torch.tensor(1.5)}, ValueError, "0..1"),
+    "theta inf": ((X,), {"v_threshold": math.inf}, ValueError, "v_threshold must be finite"),
+    "theta tensor": ((X,), {"v_threshold": torch.ones(1)}, TypeError, "v_threshold must be a number"),
+    "v_reset nan": ((X,), {"v_reset": math.nan}, ValueError, "v_reset must be finite"),
+    "decay_input": ((X,), {"decay_input": 1}, TypeError, "decay_input must be True or False"),
+    "detach_reset": ((X,), {"detach_reset": None}, TypeError, "detach_reset must be"),
+    "surrogate": ((X,), {"surrogate": "relu"}, ValueError, "surrogate must be one of"),
+    "surrogate type": ((X,), {"surrogate": torch.relu}, TypeError, "surrogate must be a name"),
+    "backend": ((X,), {"backend": "gpu"}, ValueError, "backend must be one of auto"),
+    "timesteps": ((X,), {"timesteps": -1}, ValueError, "timesteps must be >= 0"),
+    "timesteps float": ((X,), {"timesteps": 4.0}, TypeError, "timesteps must be an int"),
+    "return_state": ((X,), {"return_state": "last"}, ValueError, "return_state must be"),
+    "cuda on cpu": ((X,), {"backend": "cuda"}, ValueError, "backend 'cuda' cannot be used"),
+    "triton on cpu": ((X,), {"backend": "triton"}, ValueError, "backend 'triton' cannot be used"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals(case):
+    args, keywords, error, message = REFUSED[case]
+    with pytest.raises(error, match=rf"lif: .*{message}"):
+        lif(*args, **keywords)
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (lambda: snnfast.surrogate.ATan(alpha=0.0), ValueError),
+        (lambda: snnfast.surrogate.ATan(alpha=math.nan), ValueError),
+        (lambda: snnfast.surrogate.ATan(alpha="2"), TypeError),
+        (lambda: snnfast.surrogate.QPseudoSpike(alpha=1.0), ValueError),
+        (lambda: snnfast.backend("gpu").__enter__(), ValueError),
+    ],
+)
+def test_other_refusals(make, error):
+    with pytest.raises(error):
+        make()
