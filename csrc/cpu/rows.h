@@ -12,7 +12,8 @@
 namespace snnfast {
 inline namespace SNN_ISA {
 
-constexpr int64_t kTile = 1024;
+// Small enough for a segment's rows of H and a few more to stay in L1.
+constexpr int64_t kTile = 512;
 
 template <class R>
 constexpr int64_t vectors_of(int64_t n) {
@@ -113,6 +114,8 @@ class Reader {
     // A prefetch never faults, wherever it points: a null tensor needs no case of its own.
     return {base_ + t * stride_, itemsize_};
   }
+  // The same step of the tile that follows.
+  Ahead ahead_of_tile(int64_t t) const { return {base_ + t * stride_ + n_ * itemsize_, itemsize_}; }
   const R* read(int64_t t) {
     if (!base_) return nullptr;
     const char* row = base_ + t * stride_;

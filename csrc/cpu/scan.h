@@ -163,8 +163,8 @@ void forward_tile(const Neuron neuron, const Rates& rates, const LifLayer& layer
   for (int64_t t = 0; t < layer.steps; ++t) {
     if (borders && t > 0 && t % kSegment == 0)
       copy_row(borders + (t / kSegment - 1) * n + begin, state, tile);
-    step_row<kSmooth>(neuron, rates, vectors, x.ahead(t + 1 < layer.steps ? t + 1 : t), x.read(t),
-                      state, s.row(t));
+    const Ahead next = t + 1 < layer.steps ? x.ahead(t + 1) : x.ahead_of_tile(0);
+    step_row<kSmooth>(neuron, rates, vectors, next, x.read(t), state, s.row(t));
     s.write(t);
     if (io.v_every_step) copy_row(v_out + t * n + begin, state, tile);
   }
@@ -187,7 +187,8 @@ void backward_tile(const Neuron neuron, const Rates& rates, const LifLayer& laye
   set_row(dstate, dv && !io.dv_every_step ? dv + begin : nullptr, tile, R(0));
   if (kWantRate) set_row<R>(dfactor, nullptr, tile, 0);
 
-  for (int64_t first = (layer.steps - 1) / kSegment * kSegment; first >= 0; first -= kSegment) {
+  const int64_t last = (layer.steps - 1) / kSegment * kSegment;
+  for (int64_t first = last; first >= 0; first -= kSegment) {
     const int steps = int(std::min<int64_t>(kSegment, layer.steps - first));
     const R* start = first > 0 ? borders + (first / kSegment - 1) * n : v0;
     set_row(before[0], start ? start + begin : nullptr, tile, neuron.r);
@@ -200,7 +201,10 @@ void backward_tile(const Neuron neuron, const Rates& rates, const LifLayer& laye
       if (io.dv_every_step) add_row(dstate, dv + (first + t) * n + begin, tile);
       neuron.gradients(reinterpret_cast<const Lanes<R>*>(h[t]), reinterpret_cast<Lanes<R>*>(g),
                        int(vectors));
-      adjoint_row<kSmooth, kWantRate>(neuron, rates, vectors, ds.ahead(first + t - (t > 0)),
+      const Ahead next = t > 0       ? ds.ahead(first + t - 1)
+                         : first > 0 ? x.ahead(first - kSegment)
+                                     : x.ahead_of_tile(last);
+      adjoint_row<kSmooth, kWantRate>(neuron, rates, vectors, next,
                                       kWantRate ? x.read(first + t) : nullptr,
                                       before[kWantRate ? t : 0], h[t], g, ds.read(first + t),
                                       dstate, dfactor, dx.row(first + t));

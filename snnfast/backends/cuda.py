@@ -37,10 +37,7 @@ def available() -> str | None:
     if not torch.cuda.is_available():
         built = torch.version.cuda
         if built is None:
-            return (
-                "torch was built without CUDA: pip install torch "
-                "--index-url https://download.pytorch.org/whl/cu130"
-            )
+            return "torch was built without CUDA; install its CUDA build: pip install torch"
         return f"torch (CUDA {built}) finds no usable GPU: nvidia-smi shows whether the driver does"
     if _ahead_of_time() is None and importlib.util.find_spec("cupy") is None:
         major = torch.version.cuda.split(".")[0]

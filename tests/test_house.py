@@ -1,0 +1,73 @@
+"""Arrows point down only, and the text of the repository speaks to its users."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# Who may import whom, besides itself; `surrogate` may be read by all.
+MAY_IMPORT = {
+    "surrogate": set(),
+    "reference": {"surrogate"},
+    "reference_distill": set(),
+    "kernels": set(),
+    "backends": {"kernels"},
+    "ops": {"backends", "reference", "reference_distill"},
+    "nn": {"ops"},
+    "info": {"ops"},
+    "distill": {"ops", "reference_distill"},
+    "models": {"nn"},
+    "data": set(),
+    "train": {"models", "distill", "data", "nn", "ops", "recipes"},
+    "recipes": set(),
+    "cli": {"train", "info", "recipes"},
+    "__main__": {"cli"},
+}
+BACKENDS = {"cpu", "cuda", "triton"}
+
+
+def modules():
+    for base, package in ((ROOT / "snnfast", "snnfast"), (ROOT / "kernels", "snnfast.kernels")):
+        for path in sorted(base.rglob("*.py")):
+            parts = path.relative_to(base).with_suffix("").parts
+            name = ".".join((package, *(p for p in parts if p != "__init__")))
+            if name != "snnfast":
+                yield name, path
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}"
+
+
+@pytest.mark.parametrize(("name", "path"), list(modules()), ids=lambda v: str(v))
+def test_arrows_point_down(name, path):
+    layer = name.split(".")[1]
+    assert layer in MAY_IMPORT, f"{name} has no place in the house"
+    for target in imported(path):
+        assert target.split(".")[0] not in ("benchmarks", "tests"), f"{name} imports {target}"
+        if not target.startswith("snnfast."):
+            continue
+        other = target.split(".")[1]
+        if other in (layer, "surrogate") or other.startswith(("_C", "_cuda", "__version__")):
+            continue
+        assert other in MAY_IMPORT[layer], f"{name} imports {target}"
+    if layer == "backends" and name.split(".")[-1] in BACKENDS:
+        others = {t.split(".")[2] for t in imported(path) if t.startswith("snnfast.backends.")}
+        assert not others & (BACKENDS - {name.split(".")[-1]}), f"{name} knows another backend"
+
+
+def test_surrogate_identifiers_agree():
+    from snnfast.surrogate import TABLE
+
+    header = (ROOT / "csrc/include/surrogate.h").read_text()
+    ids = dict(re.findall(r"k(\w+) = (\d+),", header))
+    for cls in TABLE.values():
+        assert int(ids[cls.__name__]) == cls.ID
+    assert int(ids["SurrogateCount"]) == len(TABLE)
