@@ -44,7 +44,9 @@ def find_nvcc() -> tuple[str | None, str]:
 
 def cuda_root(nvcc: str) -> Path:
     """The toolkit that nvcc belongs to; nvcc itself may be a link or a wrapper somewhere else."""
-    dry = subprocess.run([nvcc, "-dryrun", "-x", "cu", "-"], input="", capture_output=True, text=True)
+    dry = subprocess.run(
+        [nvcc, "-dryrun", "-x", "cu", "-"], input="", capture_output=True, text=True
+    )
     for line in dry.stderr.splitlines():
         if line.startswith("#$ TOP="):
             return Path(line.removeprefix("#$ TOP=")).resolve()
@@ -78,7 +80,11 @@ class Ninja:
         self.objects.append(target)
 
     def link(self, output: Path, command: str) -> None:
-        self.lines += ["rule link", f"  command = {command}", f"build module.so: link {' '.join(self.objects)}"]
+        self.lines += [
+            "rule link",
+            f"  command = {command}",
+            f"build module.so: link {' '.join(self.objects)}",
+        ]
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "build.ninja").write_text("\n".join(self.lines) + "\n")
         jobs = os.environ.get("MAX_JOBS")
@@ -133,7 +139,9 @@ class BuildWithNinja(build_ext):
             ninja.compile(source.stem, f"{nvcc} {host}", source, self.headers)
         includes = f"{self.includes} -I{quoted(root / 'include')}"
         for source in sorted((ROOT / "csrc/cuda").glob("*.cpp")):
-            ninja.compile(source.stem, f"{self.cxx} {CXX_FLAGS} -O2 {includes}", source, self.headers)
+            ninja.compile(
+                source.stem, f"{self.cxx} {CXX_FLAGS} -O2 {includes}", source, self.headers
+            )
         ninja.link(output, f"{quoted(self.nvcc)} -shared -cudart static $in -o $out")
 
 

@@ -29,9 +29,13 @@ def _cpu_line() -> str:
 
 def _cuda_lines() -> str:
     built = importlib.util.find_spec("snnfast._cuda") is not None
-    how = "built by nvcc at install" if built else (
-        "snnfast._cuda was not built (no nvcc at install, or SNNFAST_CUDA=0); "
-        "NVRTC through CuPy is used where CuPy is installed"
+    how = (
+        "built by nvcc at install"
+        if built
+        else (
+            "snnfast._cuda was not built (no nvcc at install, or SNNFAST_CUDA=0); "
+            "NVRTC through CuPy is used where CuPy is installed"
+        )
     )
     why_not = module("cuda").available()
     return f"{how}; {'available' if not why_not else f'not available: {why_not}'}"

@@ -68,7 +68,7 @@ def lif(
     surrogate: Surrogate,
     timesteps: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Spikes [T, ...] in x's dtype and the state after every step [T + 1, ...], from V before t = 0.
+    """Spikes [T, ...] in x's dtype and the states [T + 1, ...], from V before t = 0 on.
 
     ``x`` is [T, ...], or [B, ...] with ``timesteps``; ``rate`` is a float, or a tensor [] or [C].
     State is float32, or float64 for float64 ``x``.

@@ -115,7 +115,9 @@ def test_state_gradients(which):
         return call
 
     cotangents = [d for d in (ds, dv) if d is not None]
-    for a, b in zip(grads(run("cpu"), (x, v0), cotangents), grads(run("reference"), (x, v0), cotangents)):
+    for a, b in zip(
+        grads(run("cpu"), (x, v0), cotangents), grads(run("reference"), (x, v0), cotangents)
+    ):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
@@ -254,12 +256,14 @@ def test_selection():
         with snnfast.backend("auto"):
             assert snnfast.explain(lif, x)[0][1] == "cpu"
     assert len(snnfast.explain(lambda: [lif(x), lif(x)])) == 2
-    assert snnfast.explain(lif, x.bfloat16(), surrogate=snnfast.surrogate.ATan(spiking=False))[0][1] == (
-        "reference"
-    )
+    assert snnfast.explain(lif, x.bfloat16(), surrogate=snnfast.surrogate.ATan(spiking=False))[0][
+        1
+    ] == ("reference")
     code = "import torch, snnfast; print(snnfast.explain(snnfast.lif, torch.randn(2, 3))[0][1])"
     environment = os.environ | {"SNNFAST_BACKEND": "reference"}
-    printed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    printed = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
     assert printed.stdout.strip() == "reference", printed.stderr
 
 
@@ -279,16 +283,36 @@ REFUSED = {
     "tau bool": ((X,), {"tau": True}, TypeError, "tau must be a number, got bool"),
     "tau tensor < 1": ((X,), {"tau": torch.tensor([2.0, 0.5, 3.0])}, ValueError, ">= 1"),
     "tau tensor inf": ((X,), {"tau": torch.tensor(math.inf)}, ValueError, "finite"),
-    "tau tensor dtype": ((X,), {"tau": torch.tensor(2)}, TypeError, "tau must be float32 for float32 x, got int64"),
+    "tau tensor dtype": (
+        (X,),
+        {"tau": torch.tensor(2)},
+        TypeError,
+        "tau must be float32 for float32 x, got int64",
+    ),
     "tau tensor shape": ((X,), {"tau": torch.full((2,), 2.0)}, ValueError, "one value per channel"),
     "tau tensor 2d": ((X,), {"tau": torch.full((2, 3), 2.0)}, ValueError, r"shape \[\] or \[C\]"),
-    "tau device": ((X,), {"tau": torch.tensor(2.0, device="meta")}, ValueError, "tau must be on x's"),
-    "both": ((X,), {"tau": 3.0, "inv_tau": torch.tensor(0.5)}, ValueError, "must not both be given"),
+    "tau device": (
+        (X,),
+        {"tau": torch.tensor(2.0, device="meta")},
+        ValueError,
+        "tau must be on x's",
+    ),
+    "both": (
+        (X,),
+        {"tau": 3.0, "inv_tau": torch.tensor(0.5)},
+        ValueError,
+        "must not both be given",
+    ),
     "both, 2.0": ((X,), {"tau": float("2"), "inv_tau": torch.tensor(0.5)}, ValueError, "both"),
     "inv_tau float": ((X,), {"inv_tau": 0.5}, TypeError, "inv_tau must be a tensor"),
     "inv_tau > 1": ((X,), {"inv_tau": torch.tensor(1.5)}, ValueError, "0..1"),
     "theta inf": ((X,), {"v_threshold": math.inf}, ValueError, "v_threshold must be finite"),
-    "theta tensor": ((X,), {"v_threshold": torch.ones(1)}, TypeError, "v_threshold must be a number"),
+    "theta tensor": (
+        (X,),
+        {"v_threshold": torch.ones(1)},
+        TypeError,
+        "v_threshold must be a number",
+    ),
     "v_reset nan": ((X,), {"v_reset": math.nan}, ValueError, "v_reset must be finite"),
     "decay_input": ((X,), {"decay_input": 1}, TypeError, "decay_input must be True or False"),
     "detach_reset": ((X,), {"detach_reset": None}, TypeError, "detach_reset must be"),

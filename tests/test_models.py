@@ -5,6 +5,7 @@ import torch
 
 from snnfast.models import create_model, list_models
 from snnfast.models.layers import StemBatchNorm2d
+from snnfast.nn import LIF
 
 NEURON = {"tau": 2.0, "decay_input": False}
 
@@ -88,6 +89,8 @@ def test_neuron_arguments_reach_the_neurons():
     x = images()
     silent = settle(build(v_threshold=1e9))
     assert (silent(x) == silent.head.bias).all()
+    neurons = [m for m in build(tau=3.0).modules() if isinstance(m, LIF)]
+    assert [neuron.tau for neuron in neurons] == [3.0] * 3
     assert (settle(build(**NEURON))(x) != silent.head.bias).any()
 
 

@@ -9,7 +9,9 @@ from lif_cases import RESETS, SURROGATES, TAUS, grads
 
 import snnfast
 
-neuron = pytest.importorskip("spikingjelly.activation_based.neuron", reason="make peers installs it")
+neuron = pytest.importorskip(
+    "spikingjelly.activation_based.neuron", reason="make peers installs it"
+)
 theirs = pytest.importorskip("spikingjelly.activation_based.surrogate")
 
 NAMES = {"straight_through": "DeterministicPass", "fast_sigmoid": None}

@@ -59,9 +59,9 @@ LifLayer layer_of(const py::tuple& spec, int dtype, int threads, int64_t n, uint
   return l;
 }
 
-void forward(const py::tuple& spec, int dtype, int threads, int64_t n, uintptr_t rates,
-             uintptr_t x, int64_t x_stride, uintptr_t v0, uintptr_t s, uintptr_t v,
-             bool v_every_step, uintptr_t borders) {
+void forward(const py::tuple& spec, int dtype, int threads, int64_t n, uintptr_t rates, uintptr_t x,
+             int64_t x_stride, uintptr_t v0, uintptr_t s, uintptr_t v, bool v_every_step,
+             uintptr_t borders) {
   LifLayer layer = layer_of(spec, dtype, threads, n, rates);
   LifForward io{pointer<void>(x), x_stride,     pointer<void>(v0),     pointer<void>(s),
                 pointer<void>(v), v_every_step, pointer<void>(borders)};
@@ -75,9 +75,9 @@ void backward(const py::tuple& spec, int dtype, int threads, int64_t n, uintptr_
               uintptr_t dv0, uintptr_t drate) {
   LifLayer layer = layer_of(spec, dtype, threads, n, rates);
   std::vector<double> partial(drate || dtype == kFloat64 ? size_t(kMaxChunks * layer.channels) : 0);
-  LifBackward io{pointer<void>(x),  x_stride,      pointer<void>(v0),  pointer<void>(borders),
-                 pointer<void>(ds), ds_stride,     pointer<void>(dv),  dv_every_step,
-                 pointer<void>(dx), sum_dx,        pointer<void>(dv0), pointer<void>(drate),
+  LifBackward io{pointer<void>(x),  x_stride,  pointer<void>(v0),  pointer<void>(borders),
+                 pointer<void>(ds), ds_stride, pointer<void>(dv),  dv_every_step,
+                 pointer<void>(dx), sum_dx,    pointer<void>(dv0), pointer<void>(drate),
                  partial.data()};
   py::gil_scoped_release release;
   kernels.backward(layer, io);

@@ -1,7 +1,8 @@
-// Four registers of numbers that behave like one: the CPU's value type for the formulas in include/. A
-// step is a chain of dependent operations, and several registers side by side hide their latency.
-// Built on the compilers' vector extensions in the width of the target's registers, so the same
-// source serves SSE2, AVX2 and NEON. Each instruction set is compiled in a namespace of its own.
+// Four registers of numbers that behave like one: the CPU's value type for the formulas in
+// include/. A step is a chain of dependent operations, and several registers side by side hide
+// their latency. Built on the compilers' vector extensions in the width of the target's registers,
+// so the same source serves SSE2, AVX2 and NEON. Each instruction set is compiled in a namespace of
+// its own.
 #pragma once
 
 #include <cstdint>
@@ -73,11 +74,11 @@ struct Lanes {
   SNN_HD explicit Lanes(int value) : Lanes(R(value)) {}
 };
 
-#define SNN_BINARY(op)                                         \
-  template <class R>                                           \
-  SNN_HD Lanes<R> operator op(Lanes<R> a, Lanes<R> b) {        \
+#define SNN_BINARY(op)                                        \
+  template <class R>                                          \
+  SNN_HD Lanes<R> operator op(Lanes<R> a, Lanes<R> b) {       \
     each_register([&](int i) { a.p[i] = a.p[i] op b.p[i]; }); \
-    return a;                                                  \
+    return a;                                                 \
   }
 SNN_BINARY(+)
 SNN_BINARY(-)
@@ -85,12 +86,12 @@ SNN_BINARY(*)
 SNN_BINARY(/)
 #undef SNN_BINARY
 
-#define SNN_COMPARE(op)                                        \
-  template <class R>                                           \
-  SNN_HD Mask<R> operator op(Lanes<R> a, Lanes<R> b) {         \
-    Mask<R> m;                                                 \
+#define SNN_COMPARE(op)                                       \
+  template <class R>                                          \
+  SNN_HD Mask<R> operator op(Lanes<R> a, Lanes<R> b) {        \
+    Mask<R> m;                                                \
     each_register([&](int i) { m.p[i] = a.p[i] op b.p[i]; }); \
-    return m;                                                  \
+    return m;                                                 \
   }
 SNN_COMPARE(>=)
 SNN_COMPARE(>)
@@ -204,9 +205,8 @@ SNN_HD uint32_t float_to_bits(float value) {
 // binary16 -> binary32: shift the mantissa into place and let a multiplication renormalise.
 SNN_HD float widen(Half x) {
   uint32_t magnitude = (x.bits & 0x7fffu) << 13;
-  float value = magnitude >= 0x0f800000u
-                    ? bits_to_float(magnitude + 0x70000000u)  // Inf and NaN
-                    : bits_to_float(magnitude) * bits_to_float(0x77800000u);
+  float value = magnitude >= 0x0f800000u ? bits_to_float(magnitude + 0x70000000u)  // Inf and NaN
+                                         : bits_to_float(magnitude) * bits_to_float(0x77800000u);
   return bits_to_float(float_to_bits(value) | uint32_t(x.bits & 0x8000u) << 16);
 }
 

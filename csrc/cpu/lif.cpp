@@ -1,4 +1,5 @@
-// The LIF kernels of one instruction set (SNN_ISA, given by the build): which neuron, float or double.
+// The LIF kernels of one instruction set (SNN_ISA, given by the build): which neuron, float or
+// double.
 #include "lif.h"
 
 #include "scan.h"
@@ -13,8 +14,10 @@ void with_neuron(const LifLayer& l, F&& f) {
     neuron = {R(l.theta), R(l.r), l.divide, l.detach_reset, l.spiking, l.surrogate, R(l.a), R(l.b)};
     f(neuron);
   };
-  if (l.charge == kIntegrate) return l.hard ? call(Lif<R, kIntegrate, true>()) : call(Lif<R, kIntegrate, false>());
-  if (l.charge == kDecayInput) return l.hard ? call(Lif<R, kDecayInput, true>()) : call(Lif<R, kDecayInput, false>());
+  if (l.charge == kIntegrate)
+    return l.hard ? call(Lif<R, kIntegrate, true>()) : call(Lif<R, kIntegrate, false>());
+  if (l.charge == kDecayInput)
+    return l.hard ? call(Lif<R, kDecayInput, true>()) : call(Lif<R, kDecayInput, false>());
   return l.hard ? call(Lif<R, kDecayState, true>()) : call(Lif<R, kDecayState, false>());
 }
 
@@ -22,9 +25,11 @@ void with_neuron(const LifLayer& l, F&& f) {
 
 void SNN_ISA_NAME(lif_forward)(const LifLayer& layer, const LifForward& io) {
   if (layer.dtype == kFloat64 && !layer.spiking) {
-    with_neuron<double>(layer, [&](auto& neuron) { scan_forward<true, double>(neuron, layer, io); });
+    with_neuron<double>(layer,
+                        [&](auto& neuron) { scan_forward<true, double>(neuron, layer, io); });
   } else if (layer.dtype == kFloat64) {
-    with_neuron<double>(layer, [&](auto& neuron) { scan_forward<false, double>(neuron, layer, io); });
+    with_neuron<double>(layer,
+                        [&](auto& neuron) { scan_forward<false, double>(neuron, layer, io); });
   } else {
     with_neuron<float>(layer, [&](auto& neuron) { scan_forward<false, float>(neuron, layer, io); });
   }
@@ -33,13 +38,17 @@ void SNN_ISA_NAME(lif_forward)(const LifLayer& layer, const LifForward& io) {
 void SNN_ISA_NAME(lif_backward)(const LifLayer& layer, const LifBackward& io) {
   // The loops with the gradient of 1/tau are the slower ones; float64 always takes them.
   if (layer.dtype == kFloat64 && !layer.spiking) {
-    with_neuron<double>(layer, [&](auto& neuron) { scan_backward<true, true, double>(neuron, layer, io); });
+    with_neuron<double>(
+        layer, [&](auto& neuron) { scan_backward<true, true, double>(neuron, layer, io); });
   } else if (layer.dtype == kFloat64) {
-    with_neuron<double>(layer, [&](auto& neuron) { scan_backward<false, true, double>(neuron, layer, io); });
+    with_neuron<double>(
+        layer, [&](auto& neuron) { scan_backward<false, true, double>(neuron, layer, io); });
   } else if (io.drate) {
-    with_neuron<float>(layer, [&](auto& neuron) { scan_backward<false, true, float>(neuron, layer, io); });
+    with_neuron<float>(layer,
+                       [&](auto& neuron) { scan_backward<false, true, float>(neuron, layer, io); });
   } else {
-    with_neuron<float>(layer, [&](auto& neuron) { scan_backward<false, false, float>(neuron, layer, io); });
+    with_neuron<float>(
+        layer, [&](auto& neuron) { scan_backward<false, false, float>(neuron, layer, io); });
   }
 }
 

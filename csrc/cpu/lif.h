@@ -42,8 +42,8 @@ struct LifBackward {
   bool dv_every_step;
   void* dx;  // [T, N], or [N] where summed over time
   bool sum_dx;
-  void* dv0;    // [N] or null
-  void* drate;  // [channels] or null: gradient of 1/tau
+  void* dv0;        // [N] or null
+  void* drate;      // [channels] or null: gradient of 1/tau
   double* partial;  // scratch for it, [kMaxChunks * channels]
 };
 

@@ -1,6 +1,6 @@
-// Rows: one timestep of a tile of neurons, in memory in the tensors' dtype, in the loops in R (float,
-// or double). A row that is already R is read and written where it lies; any other goes through a
-// buffer in L1, and so do the tails that fill no whole vector. The loops know neither.
+// Rows: one timestep of a tile of neurons, in memory in the tensors' dtype, in the loops in R
+// (float, or double). A row that is already R is read and written where it lies; any other goes
+// through a buffer in L1, and so do the tails that fill no whole vector. The loops know neither.
 #pragma once
 
 #include <algorithm>
@@ -51,8 +51,8 @@ struct Ahead {
   }
 };
 
-// Where a loop puts its row: in L1 or in memory, and then past the caches if that is wanted; or, for
-// a sum over time, on top of what is there.
+// Where a loop puts its row: in L1 or in memory, and then past the caches if that is wanted; or,
+// for a sum over time, on top of what is there.
 template <class R>
 struct Out {
   R* row;
@@ -136,13 +136,14 @@ class Reader {
   alignas(64) R buffer_[kTile];
 };
 
-// Writes the rows of one tile of [T, N]; or, where `sum`, adds them up and writes the sum at the end.
+// Writes the rows of one tile of [T, N]; or, where `sum`, adds them up and writes the sum at the
+// end.
 template <class R>
 class Writer {
  public:
   // Outputs that no cache could hold until they are read again go past it (which saves reading the
-  // lines that they overwrite), where all rows begin on a register's boundary. `moved`: the elements
-  // that the whole call moves.
+  // lines that they overwrite), where all rows begin on a register's boundary. `moved`: the
+  // elements that the whole call moves.
   Writer(void* base, int dtype, int64_t stride, int64_t begin, int64_t n, int64_t moved,
          bool sum = false)
       : itemsize_(itemsize_of(dtype)),
@@ -160,7 +161,8 @@ class Writer {
   }
 
   Out<R> row(int64_t t) {
-    return {direct_ ? reinterpret_cast<R*>(base_ + t * stride_) : buffer_, direct_ && stream_, sum_};
+    return {direct_ ? reinterpret_cast<R*>(base_ + t * stride_) : buffer_, direct_ && stream_,
+            sum_};
   }
   void write(int64_t t) {
     if (!direct_ && !sum_) put(base_ + t * stride_);

@@ -1,10 +1,10 @@
 // The walk over time on a CPU, for any neuron of include/neuron.h with one state variable.
 //
-// A tile of neurons takes one timestep after the other, its state in L1: the steps of a neuron are a
-// chain of dependent operations, the neurons of a tile are not, so a row keeps the arithmetic units
-// busy, and however long T is, one row is read and one written at a time while the next is being
-// fetched. Backward recomputes H of a segment of kSegment steps from x and the state at its border,
-// then walks the segment in reverse.
+// A tile of neurons takes one timestep after the other, its state in L1: the steps of a neuron are
+// a chain of dependent operations, the neurons of a tile are not, so a row keeps the arithmetic
+// units busy, and however long T is, one row is read and one written at a time while the next is
+// being fetched. Backward recomputes H of a segment of kSegment steps from x and the state at its
+// border, then walks the segment in reverse.
 #pragma once
 
 #include <algorithm>
@@ -78,7 +78,8 @@ SNN_HD void with_rates(Neuron neuron, const LifLayer& layer, int64_t begin, int6
   }
 }
 
-// The spike, or in the smooth twin the primitive at H - theta. kSmooth is compiled for double alone.
+// The spike, or in the smooth twin the primitive at H - theta. kSmooth is compiled for double
+// alone.
 template <bool kSmooth, class Neuron, class V>
 SNN_HD V fire(const Neuron& neuron, V h) {
   if constexpr (kSmooth) {
@@ -129,7 +130,8 @@ void recompute_row(const Neuron neuron, const Rates& rates, int64_t vectors, Ahe
 }
 
 // The adjoint of a step: `dstate` goes in as the gradient of V_t and comes out as that of V_{t-1}.
-// x and `before` are read, and `dfactor` added to, for the gradient of 1/tau alone; `ds` may be null.
+// x and `before` are read, and `dfactor` added to, for the gradient of 1/tau alone; `ds` may be
+// null.
 template <bool kSmooth, bool kWantRate, class Neuron, class Rates, class R>
 void adjoint_row(const Neuron neuron, const Rates& rates, int64_t vectors, Ahead ahead, const R* x,
                  const R* before, const R* h, const R* g, const R* ds, R* dstate, R* dfactor,
@@ -218,9 +220,7 @@ void backward_tile(const Neuron neuron, const Rates& rates, const LifLayer& laye
                      [&](int64_t i, int64_t c) { drate[c] += double(dfactor[i]); });
 }
 
-inline int64_t chunk_count(int64_t n) {
-  return std::min((n + kTile - 1) / kTile, kMaxChunks);
-}
+inline int64_t chunk_count(int64_t n) { return std::min((n + kTile - 1) / kTile, kMaxChunks); }
 
 // Runs f(chunk, begin, size) over all tiles, chunks in parallel.
 template <class F>

@@ -16,8 +16,8 @@
 #include <cmath>
 #endif
 
-// Each instruction set of the CPU compiles these headers in a namespace of its own, so that the linker
-// cannot give an older machine a function that was compiled for a newer one.
+// Each instruction set of the CPU compiles these headers in a namespace of its own, so that the
+// linker cannot give an older machine a function that was compiled for a newer one.
 #if !defined(SNN_ISA)
 #define SNN_ISA generic
 #endif

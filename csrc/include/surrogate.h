@@ -115,9 +115,14 @@ SNN_HD void with_surrogate(int id, F&& f) {
 // call of its own on the CPU, where fifteen formulas would be compiled into every loop over time.
 template <class V, class R>
 SNN_OUTLINE void surrogate_gradients(int id, R theta, R a, R b, const V* h, V* g, int n) {
-  with_surrogate(id, [&](auto chosen) {
+  with_surrogate(id, [=](auto chosen) {
+    // Copies, so that the stores to g cannot be taken for changes of them.
+    const V shift(theta);
+    const R a_(a), b_(b);
+    const V* from = h;
+    V* to = g;
     SNN_UNROLL
-    for (int t = 0; t < n; ++t) g[t] = gradient<decltype(chosen)::value>(h[t] - V(theta), a, b);
+    for (int t = 0; t < n; ++t) to[t] = gradient<decltype(chosen)::value>(from[t] - shift, a_, b_);
   });
 }
 

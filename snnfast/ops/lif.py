@@ -19,8 +19,8 @@ from snnfast.ops.select import module, select
 STATE_NONE, STATE_LAST, STATE_ALL = 0, 1, 2
 
 _LAYER = (
-    "SymInt steps, bool static, int charge, float rate_value, bool divide, float theta, float reset, "
-    "bool hard, bool detach_reset, int surrogate, float a, float b, bool spiking, str backend"
+    "SymInt steps, bool static, int charge, float rate_value, bool divide, float theta, "
+    "float reset, bool hard, bool detach_reset, int surrogate, float a, float b, bool spiking, str backend"
 )
 _library = torch.library.Library("snnfast", "FRAGMENT")
 _TAGS = (torch.Tag.needs_exact_strides,) if hasattr(torch.Tag, "needs_exact_strides") else ()
@@ -52,6 +52,8 @@ def _step_strides(x: Tensor, axis: int) -> list[int]:
 
 def _empty(x: Tensor, axis: int, leading: list[int], dtype: torch.dtype) -> Tensor:
     """Uninitialised [*leading, ...] with the memory layout of x within a timestep."""
+    if x.is_contiguous():
+        return torch.empty(leading + list(x.shape[axis:]), dtype=dtype, device=x.device)
     sizes, strides = list(x.shape[axis:]), _step_strides(x, axis)
     count = 1
     for size in sizes:
@@ -62,8 +64,8 @@ def _empty(x: Tensor, axis: int, leading: list[int], dtype: torch.dtype) -> Tens
 
 def _like_step(tensor: Tensor | None, x: Tensor, axis: int) -> Tensor | None:
     """``tensor`` ([...] or [T, ...]), copied where its timesteps are not laid out as x's are."""
-    if tensor is None:
-        return None
+    if tensor is None or (tensor.is_contiguous() and x.is_contiguous()):
+        return tensor
     lead = tensor.dim() - (x.dim() - axis)
     wanted, strides = _step_strides(x, axis), tensor.stride()[lead:]
     if all(n == 1 or a == b for n, a, b in zip(x.shape[axis:], strides, wanted, strict=True)):

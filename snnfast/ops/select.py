@@ -4,6 +4,7 @@ What is asked for explicitly never falls back: it runs there or raises. What "au
 asked for with ``explain``, and a slow path taken on a GPU warns once.
 """
 
+import functools
 import importlib
 import os
 import threading
@@ -39,6 +40,7 @@ def _environment_default() -> str:
 _DEFAULT = _environment_default()
 
 
+@functools.cache
 def module(name: str):
     """The backend's module: its launchers and ``available()``."""
     return importlib.import_module(f"snnfast.backends.{name}")

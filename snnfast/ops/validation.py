@@ -12,8 +12,10 @@ IO_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def type_name(value) -> str:
-    return str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else (
-        type(value).__name__
+    return (
+        str(value.dtype).removeprefix("torch.")
+        if isinstance(value, Tensor)
+        else (type(value).__name__)
     )
 
 

@@ -56,7 +56,7 @@ def plot_accuracy(metrics: Metrics, path: Path, title: str) -> None:
         )
     left.set(xlabel="epoch", ylabel="test accuracy (%)", title=title)
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
-    left.legend()
+    left.legend(loc="lower right")
 
     right.axhline(reached, color="0.4", linestyle="--", label=f"teacher {reached:.1f}")
     right.plot(steps, final, marker="o", label="student")
