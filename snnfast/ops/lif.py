@@ -20,7 +20,8 @@ STATE_NONE, STATE_LAST, STATE_ALL = 0, 1, 2
 
 _LAYER = (
     "SymInt steps, bool static, int charge, float rate_value, bool divide, float theta, "
-    "float reset, bool hard, bool detach_reset, int surrogate, float a, float b, bool spiking, str backend"
+    "float reset, bool hard, bool detach_reset, int surrogate, float a, float b, bool spiking, "
+    "str backend"
 )
 _library = torch.library.Library("snnfast", "FRAGMENT")
 _TAGS = (torch.Tag.needs_exact_strides,) if hasattr(torch.Tag, "needs_exact_strides") else ()
