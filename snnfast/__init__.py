@@ -1,20 +1,54 @@
 """snnfast: fast training and inference of deep spiking neural networks in PyTorch."""
 
-from snnfast import nn, surrogate
-from snnfast.info import info
-from snnfast.nn.streaming import streaming
-from snnfast.ops.lif import lif
-from snnfast.ops.select import BackendUnavailable, backend, explain
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from snnfast import distill, models, nn, surrogate
+    from snnfast._info import info
+    from snnfast.nn.streaming import streaming
+    from snnfast.ops.lif import lif
+    from snnfast.ops.select import BackendUnavailable, backend, explain
 
 __version__ = "0.1.0"
 __all__ = [
     "BackendUnavailable",
     "__version__",
     "backend",
+    "distill",
     "explain",
     "info",
     "lif",
+    "models",
     "nn",
     "streaming",
     "surrogate",
 ]
+
+# Imported at first use, so that `snnfast --help` need not wait for torch. None: a submodule.
+_HOMES = {
+    "BackendUnavailable": "snnfast.ops.select",
+    "backend": "snnfast.ops.select",
+    "distill": None,
+    "explain": "snnfast.ops.select",
+    "info": "snnfast._info",
+    "lif": "snnfast.ops.lif",
+    "models": None,
+    "nn": None,
+    "streaming": "snnfast.nn.streaming",
+    "surrogate": None,
+}
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'snnfast' has no attribute {name!r}")
+    home = _HOMES[name]
+    if home is None:
+        return importlib.import_module(f"snnfast.{name}")
+    value = globals()[name] = getattr(importlib.import_module(home), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

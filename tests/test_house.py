@@ -16,13 +16,13 @@ MAY_IMPORT = {
     "backends": {"kernels"},
     "ops": {"backends", "reference", "reference_distill"},
     "nn": {"ops"},
-    "info": {"ops"},
+    "_info": {"ops"},
     "distill": {"ops", "reference_distill"},
     "models": {"nn"},
     "data": set(),
     "train": {"models", "distill", "data", "nn", "ops", "recipes"},
     "recipes": set(),
-    "cli": {"train", "info", "recipes"},
+    "cli": {"train", "_info", "info", "recipes"},
     "__main__": {"cli"},
 }
 BACKENDS = {"cpu", "cuda", "triton"}
