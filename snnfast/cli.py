@@ -101,7 +101,10 @@ def _train(arguments: argparse.Namespace) -> int:
 def _info(arguments: argparse.Namespace) -> int:
     import snnfast
 
-    print(snnfast.info())
+    try:
+        print(snnfast.info())
+    except ModuleNotFoundError as error:
+        return _fail(f"info: {error}; run: pip install torch", 1)
     return 0
 
 
