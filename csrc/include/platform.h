@@ -61,10 +61,6 @@ SNN_HD R exp_(R x) {
   return std::exp(x);
 }
 template <class R>
-SNN_HD R log_(R x) {
-  return std::log(x);
-}
-template <class R>
 SNN_HD R pow_(R x, R y) {
   return std::pow(x, y);
 }
@@ -94,14 +90,6 @@ SNN_HD V mad_(V a, V b, V c) {
 template <class R>
 SNN_HD R reciprocal_(R x) {
   return R(1) / x;
-}
-template <class R>
-SNN_HD R atan_(R x) {
-  return std::atan(x);
-}
-template <class R>
-SNN_HD R erfc_(R x) {
-  return std::erfc(x);
 }
 #endif
 

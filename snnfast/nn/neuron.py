@@ -41,7 +41,6 @@ class _Neuron(nn.Module):
         """Spikes [T, ...] of x [T, ...], or of a static x [...] shown for ``timesteps`` steps;
         (s, v) where ``return_state`` is set. ``v0``: the state to start from."""
         streaming = self._streaming
-        s, v = None, None
         result = lif(
             x,
             self._v if streaming and v0 is None else v0,

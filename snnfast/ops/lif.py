@@ -38,12 +38,10 @@ _library.define(
 
 
 def _step_strides(x: Tensor, axis: int) -> list[int]:
-    """Strides of one timestep, as dense as x's own; 1-sized axes count as contiguous ones."""
+    """Strides of one timestep, as dense as x's own; 1 for an axis of one element."""
     sizes, strides = list(x.shape[axis:]), list(x.stride()[axis:])
     order = sorted(range(len(sizes)), key=lambda d: (strides[d], -d))
     dense, expected = [1] * len(sizes), 1
-    for d in (d for d in reversed(range(len(sizes))) if sizes[d] == 1):
-        dense[d] = 1
     for d in order:
         if sizes[d] != 1:
             dense[d] = expected
