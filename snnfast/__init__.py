@@ -7,6 +7,13 @@ if TYPE_CHECKING:
     from snnfast import distill, models, nn, surrogate
     from snnfast._info import info
     from snnfast.nn.streaming import streaming
+    from snnfast.ops.distill import (
+        mean_cross_entropy,
+        temporal_cross_entropy,
+        tser_loss,
+        tssd_loss,
+        twkd_loss,
+    )
     from snnfast.ops.lif import lif
     from snnfast.ops.select import BackendUnavailable, backend, explain
 
@@ -19,10 +26,15 @@ __all__ = [
     "explain",
     "info",
     "lif",
+    "mean_cross_entropy",
     "models",
     "nn",
     "streaming",
     "surrogate",
+    "temporal_cross_entropy",
+    "tser_loss",
+    "tssd_loss",
+    "twkd_loss",
 ]
 
 # Imported at first use, so that `snnfast --help` need not wait for torch. None: a submodule.
@@ -33,10 +45,15 @@ _HOMES = {
     "explain": "snnfast.ops.select",
     "info": "snnfast._info",
     "lif": "snnfast.ops.lif",
+    "mean_cross_entropy": "snnfast.ops.distill",
     "models": None,
     "nn": None,
     "streaming": "snnfast.nn.streaming",
     "surrogate": None,
+    "temporal_cross_entropy": "snnfast.ops.distill",
+    "tser_loss": "snnfast.ops.distill",
+    "tssd_loss": "snnfast.ops.distill",
+    "twkd_loss": "snnfast.ops.distill",
 }
 
 

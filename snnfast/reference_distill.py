@@ -1,115 +1,119 @@
 """The distillation objectives in plain PyTorch: the specification that fused ops are held to.
 
 Any device, any floating dtype; float64 logits are computed in float64, all others in float32.
-Gradients come from autograd.
+Gradients come from autograd. ``snnfast.ops.distill`` checks the arguments and documents them.
 """
-
-import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SELF_TARGETS = ("mean", "correct")
+SELF_NONE, SELF_MEAN, SELF_CORRECT = 0, 1, 2
 
 
-def twkd_loss(
+def stepwise_loss(
     logits: Tensor,
     target: Tensor,
-    teacher_logits: Tensor | None = None,
-    *,
-    alpha: float = 0.2,
-    beta: float = 0.5,
-    temperature: float = 3.0,
-    self_target: str = "mean",
-    scale_by_temperature: bool = True,
-    return_terms: bool = False,
-):
-    """Temporal-wise logit distillation (Yu, Zhao et al., ICML 2025, arXiv 2501.15925).
+    teacher_logits: Tensor | None,
+    spec,
+    detach_self_target: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy, KL to the teacher, KL to the own target and entropy of every step (TWKD, TSER).
 
-    With the student's logits z_t [B, C] at each of T steps, the teacher's z^A [B, C] and
-    q = softmax(./temperature)::
-
-        L = mean_t CE(z_t, y) + alpha tau^2 mean_t KL(q(z^A) || q(z_t))
-                              + beta  tau^2 mean_t KL(q(self) || q(z_t))
-
-    Sums run over classes, means over the batch. ``self`` is the student's own target, detached:
-
-    - ``"mean"`` (the paper): the mean of z_t over all steps;
-    - ``"correct"`` (the authors' code): the mean over those steps whose argmax is the label; a row
-      with no such step has zero target logits, which is the uniform distribution.
-
-    Args:
-        logits: [T, B, C], T and B at least 1.
-        target: labels [B], int64.
-        teacher_logits: [B, C], or None: then the second term is 0. Never gets a gradient.
-        scale_by_temperature: the factors tau^2, which stand in the authors' code but not in the
-            printed formula; False leaves them out.
-        return_terms: also return {"ce", "kl", "self"}, detached and without alpha and beta, so that
-            ce + alpha kl + beta self is the loss.
-
-    Returns the loss, a scalar, or (loss, terms). Raises ValueError or TypeError on bad arguments.
+    ``spec`` has the fields of ``snnfast.backends.spec.StepwiseSpec``. Returns the loss and the four
+    terms, detached.
     """
-    _check(logits, target, teacher_logits, alpha, beta, temperature, self_target)
+    y, label, valid = _labels(target, logits, spec.label_smoothing, spec.ignore_index)
+    z = _computed(logits, valid)
+    log_q = F.log_softmax(z / spec.temperature, -1)  # [T, B, C]
+
+    ce = -(y * F.log_softmax(z / spec.ce_temperature, -1)).sum(-1)  # [T, B]
+    kl = own = spread = torch.zeros_like(ce)
+    if teacher_logits is not None:
+        teacher = _computed(teacher_logits.detach().to(z.dtype), valid)
+        kl = spec.kl_scale * _kl(F.log_softmax(teacher / spec.temperature, -1), log_q)
+    if spec.self_target != SELF_NONE:
+        own_logits, has_target = _own_target(z, label, spec.self_target)
+        if detach_self_target:
+            own_logits = own_logits.detach()
+        own = spec.kl_scale * _kl(F.log_softmax(own_logits / spec.temperature, -1), log_q)
+        if spec.skip_all_wrong:
+            own = torch.where(has_target, own, 0.0)
+    if spec.entropy:
+        log_q = F.log_softmax(z / spec.entropy_temperature, -1)
+        spread = -(log_q.exp() * log_q).sum(-1)
+
+    return _weighted(spec.weights, [_mean(rows.mean(0), valid) for rows in (ce, kl, own, spread)])
+
+
+def tssd_loss(
+    logits: Tensor, target: Tensor, aux_logits: Tensor | None, spec
+) -> tuple[Tensor, Tensor]:
+    """Temporal-spatial self-distillation. Returns the loss and its three terms, detached.
+
+    ``spec`` has the fields of ``snnfast.backends.spec.TssdSpec``.
+    """
+    y, _, valid = _labels(target, logits, spec.label_smoothing, spec.ignore_index)
+    z = _computed(logits, valid)
+    mean, student = z.mean(0), z[: spec.student_steps].mean(0)  # [B, C]
+
+    task = spatial = z.new_zeros(z.shape[1])  # [B]
+    for weight, logits_of_steps in ((spec.ce_all, mean), (spec.ce_student, student)):
+        if weight:
+            task = task - weight * (y * F.log_softmax(logits_of_steps, -1)).sum(-1)
+    log_p = F.log_softmax(mean.detach() / spec.temperature, -1)
+    apart = spec.kl_scale * _kl(log_p, F.log_softmax(student / spec.temperature, -1))
+    if aux_logits is not None:
+        w = _computed(aux_logits, valid)
+        p, q = (z, w) if spec.per_step else (z.mean(0, True), w.mean(0, True))
+        log_p = F.log_softmax(p.detach() / spec.temperature, -1)
+        spatial = spec.kl_scale * _kl(log_p, F.log_softmax(q / spec.temperature, -1)).mean(0)
+
+    return _weighted(spec.weights, [_mean(rows, valid) for rows in (task, apart, spatial)])
+
+
+def _labels(target, logits, smoothing, ignore_index) -> tuple[Tensor, Tensor, Tensor]:
+    """The target distribution y [B, C], its label [B], and which rows count [B]. A label that is no
+    class makes its row NaN."""
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    classes = logits.shape[-1]
+    if target.is_floating_point():
+        y, label = target.detach().to(dtype), target.argmax(-1)
+        valid = torch.ones_like(label, dtype=torch.bool)
+    else:
+        y = (torch.arange(classes, device=target.device) == target[:, None]).to(dtype)
+        label, valid = target, target != ignore_index
+        known = ((target >= 0) & (target < classes)) | ~valid
+        y = torch.where(known[:, None], y, torch.nan)
+    return y * (1 - smoothing) + smoothing / classes, label, valid
+
+
+def _computed(logits: Tensor, valid: Tensor) -> Tensor:
+    """``logits`` in the dtype that is computed in, 0 in rows that do not count."""
     z = logits if logits.dtype == torch.float64 else logits.float()
-    steps = z.shape[0]
-    scale = temperature**2 if scale_by_temperature else 1.0
-    log_q = F.log_softmax(z / temperature, dim=-1)
-
-    ce = F.cross_entropy(z.flatten(0, 1), target.repeat(steps))
-    kl = z.new_zeros(())
-    if teacher_logits is not None:
-        kl = scale * _kl(teacher_logits.detach().to(z.dtype) / temperature, log_q)
-    own = scale * _kl(_self_logits(z.detach(), target, self_target) / temperature, log_q)
-
-    loss = ce + alpha * kl + beta * own
-    if not return_terms:
-        return loss
-    return loss, {"ce": ce.detach(), "kl": kl.detach(), "self": own.detach()}
+    return torch.where(valid[:, None], z, 0.0)
 
 
-def _self_logits(z: Tensor, target: Tensor, self_target: str) -> Tensor:
-    """The student's own target logits [B, C] from z [T, B, C]."""
-    if self_target == "mean":
-        return z.mean(0)
-    right = (z.argmax(-1) == target).unsqueeze(-1)  # [T, B, 1]
-    return torch.where(right, z, 0.0).sum(0) / right.sum(0).clamp(min=1)
+def _own_target(z: Tensor, label: Tensor, self_target: int) -> tuple[Tensor, Tensor]:
+    """The student's own target logits [B, C], and whether a step is right [B]."""
+    right = (z.argmax(-1) == label)[:, :, None]  # [T, B, 1]
+    if self_target == SELF_MEAN:
+        return z.mean(0), right.new_ones(z.shape[1])
+    count = right.sum(0)
+    return torch.where(right, z, 0.0).sum(0) / count.clamp(min=1), count[:, 0] > 0
 
 
-def _kl(p_logits: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q_t): summed over C, averaged over T and B. p_logits [B, C], log_q [T, B, C]."""
-    log_p = F.log_softmax(p_logits, dim=-1)
-    return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q), summed over classes. [..., C], broadcast against each other."""
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
-def _check(logits, target, teacher_logits, alpha, beta, temperature, self_target):
-    if not logits.is_floating_point():
-        raise TypeError(f"twkd_loss: logits must be floating point, got {logits.dtype}")
-    if logits.dim() != 3 or logits.numel() == 0:
-        raise ValueError(
-            f"twkd_loss: logits must be [T, B, C], none of them 0, got {list(logits.shape)}"
-        )
-    _, batch, classes = logits.shape
-    if target.dtype != torch.int64:
-        raise TypeError(f"twkd_loss: target must be int64 labels, got {target.dtype}")
-    if target.shape != (batch,):
-        raise ValueError(f"twkd_loss: target must be [{batch}], got {list(target.shape)}")
-    if teacher_logits is not None:
-        if not teacher_logits.is_floating_point():
-            raise TypeError(
-                f"twkd_loss: teacher_logits must be floating point, got {teacher_logits.dtype}"
-            )
-        if teacher_logits.shape != (batch, classes):
-            raise ValueError(
-                f"twkd_loss: teacher_logits must be [{batch}, {classes}], "
-                f"got {list(teacher_logits.shape)}"
-            )
-    for name, value in (("alpha", alpha), ("beta", beta)):
-        if not math.isfinite(value):
-            raise ValueError(f"twkd_loss: {name} must be finite, got {value}")
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"twkd_loss: temperature must be finite and > 0, got {temperature}")
-    if self_target not in SELF_TARGETS:
-        raise ValueError(
-            f"twkd_loss: self_target must be one of {', '.join(SELF_TARGETS)}, got {self_target!r}"
-        )
+def _mean(rows: Tensor, valid: Tensor) -> Tensor:
+    """The mean of rows [B] over those that count; NaN where none does, as torch has it."""
+    return torch.where(valid, rows, 0.0).sum() / valid.sum()
+
+
+def _weighted(weights, terms: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """The loss, of the terms with a weight, and all terms."""
+    loss = sum(w * term for w, term in zip(weights, terms, strict=True) if w != 0)
+    return loss, torch.stack([term.detach() for term in terms])

@@ -1,8 +1,11 @@
 // snnfast._C: pointers and numbers in, nothing out. The instruction set is chosen at run time.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <array>
 #include <vector>
 
+#include "distill.h"
 #include "lif.h"
 
 namespace py = pybind11;
@@ -20,12 +23,17 @@ struct Kernels {
   const char* name = "baseline";
   void (*forward)(const LifLayer&, const LifForward&) = lif_forward_baseline;
   void (*backward)(const LifLayer&, const LifBackward&) = lif_backward_baseline;
+  void (*stepwise)(const StepwiseLoss&, const DistillIo&) = stepwise_loss_baseline;
+  void (*tssd)(const TssdLoss&, const DistillIo&) = tssd_loss_baseline;
+  void (*scale)(const Scale&) = scale_gradient_baseline;
 };
 
 Kernels best_kernels() {
   Kernels k;
 #if defined(SNN_HAVE_AVX2)
-  if (has_avx2()) k = {"avx2", lif_forward_avx2, lif_backward_avx2};
+  if (has_avx2())
+    k = {"avx2",         lif_forward_avx2,   lif_backward_avx2, stepwise_loss_avx2,
+         tssd_loss_avx2, scale_gradient_avx2};
 #endif
   return k;
 }
@@ -83,12 +91,132 @@ void backward(const py::tuple& spec, int dtype, int threads, int64_t n, uintptr_
   kernels.backward(layer, io);
 }
 
+// Where the results of a loss go, in float or, for float64, in double.
+struct Results {
+  uintptr_t loss, terms, unit, gradient, other_gradient;
+};
+
+template <class R>
+void finish(const DistillIo& io, const Results& to, const double* weights, int terms, double steps,
+            double gradient_scale) {
+  int64_t n = 0;
+  double sums[4] = {}, loss = 0;
+  for (int64_t b = 0; b < io.rows; ++b) {
+    n += !io.labels || io.labels[b] != io.ignore_index;
+    for (int i = 0; i < terms; ++i) sums[i] += io.parts[b * 4 + i];
+  }
+  for (int i = 0; i < terms; ++i) {
+    const double term = sums[i] / (steps * double(n));
+    pointer<R>(to.terms)[i] = R(term);
+    if (weights[i] != 0) loss += weights[i] * term;
+  }
+  *pointer<R>(to.loss) = R(loss);
+  *pointer<R>(to.unit) = R(1 / (double(io.steps) * double(n ? n : 1) * gradient_scale));
+}
+
+// Fills the results; returns None, or the first label that is no class, with nothing done.
+template <class Loss, class Kernel>
+py::object run_loss(Kernel kernel, const Loss& loss, int terms, DistillIo io, const Results& to,
+                    double steps) {
+  for (int64_t b = 0; io.labels && b < io.rows; ++b)
+    if ((io.labels[b] < 0 || io.labels[b] >= io.classes) && io.labels[b] != io.ignore_index)
+      return py::int_(io.labels[b]);
+  io.gradient = pointer<void>(to.gradient), io.other_gradient = pointer<void>(to.other_gradient);
+  {
+    py::gil_scoped_release release;
+    std::vector<double> parts(size_t(io.rows) * 4);
+    io.parts = parts.data();
+    kernel(loss, io);
+    const bool wide = io.logits.dtype == kFloat64;
+    (wide ? finish<double> : finish<float>)(io, to, loss.weights, terms, steps,
+                                            loss.gradient_scale);
+  }
+  return py::none();
+}
+
+template <size_t n>
+void read_weights(const py::handle& from, double (&to)[n]) {
+  for (size_t i = 0; i < n; ++i) to[i] = py::reinterpret_borrow<py::tuple>(from)[i].cast<double>();
+}
+
+// Sizes and tensors of a loss; strides count elements.
+DistillIo io_of(int threads, int64_t steps, int64_t rows, int64_t classes, uintptr_t logits,
+                int dtype, const std::array<int64_t, 3>& strides, uintptr_t labels,
+                uintptr_t probabilities, int probabilities_dtype, uintptr_t other, int other_dtype,
+                const std::array<int64_t, 3>& other_strides) {
+  DistillIo io{};
+  io.threads = threads, io.steps = steps, io.rows = rows, io.classes = classes;
+  io.logits = {pointer<void>(logits), dtype, strides[0], strides[1], strides[2]};
+  io.labels = pointer<int64_t>(labels);
+  io.probabilities = {pointer<void>(probabilities), probabilities_dtype, 0, classes, 1};
+  io.other = {pointer<void>(other), other_dtype, other_strides[0], other_strides[1],
+              other_strides[2]};
+  return io;
+}
+
+#define SNN_PROBLEM                                                                       \
+  int threads, int64_t steps, int64_t rows, int64_t classes, uintptr_t logits, int dtype, \
+      const std::array<int64_t, 3>&strides, uintptr_t labels, uintptr_t probabilities,    \
+      int probabilities_dtype, uintptr_t other, int other_dtype,                          \
+      const std::array<int64_t, 3>&other_strides
+#define SNN_IO                                                                        \
+  io_of(threads, steps, rows, classes, logits, dtype, strides, labels, probabilities, \
+        probabilities_dtype, other, other_dtype, other_strides)
+
+py::object stepwise_loss(const py::tuple& spec, SNN_PROBLEM, uintptr_t loss, uintptr_t terms,
+                         uintptr_t unit, uintptr_t gradient) {
+  StepwiseLoss l{};
+  read_weights(spec[0], l.weights);
+  l.ce_temperature = spec[1].cast<double>();
+  l.temperature = spec[2].cast<double>();
+  l.entropy_temperature = spec[3].cast<double>();
+  l.kl_scale = spec[4].cast<double>();
+  l.self_target = spec[5].cast<int>();
+  l.skip_all_wrong = spec[6].cast<bool>();
+  l.entropy = spec[7].cast<bool>();
+  l.gradient_scale = spec[10].cast<double>();
+  DistillIo io = SNN_IO;
+  io.smoothing = spec[8].cast<double>(), io.ignore_index = spec[9].cast<int64_t>();
+  return run_loss(kernels.stepwise, l, 4, io, {loss, terms, unit, gradient, 0}, double(steps));
+}
+
+py::object tssd_loss(const py::tuple& spec, SNN_PROBLEM, uintptr_t loss, uintptr_t terms,
+                     uintptr_t unit, uintptr_t gradient, uintptr_t aux_gradient) {
+  TssdLoss l{};
+  read_weights(spec[0], l.weights);
+  l.student_steps = spec[1].cast<int64_t>();
+  l.ce_all = spec[2].cast<double>();
+  l.ce_student = spec[3].cast<double>();
+  l.per_step = spec[4].cast<bool>();
+  l.temperature = spec[5].cast<double>();
+  l.kl_scale = spec[6].cast<double>();
+  l.gradient_scale = spec[9].cast<double>();
+  DistillIo io = SNN_IO;
+  io.smoothing = spec[7].cast<double>(), io.ignore_index = spec[8].cast<int64_t>();
+  return run_loss(kernels.tssd, l, 3, io, {loss, terms, unit, gradient, aux_gradient}, 1.0);
+}
+
+#undef SNN_PROBLEM
+#undef SNN_IO
+
+void scale_gradient(int dtype, int threads, int64_t n, uintptr_t gradient, uintptr_t grad_output,
+                    uintptr_t unit, uintptr_t scaled) {
+  const double factor = dtype == kFloat64
+                            ? *pointer<double>(grad_output) * *pointer<double>(unit)
+                            : double(*pointer<float>(grad_output) * *pointer<float>(unit));
+  py::gil_scoped_release release;
+  kernels.scale({dtype, threads, n, pointer<void>(gradient), pointer<void>(scaled), factor});
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "snnfast's CPU kernels";
   m.def("lif_forward", &forward);
   m.def("lif_backward", &backward);
+  m.def("stepwise_loss", &stepwise_loss);
+  m.def("tssd_loss", &tssd_loss);
+  m.def("scale_gradient", &scale_gradient);
   m.def("instruction_set", [] { return kernels.name; });
   // For tests: the kernels that an older machine would run.
   m.def("use_baseline", [](bool yes) { kernels = yes ? Kernels{} : best_kernels(); });

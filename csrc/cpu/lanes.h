@@ -118,6 +118,10 @@ SNN_HD Lanes<float> mad_(Lanes<float> a, Lanes<float> b, Lanes<float> c) {
   each_register([&](int i) { a.p[i] = _mm256_fmadd_ps(a.p[i], b.p[i], c.p[i]); });
   return a;
 }
+SNN_HD Lanes<float> larger_(Lanes<float> a, Lanes<float> b) {
+  each_register([&](int i) { a.p[i] = _mm256_max_ps(b.p[i], a.p[i]); });
+  return a;
+}
 // a / b in gradients: an estimate of 1/b, one Newton step; some 1.5 ulp, in half of the time of a
 // division. Inf is brought down to where the step does not make NaN of it; a NaN passes.
 SNN_HD Lanes<float> divide_(Lanes<float> a, Lanes<float> b) {
@@ -163,17 +167,48 @@ SNN_HD Lanes<float> exp_(Lanes<float> x) {
     I exponent = __builtin_convertvector(n.p[i], I) + 127;
     power.p[i] = (Register<float>::type)(exponent << 23);
   });
-  V f = clamped - n * V(0.693359375f);
-  f = f - n * V(-2.12194440e-4f);
+  V f = mad_(n, V(-0.693359375f), clamped);
+  f = mad_(n, V(2.12194440e-4f), f);
   V y = V(1.9875691500e-4f);
-  y = y * f + V(1.3981999507e-3f);
-  y = y * f + V(8.3334519073e-3f);
-  y = y * f + V(4.1665795894e-2f);
-  y = y * f + V(1.6666665459e-1f);
-  y = y * f + V(5.0000001201e-1f);
-  y = y * f * f + f + V(1);
+  y = mad_(y, f, V(1.3981999507e-3f));
+  y = mad_(y, f, V(8.3334519073e-3f));
+  y = mad_(y, f, V(4.1665795894e-2f));
+  y = mad_(y, f, V(1.6666665459e-1f));
+  y = mad_(y, f, V(5.0000001201e-1f));
+  y = mad_(y * f, f, f) + V(1);
   // A NaN passes both comparisons by and leaves through f.
   return select(x < V(-87.0f), V(0), y * power);
+}
+
+SNN_HD Lanes<double> log_(Lanes<double> x) {
+  return each(x, [](double v) { return std::log(v); });
+}
+
+// log(x) for normal x > 0, to 1 ulp: x = 2^n m with m in sqrt(1/2)..sqrt(2), a polynomial in m - 1.
+SNN_HD Lanes<float> log_(Lanes<float> x) {
+  using V = Lanes<float>;
+  using I = Register<float>::mask;
+  V n, m;
+  each_register([&](int i) {
+    // Taking the bits of sqrt(1/2) away rounds n to where m falls around 1.
+    I bits = (I)x.p[i] - 0x3f3504f3;
+    n.p[i] = __builtin_convertvector(bits >> 23, V::reg);
+    m.p[i] = (V::reg)((bits & 0x007fffff) + 0x3f3504f3);
+  });
+  V f = m - V(1), square = f * f;
+  V y = V(7.0376836292e-2f);
+  y = mad_(y, f, V(-1.1514610310e-1f));
+  y = mad_(y, f, V(1.1676998740e-1f));
+  y = mad_(y, f, V(-1.2420140846e-1f));
+  y = mad_(y, f, V(1.4249322787e-1f));
+  y = mad_(y, f, V(-1.6668057665e-1f));
+  y = mad_(y, f, V(2.0000714765e-1f));
+  y = mad_(y, f, V(-2.4999993993e-1f));
+  y = mad_(y, f, V(3.3333331174e-1f));
+  y = y * f * square;
+  y = mad_(n, V(-2.12194440e-4f), y) - square * V(0.5f);
+  y = mad_(n, V(0.693359375f), f + y);
+  return select(x == x, y, x);
 }
 
 template <class R>

@@ -51,6 +51,7 @@ SNN_HD float fma_unless_nan_(float a, float b, float c) {
 }
 SNN_HD float mad_(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 SNN_HD float reciprocal_(float x) { return __frcp_rn(x); }
+SNN_HD float log_(float x) { return logf(x); }
 #else
 template <class R>
 SNN_HD R abs_(R x) {
@@ -59,6 +60,10 @@ SNN_HD R abs_(R x) {
 template <class R>
 SNN_HD R exp_(R x) {
   return std::exp(x);
+}
+template <class R>
+SNN_HD R log_(R x) {
+  return std::log(x);
 }
 template <class R>
 SNN_HD R pow_(R x, R y) {
@@ -96,6 +101,12 @@ SNN_HD R reciprocal_(R x) {
 template <class V>
 SNN_HD V select(bool mask, V a, V b) {
   return mask ? a : b;
+}
+
+// The larger one; a where b is NaN.
+template <class V>
+SNN_HD V larger_(V a, V b) {
+  return select(a < b, b, a);
 }
 
 }  // namespace SNN_ISA

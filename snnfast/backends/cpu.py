@@ -10,7 +10,7 @@ import functools
 import torch
 from torch import Tensor
 
-from snnfast.backends.spec import LifSpec
+from snnfast.backends.spec import LifSpec, StepwiseSpec, TssdSpec
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
@@ -106,4 +106,70 @@ def lif_backward(
         dx.dim() < x.dim(),
         _pointer(dv0),
         _pointer(drate),
+    )
+
+
+def _problem(logits: Tensor, target: Tensor, other: Tensor | None) -> tuple:
+    """What both losses begin with: sizes, logits, labels or class probabilities, and ``other``, the
+    teacher's logits [B, C] or auxiliary ones [T, B, C]."""
+    soft = target.dtype != torch.int64
+    at = target.data_ptr()
+    labels = (0, at, DTYPES[target.dtype]) if soft else (at, 0, 0)
+    others = (0, 0, (0, 0, 0))
+    if other is not None:
+        stride = other.stride()
+        others = (
+            other.data_ptr(),
+            DTYPES[other.dtype],
+            stride if len(stride) == 3 else (0, *stride),
+        )
+    sizes = (torch.get_num_threads(), *logits.shape)
+    return *sizes, logits.data_ptr(), DTYPES[logits.dtype], logits.stride(), *labels, *others
+
+
+def stepwise_loss(
+    spec: StepwiseSpec,
+    logits: Tensor,
+    target: Tensor,
+    teacher_logits: Tensor | None,
+    loss: Tensor,
+    terms: Tensor,
+    unit: Tensor,
+    gradient: Tensor | None,
+) -> int | None:
+    """Fills ``loss``, ``terms`` [4], ``unit`` and ``gradient``; or returns a label that is no class.
+
+    Reads the logits once and writes the gradient once: 2b bytes per logit, b those of the dtype.
+    """
+    outputs = (loss.data_ptr(), terms.data_ptr(), unit.data_ptr(), _pointer(gradient))
+    return _module().stepwise_loss(spec, *_problem(logits, target, teacher_logits), *outputs)
+
+
+def tssd_loss(
+    spec: TssdSpec,
+    logits: Tensor,
+    target: Tensor,
+    aux_logits: Tensor | None,
+    loss: Tensor,
+    terms: Tensor,
+    unit: Tensor,
+    gradient: Tensor | None,
+    aux_gradient: Tensor | None,
+) -> int | None:
+    """Fills ``loss``, ``terms`` [3], ``unit`` and the gradients, as ``stepwise_loss`` does."""
+    outputs = (loss.data_ptr(), terms.data_ptr(), unit.data_ptr(), _pointer(gradient))
+    problem = _problem(logits, target, aux_logits)
+    return _module().tssd_loss(spec, *problem, *outputs, _pointer(aux_gradient))
+
+
+def scale_gradient(gradient: Tensor, grad_output: Tensor, unit: Tensor, scaled: Tensor) -> None:
+    """scaled = gradient * (grad_output * unit); 2b bytes per element."""
+    _module().scale_gradient(
+        DTYPES[gradient.dtype],
+        torch.get_num_threads(),
+        gradient.numel(),
+        gradient.data_ptr(),
+        grad_output.data_ptr(),
+        unit.data_ptr(),
+        scaled.data_ptr(),
     )

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from snnfast.ops import validation as check
+
 
 def full_range(logits: Tensor, target: Tensor) -> Tensor:
     """Fraction right at every number of timesteps 1 .. T, float64 [T], out of one pass of T steps.
@@ -10,14 +12,51 @@ def full_range(logits: Tensor, target: Tensor) -> Tensor:
     The prediction after k steps is the argmax of the mean of the first k logits: for a static image
     and a network in evaluation mode these are the logits of a run of k steps.
 
-    ``logits`` [T, B, C], ``target`` int64 [B].
+    ``logits`` [T, B, C], ``target`` int64 [B]. Raises TypeError or ValueError on anything else.
     """
-    if logits.dim() != 3:
-        raise ValueError(f"full_range: logits must be [T, B, C], got {list(logits.shape)}")
+    _check("full_range", logits)
+    if target.dtype != torch.int64:
+        raise TypeError(f"full_range: target must be int64 labels, got {check.type_name(target)}")
     if target.shape != logits.shape[1:2]:
         raise ValueError(
-            f"full_range: target must be [{logits.shape[1]}], got {list(target.shape)}"
+            f"full_range: target must have shape ({logits.shape[1]},), got {tuple(target.shape)}"
         )
+    return (_running_mean(logits).argmax(-1) == target).double().mean(1)
+
+
+def anytime(logits: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Early exit: every sample's prediction at the first timestep that is confident enough.
+
+    The confidence after k steps is the largest probability in the softmax of the mean of the first
+    k logits. A sample stops at the first k where it is >= ``threshold``, and at T where it never
+    is.
+
+    Args:
+        logits: [T, B, C], a floating dtype.
+        threshold: a number in 0..1. 0 stops at the first step; 1 where the softmax rounds to 1.
+
+    Returns (prediction int64 [B], steps int64 [B], from 1). Raises TypeError or ValueError.
+    """
+    _check("anytime", logits)
+    threshold = check.check_number("anytime", "threshold", threshold)
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"anytime: threshold must be in 0..1, got {threshold}")
+    confidence, prediction = _running_mean(logits).softmax(-1).max(-1)  # [T, B]
+    confident = confidence >= threshold
+    confident[-1] = True
+    first = confident.int().argmax(0)  # of equal values the first
+    return prediction.gather(0, first[None])[0], first + 1
+
+
+def _running_mean(logits: Tensor) -> Tensor:
+    """The mean of the first k logits for k = 1 .. T, float64 [T, B, C]."""
     steps = torch.arange(1, logits.shape[0] + 1, device=logits.device).view(-1, 1, 1)
-    mean = logits.double().cumsum(0) / steps
-    return (mean.argmax(-1) == target).double().mean(1)
+    return logits.detach().double().cumsum(0) / steps
+
+
+def _check(op: str, logits) -> None:
+    check.check_input(op, "logits", logits)
+    if logits.dim() != 3 or logits.numel() == 0:
+        raise ValueError(
+            f"{op}: logits must be [T, B, C], none of them 0, got {tuple(logits.shape)}"
+        )

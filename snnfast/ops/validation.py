@@ -95,6 +95,25 @@ def check_rate(op: str, name: str, rate: Tensor, x: Tensor, shape: torch.Size) -
             raise ValueError(f"{op}: {name} must be {bound}, got {values.tolist()}")
 
 
+def check_logits(op: str, name: str, tensor, logits: Tensor, shape: tuple[int, ...]) -> None:
+    """A floating tensor beside the logits, float64 only where they are."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type_name(tensor)}")
+    if tensor.dtype not in IO_DTYPES or (
+        tensor.dtype == torch.float64 and logits.dtype != torch.float64
+    ):
+        raise TypeError(
+            f"{op}: {name} must be float32, float16 or bfloat16 (or float64 as the logits), "
+            f"got {type_name(tensor)}"
+        )
+    if tensor.device != logits.device:
+        raise ValueError(
+            f"{op}: {name} must be on logits' device {logits.device}, got {tensor.device}"
+        )
+    if tensor.shape != shape:
+        raise ValueError(f"{op}: {name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
+
+
 def is_dense(sizes, strides) -> bool:
     """Whether elements fill a block of memory in some order of the axes, without gaps."""
     expected = 1
