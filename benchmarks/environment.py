@@ -1,5 +1,6 @@
 """The machine and the software a benchmark ran on, and the one setting it runs under."""
 
+import importlib
 import importlib.metadata
 import os
 import platform
@@ -85,6 +86,37 @@ def environment(device: torch.device, packages: tuple[str, ...]) -> dict:
     return env
 
 
+def heading(title: str, env: dict) -> str:
+    """The three lines above all tables: machine, versions, commit and malloc settings."""
+    gpu = env.get("gpu")
+    where = f"{gpu['name']}, CUDA {gpu['cuda']}; host " if gpu else ""
+    versions = ", ".join(f"{name} {v or 'absent'}" for name, v in env["versions"].items())
+    malloc = " ".join(f"{name}={value}" for name, value in env["malloc"].items())
+    return (
+        f"{title} on {where}{env['cpu']}, {env['threads']} threads of "
+        f"{env['cores_available']} cores, load {env['load_average']:.1f} at the start\n"
+        f"{versions}\ncommit {env['commit']}, {malloc}"
+    )
+
+
+def backends(device: torch.device, asked: list[str] | None, program: str) -> list[str]:
+    """The backends to measure. One that was asked for by name and cannot be used is an error."""
+    names = asked or (["triton", "cuda"] if device.type == "cuda" else ["cpu"])
+    found = []
+    for name in names:
+        try:
+            why = importlib.import_module(f"snnfast.backends.{name}").available()
+        except ImportError as error:
+            why = str(error)
+        if why is None:
+            found.append(name)
+        elif asked:
+            sys.exit(f"{program}: backend {name} cannot be used: {why}")
+        else:
+            print(f"left out: snnfast {name}: {why}")
+    return found
+
+
 def device_slug(device: torch.device) -> str:
     """The folder under benchmarks/results: nvidia-h200, or cpu-amd-epyc-2t (2 threads)."""
     if device.type == "cuda":
@@ -95,6 +127,22 @@ def device_slug(device: torch.device) -> str:
 
 def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def foreign_seconds() -> float:
+    """CPU seconds since boot that others used of the cores that this process may run on; NaN where
+    that is unknown. Its growth over a measurement is what disturbed it: a loop that waits for all
+    its threads can take a hundred times as long when one of them has to share its core.
+    """
+    try:
+        lines = Path("/proc/stat").read_text().splitlines()
+        cores = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+    except (OSError, AttributeError):
+        return float("nan")
+    ticks = [line.split() for line in lines]
+    # user nice system idle iowait irq softirq steal
+    busy = sum(sum(map(int, t[1:4] + t[6:9])) for t in ticks if t and t[0] in cores)
+    return busy / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])
 
 
 def total_memory(device: torch.device) -> int:

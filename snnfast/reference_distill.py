@@ -18,7 +18,7 @@ def stepwise_loss(
     spec,
     detach_self_target: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy, KL to the teacher, KL to the own target and entropy of every step (TWKD, TSER).
+    """Per step: cross-entropy, KL to the teacher, KL to the own target, entropy (TWKD, TSER).
 
     ``spec`` has the fields of ``snnfast.backends.spec.StepwiseSpec``. Returns the loss and the four
     terms, detached.

@@ -1,4 +1,4 @@
-"""``twkd_loss``, ``tser_loss``, ``tssd_loss``: value and gradient of a distillation objective in one
+"""``twkd_loss``, ``tser_loss``, ``tssd_loss``: a distillation objective's value and gradient in one
 launch.
 
 The contract (schemas and fakes), the launch on a backend, the autograd.Functions, and the public
@@ -32,21 +32,31 @@ _library.define(
 _library.define(
     "tssd_loss(Tensor logits, Tensor target, Tensor? aux_logits, str op, SymInt student_steps, "
     "float[] numbers, int[] choices, bool want_gradient, bool want_aux_gradient, str backend) "
-    "-> (Tensor loss, Tensor terms, Tensor unit, Tensor gradient, Tensor aux_gradient)"
+    "-> (Tensor loss, Tensor terms, Tensor unit, Tensor gradients)"
 )
 _library.define(
     "scale_gradient(Tensor gradient, Tensor grad_output, Tensor unit, str backend) -> Tensor"
 )
 
 
-def _allocate(logits: Tensor, terms: int, wanted: tuple[bool, ...]) -> tuple[Tensor, ...]:
-    """loss [], terms [n], unit [], and a gradient [T, B, C] (or an empty one) for each ``wanted``."""
+def _allocate(logits: Tensor, terms: int, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """loss [], terms [n], unit [], and gradients of a ``shape``, (0,) where none are wanted."""
     dtype, device = check.state_dtype(logits), logits.device
-    outputs = [torch.empty(size, dtype=dtype, device=device) for size in ((), (terms,), ())]
-    for want in wanted:
-        shape = logits.shape if want else (0,)
-        outputs.append(torch.empty(shape, dtype=logits.dtype, device=device))
-    return tuple(outputs)
+    return (
+        torch.empty((), dtype=dtype, device=device),
+        torch.empty(terms, dtype=dtype, device=device),
+        torch.empty((), dtype=dtype, device=device),
+        torch.empty(shape, dtype=logits.dtype, device=device),
+    )
+
+
+def _allocate_stepwise(logits, want_gradient):
+    return _allocate(logits, 4, logits.shape if want_gradient else (0,))
+
+
+def _allocate_tssd(logits, want_gradient, want_aux_gradient):
+    """Both gradients are one tensor [n, T, B, C], so that backward scales them in one call."""
+    return _allocate(logits, 3, (want_gradient + want_aux_gradient, *logits.shape))
 
 
 def _float16_scale(soft: bool, bound: float) -> float:
@@ -66,13 +76,13 @@ def _refuse_label(op: str, label: int | None, logits: Tensor, ignore_index: int)
 
 @torch.library.register_fake("snnfast::stepwise_loss", lib=_library)
 def _(logits, target, teacher_logits, op, numbers, choices, want_gradient, backend):
-    return _allocate(logits, 4, (want_gradient,))
+    return _allocate_stepwise(logits, want_gradient)
 
 
 @torch.library.register_fake("snnfast::tssd_loss", lib=_library)
 def _(logits, target, aux_logits, op, student_steps, numbers, choices, want_gradient,
       want_aux_gradient, backend):  # fmt: skip
-    return _allocate(logits, 3, (want_gradient, want_aux_gradient))
+    return _allocate_tssd(logits, want_gradient, want_aux_gradient)
 
 
 @torch.library.register_fake("snnfast::scale_gradient", lib=_library)
@@ -114,7 +124,7 @@ def _kind(logits: Tensor, target: Tensor) -> tuple[bool, bool]:
 
 
 def _run_stepwise(logits, target, teacher_logits, op, numbers, choices, want_gradient, backend):
-    outputs = loss, terms, unit, gradient = _allocate(logits, 4, (want_gradient,))
+    outputs = loss, terms, unit, gradient = _allocate_stepwise(logits, want_gradient)
     kind = _kind(logits, target)
     spec = _stepwise_spec(tuple(numbers), tuple(choices), logits.shape[2], *kind)
     label = module(backend).stepwise_loss(
@@ -127,13 +137,13 @@ def _run_stepwise(logits, target, teacher_logits, op, numbers, choices, want_gra
 
 def _run_tssd(logits, target, aux_logits, op, student_steps, numbers, choices, want_gradient,
               want_aux_gradient, backend):  # fmt: skip
-    outputs = _allocate(logits, 3, (want_gradient, want_aux_gradient))
-    loss, terms, unit, gradient, aux_gradient = outputs
+    outputs = _allocate_tssd(logits, want_gradient, want_aux_gradient)
+    loss, terms, unit, gradients = outputs
     kind = _kind(logits, target)
     spec = _tssd_spec(tuple(numbers), tuple(choices), student_steps, logits.shape[0], *kind)
     label = module(backend).tssd_loss(
         spec, logits, target.contiguous(), aux_logits, loss, terms, unit,
-        gradient if want_gradient else None, aux_gradient if want_aux_gradient else None,
+        gradients[0] if want_gradient else None, gradients[-1] if want_aux_gradient else None,
     )  # fmt: skip
     _refuse_label(op, label, logits, spec.ignore_index)
     return outputs
@@ -156,30 +166,26 @@ for _device in ("CPU", "CUDA"):
 
 
 class _Loss(torch.autograd.Function):
-    """What both objectives share: keeps one gradient per differentiable input, and backward scales
-    it. ``setup`` takes the outputs of an op, ``scaled`` gives the gradient of an input."""
+    """What both objectives share: keeps the gradients of the inputs, and backward scales them."""
 
     @staticmethod
-    def setup(ctx, op, outputs, backend):
-        loss, terms, *kept = outputs
-        ctx.save_for_backward(*kept)
+    def keep(ctx, op, outputs, backend):
+        loss, terms, unit, gradients = outputs
+        ctx.save_for_backward(unit, gradients)
         ctx.mark_non_differentiable(terms)
         ctx.set_materialize_grads(False)
         ctx.op, ctx.backend = op, backend
         return loss, terms
 
     @staticmethod
-    def scaled(ctx, dloss) -> list[Tensor | None]:
+    def scaled(ctx, dloss) -> Tensor:
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             raise RuntimeError(
                 f"{ctx.op}: gradients must be taken once, got create_graph=True; "
                 "backend='reference' is differentiable twice"
             )
-        unit, *gradients = ctx.saved_tensors
-        if dloss is None:
-            return [None] * len(gradients)
-        scale = torch.ops.snnfast.scale_gradient.default
-        return [scale(g, dloss, unit, ctx.backend) if g.dim() == 3 else None for g in gradients]
+        unit, gradients = ctx.saved_tensors
+        return torch.ops.snnfast.scale_gradient.default(gradients, dloss, unit, ctx.backend)
 
 
 class _Stepwise(_Loss):
@@ -188,26 +194,28 @@ class _Stepwise(_Loss):
         outputs = torch.ops.snnfast.stepwise_loss.default(
             logits, target, teacher_logits, *options, True, backend
         )
-        return _Loss.setup(ctx, options[0], outputs, backend)
+        return _Loss.keep(ctx, options[0], outputs, backend)
 
     @staticmethod
     def backward(ctx, dloss, _):
-        return (*_Loss.scaled(ctx, dloss), None, None, None, None)
+        return None if dloss is None else _Loss.scaled(ctx, dloss), None, None, None, None
 
 
 class _Tssd(_Loss):
     @staticmethod
     def forward(ctx, logits, target, aux_logits, options, backend):
-        wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[2])
+        ctx.wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
         outputs = torch.ops.snnfast.tssd_loss.default(
-            logits, target, aux_logits, *options, *wanted, backend
+            logits, target, aux_logits, *options, *ctx.wanted, backend
         )
-        return _Loss.setup(ctx, options[0], outputs, backend)
+        return _Loss.keep(ctx, options[0], outputs, backend)
 
     @staticmethod
     def backward(ctx, dloss, _):
-        dlogits, daux = _Loss.scaled(ctx, dloss)
-        return dlogits, None, daux, None, None
+        if dloss is None:
+            return None, None, None, None, None
+        gradients, (logits, aux) = _Loss.scaled(ctx, dloss), ctx.wanted
+        return gradients[0] if logits else None, None, gradients[-1] if aux else None, None, None
 
 
 def _memoized(function):
@@ -284,7 +292,7 @@ def _check_problem(op: str, logits, target, ignore_index: int) -> None:
 
 
 def _refuse_labels_on_cpu(op: str, target: Tensor, logits: Tensor, ignore_index: int) -> None:
-    """What the kernels do on the way, for the reference; a GPU's labels would have to be fetched."""
+    """What kernels do on the way, for the reference; a GPU's labels would have to be fetched."""
     if target.dtype == torch.int64 and target.device.type == "cpu":
         wrong = ((target < 0) | (target >= logits.shape[-1])) & (target != ignore_index)
         if bool(wrong.any()):
@@ -296,8 +304,10 @@ def _named(terms: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
     return {name: term for name, term in zip(names, terms.unbind(), strict=True) if name}
 
 
-def _stepwise_options(op, *, weights, temperatures, scale_by_temperature, self_target,
-                      skip_all_wrong, entropy, label_smoothing, ignore_index, return_terms):  # fmt: skip
+def _stepwise_options(
+    op, *, weights, temperatures, self_target, skip_all_wrong, entropy, scale_by_temperature,
+    label_smoothing, ignore_index, return_terms,
+):  # fmt: skip
     """What the op takes beside tensors: its name, numbers and choices."""
     smoothing = _check_common(
         op, label_smoothing, ignore_index, scale_by_temperature=scale_by_temperature,

@@ -1,0 +1,236 @@
+"""One point of the distillation benchmark: the objective, its data, the eager compositions, and the
+gate that a contender must pass.
+
+The compositions are what one writes in PyTorch from the papers' equations: one call for all steps,
+one softmax for all terms that share it, weights and means folded into one factor. ``log_target`` is
+the faster form of F.kl_div here, eager and compiled. Half-precision logits are computed in float32,
+as autocast does it.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import snnfast
+from snnfast.backends import spec as specs
+
+EAGER, COMPILED = "eager", "torch.compile"
+
+VALUE_TOLERANCE = 1e-5
+GRADIENT_TOLERANCE = {torch.float32: 1e-5, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
+"""Relative to the norm: float32 rounding, or two roundings of the half dtype."""
+
+
+def twkd(z, target, teacher, *, alpha, beta, temperature, self_target):
+    """Eager TWKD. z [T, B, C], target [B], teacher [B, C]."""
+    z, teacher = z.float(), teacher.float()
+    steps, batch, _ = z.shape
+    own = z.detach()
+    if self_target == "correct":
+        right = (own.argmax(-1) == target).unsqueeze(-1)  # [T, B, 1]
+        own = (own * right).sum(0) / right.sum(0).clamp(min=1)
+    else:
+        own = own.mean(0)
+    log_q = F.log_softmax(z / temperature, -1)
+    scale = temperature**2 / (steps * batch)
+    loss = F.cross_entropy(z.flatten(0, 1), target.repeat(steps))
+    loss = loss + alpha * scale * _kl(teacher, log_q, temperature)
+    return loss + beta * scale * _kl(own, log_q, temperature)
+
+
+def tser(z, target, teacher, *, alpha, lam, temperature):
+    """Eager TSER, the entropy at the temperature of the KL term. Shapes as in ``twkd``."""
+    z, teacher = z.float(), teacher.float()
+    steps, batch, _ = z.shape
+    log_q = F.log_softmax(z / temperature, -1)
+    loss = F.cross_entropy(z.flatten(0, 1), target.repeat(steps))
+    scale = alpha * temperature**2 / (steps * batch)
+    loss = loss + scale * _kl(teacher, log_q, temperature)
+    return loss + lam / (steps * batch) * (log_q.exp() * log_q).sum()
+
+
+def tssd(z, target, w, *, alpha, beta, temperature, student_steps):
+    """Eager TSSD, cross-entropy of all steps, auxiliary logits w [T, B, C] step by step."""
+    z, w = z.float(), w.float()
+    steps, batch, _ = z.shape
+    mean, student = z.mean(0), z[:student_steps].mean(0)
+    loss = F.cross_entropy(mean, target)
+    log_q = F.log_softmax(student / temperature, -1)
+    loss = loss + alpha / batch * _kl(mean.detach(), log_q, temperature)
+    log_q = F.log_softmax(w / temperature, -1)
+    return loss + beta / (steps * batch) * _kl(z.detach(), log_q, temperature)
+
+
+def _kl(teacher: Tensor, log_q: Tensor, temperature: float) -> Tensor:
+    log_p = F.log_softmax(teacher / temperature, -1)
+    return F.kl_div(log_q, log_p, reduction="sum", log_target=True)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One objective with its weights, as our op, as the eager composition, and as one launch."""
+
+    name: str
+    op: str
+    """The public function; its third argument is the teacher's or the auxiliary logits."""
+    options: dict
+    composition: Callable[..., Tensor]
+
+    @property
+    def auxiliary(self) -> bool:
+        """Whether the third argument is [T, B, C] and takes a gradient, too."""
+        return self.op == "tssd_loss"
+
+    def arguments(self, steps: int) -> dict:
+        students = {"student_steps": max(1, steps // 2)} if self.auxiliary else {}
+        return self.options | students
+
+    def ours(self, steps: int, backend: str) -> Callable[..., Tensor]:
+        return partial(getattr(snnfast, self.op), **self.arguments(steps), backend=backend)
+
+    def eager(self, steps: int) -> Callable[..., Tensor]:
+        return partial(self.composition, **self.arguments(steps))
+
+    def spec(self, steps: int) -> specs.StepwiseSpec | specs.TssdSpec:
+        """What a backend is handed for these arguments."""
+        options = self.arguments(steps)
+        tau = options["temperature"]
+        if self.auxiliary:
+            return specs.TssdSpec(
+                weights=(1.0, options["alpha"], options["beta"]),
+                student_steps=options["student_steps"],
+                ce_all=1.0,
+                ce_student=0.0,
+                per_step=True,
+                temperature=tau,
+                kl_scale=1.0,
+                label_smoothing=0.0,
+                ignore_index=-100,
+                gradient_scale=1.0,
+            )
+        own = {"mean": specs.SELF_MEAN, "correct": specs.SELF_CORRECT, None: specs.SELF_NONE}
+        lam = options.get("lam", 0.0)
+        return specs.StepwiseSpec(
+            weights=(1.0, options["alpha"], options.get("beta", 0.0), -lam),
+            ce_temperature=1.0,
+            temperature=tau,
+            entropy_temperature=tau if lam else 1.0,
+            kl_scale=tau * tau,
+            self_target=own[options.get("self_target")],
+            skip_all_wrong=False,
+            entropy=lam != 0,
+            label_smoothing=0.0,
+            ignore_index=-100,
+            gradient_scale=1.0,
+        )
+
+
+_TWKD = {"alpha": 0.2, "beta": 0.5, "temperature": 3.0}
+OBJECTIVES = [
+    Objective("TWKD", "twkd_loss", _TWKD | {"self_target": "mean"}, twkd),
+    Objective("TWKD correct", "twkd_loss", _TWKD | {"self_target": "correct"}, twkd),
+    Objective("TSER", "tser_loss", {"alpha": 0.2, "lam": 0.05, "temperature": 4.0}, tser),
+    Objective("TSSD", "tssd_loss", {"alpha": 1.0, "beta": 1.0, "temperature": 2.0}, tssd),
+]
+
+
+@dataclass
+class Contender:
+    """A loss to time: ``loss(z, target, third) -> []``, differentiable."""
+
+    name: str
+    kind: str
+    """ours or peer."""
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor]
+    compiled: bool = False
+
+
+@dataclass
+class Verdict:
+    """What the gate found; ``refused`` says why no speed is shown, None where it passed."""
+
+    value_error: float | None = None
+    gradient_error: float | None = None
+    refused: str | None = None
+
+
+class Case:
+    """``shape`` is (T, B, C); ``sets`` inputs are made, to rotate among. About half of the steps
+    put the label first."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        shape: tuple[int, int, int],
+        dtype: torch.dtype,
+        device: torch.device,
+        sets: int = 1,
+    ):
+        self.objective, self.shape, self.dtype, self.device = objective, shape, dtype, device
+        self.steps, batch, classes = shape
+        generator = torch.Generator(device).manual_seed(self.steps)
+        normal = partial(torch.randn, device=device, generator=generator)
+        self.target = torch.randint(classes, (batch,), device=device, generator=generator)
+        label = self.target[None, :, None].expand(self.steps, batch, 1)
+
+        def student() -> Tensor:
+            z = 2.0 * normal(shape)
+            right = z.amax(-1, keepdim=True) + normal((self.steps, batch, 1))
+            return z.scatter_(-1, label, right).to(dtype)
+
+        teacher = (3.0 * normal((batch, classes))).to(dtype)
+        count = 2 if objective.auxiliary else 1
+        self.inputs = [tuple(student() for _ in range(count)) for _ in range(sets)]
+        """Of each set the tensors that take a gradient: (z,) or (z, w)."""
+        self.third = [inputs[1] if objective.auxiliary else teacher for inputs in self.inputs]
+        self.size = self.inputs[0][0].element_size()
+        """Bytes per logit: b."""
+        self.logits = count * math.prod(shape)
+        """Logits that are read, and whose gradient is written."""
+        self._value, self._gradients = self._reference()
+
+    @property
+    def label(self) -> str:
+        return "x".join(map(str, self.shape))
+
+    def evaluate(self, loss: Callable[..., Tensor], tensors: tuple[Tensor, ...]) -> Tensor:
+        """``loss`` of the first set, with ``tensors`` in place of those that take a gradient."""
+        return loss(tensors[0], self.target, tensors[1] if len(tensors) > 1 else self.third[0])
+
+    def _reference(self) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Value and gradients of the first set in float64, from the specification."""
+        leaves = tuple(z.double().requires_grad_() for z in self.inputs[0])
+        third = leaves[1] if self.objective.auxiliary else self.third[0].double()
+        value = self.objective.ours(self.steps, "reference")(leaves[0], self.target, third)
+        return value.detach(), torch.autograd.grad(value, leaves)
+
+    def judge(self, value: Tensor, gradients: tuple[Tensor | None, ...]) -> Verdict:
+        """Hold the loss and the gradients of the first set to the float64 reference."""
+        if value.shape != ():
+            return Verdict(refused=f"a loss of shape {tuple(value.shape)}")
+        for z, gradient in zip(self.inputs[0], gradients, strict=True):
+            if gradient is None or gradient.shape != z.shape:
+                found = None if gradient is None else tuple(gradient.shape)
+                return Verdict(refused=f"gradient of shape {found}, not {tuple(z.shape)}")
+        errors = [_error(value, self._value)]
+        errors.append(max(map(_error, gradients, self._gradients), key=_nan_last))
+        verdict = Verdict(*(e if math.isfinite(e) else None for e in errors))
+        limits = (VALUE_TOLERANCE, GRADIENT_TOLERANCE[self.dtype])
+        for what, error, limit in zip(("value", "gradient"), errors, limits):
+            if not error <= limit:
+                verdict.refused = f"{what} off by {error:.1e} of its norm (limit {limit:.1e})"
+                break
+        return verdict
+
+
+def _error(found: Tensor, expected: Tensor) -> float:
+    return float((found.detach().double() - expected).norm() / expected.norm())
+
+
+def _nan_last(error: float) -> float:
+    return math.inf if math.isnan(error) else error
