@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         twkd_loss,
     )
     from snnfast.ops.lif import lif
+    from snnfast.ops.norm_lif import norm_lif
     from snnfast.ops.select import BackendUnavailable, backend, explain
 
 __version__ = "0.1.0"
@@ -29,6 +30,7 @@ __all__ = [
     "mean_cross_entropy",
     "models",
     "nn",
+    "norm_lif",
     "streaming",
     "surrogate",
     "temporal_cross_entropy",
@@ -48,6 +50,7 @@ _HOMES = {
     "mean_cross_entropy": "snnfast.ops.distill",
     "models": None,
     "nn": None,
+    "norm_lif": "snnfast.ops.norm_lif",
     "streaming": "snnfast.nn.streaming",
     "surrogate": None,
     "temporal_cross_entropy": "snnfast.ops.distill",

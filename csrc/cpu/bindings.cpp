@@ -3,6 +3,8 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <optional>
+#include <tuple>
 #include <vector>
 
 #include "distill.h"
@@ -23,6 +25,8 @@ struct Kernels {
   const char* name = "baseline";
   void (*forward)(const LifLayer&, const LifForward&) = lif_forward_baseline;
   void (*backward)(const LifLayer&, const LifBackward&) = lif_backward_baseline;
+  void (*norm_stats)(const NormStats&) = norm_stats_baseline;
+  void (*norm_backward)(const NormBackward&) = norm_backward_baseline;
   void (*stepwise)(const StepwiseLoss&, const DistillIo&) = stepwise_loss_baseline;
   void (*tssd)(const TssdLoss&, const DistillIo&) = tssd_loss_baseline;
   void (*scale)(const Scale&) = scale_gradient_baseline;
@@ -32,8 +36,9 @@ Kernels best_kernels() {
   Kernels k;
 #if defined(SNN_HAVE_AVX2)
   if (has_avx2())
-    k = {"avx2",         lif_forward_avx2,   lif_backward_avx2, stepwise_loss_avx2,
-         tssd_loss_avx2, scale_gradient_avx2};
+    k = {"avx2",          lif_forward_avx2,   lif_backward_avx2,
+         norm_stats_avx2, norm_backward_avx2, stepwise_loss_avx2,
+         tssd_loss_avx2,  scale_gradient_avx2};
 #endif
   return k;
 }
@@ -67,12 +72,30 @@ LifLayer layer_of(const py::tuple& spec, int dtype, int threads, int64_t n, uint
   return l;
 }
 
+// A normalisation, as norm_lif's functions have it: the addresses of mean, scale and bias, of a
+// residual and the distance of its steps, channels and inner.
+using NormArgs = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t, int64_t>;
+
+LifNorm norm_of(const std::optional<NormArgs>& args) {
+  if (!args) return {};
+  const auto [mean, scale, bias, residual, stride, channels, inner] = *args;
+  return {pointer<void>(mean),
+          pointer<void>(scale),
+          pointer<void>(bias),
+          pointer<void>(residual),
+          stride,
+          channels,
+          inner,
+          nullptr,
+          nullptr};
+}
+
 void forward(const py::tuple& spec, int dtype, int threads, int64_t n, uintptr_t rates, uintptr_t x,
              int64_t x_stride, uintptr_t v0, uintptr_t s, uintptr_t v, bool v_every_step,
-             uintptr_t borders) {
+             uintptr_t borders, const std::optional<NormArgs>& norm) {
   LifLayer layer = layer_of(spec, dtype, threads, n, rates);
-  LifForward io{pointer<void>(x), x_stride,     pointer<void>(v0),     pointer<void>(s),
-                pointer<void>(v), v_every_step, pointer<void>(borders)};
+  LifForward io{pointer<void>(x), x_stride,     pointer<void>(v0),      pointer<void>(s),
+                pointer<void>(v), v_every_step, pointer<void>(borders), norm_of(norm)};
   py::gil_scoped_release release;
   kernels.forward(layer, io);
 }
@@ -80,15 +103,34 @@ void forward(const py::tuple& spec, int dtype, int threads, int64_t n, uintptr_t
 void backward(const py::tuple& spec, int dtype, int threads, int64_t n, uintptr_t rates,
               uintptr_t x, int64_t x_stride, uintptr_t v0, uintptr_t borders, uintptr_t ds,
               int64_t ds_stride, uintptr_t dv, bool dv_every_step, uintptr_t dx, bool sum_dx,
-              uintptr_t dv0, uintptr_t drate) {
+              uintptr_t dv0, uintptr_t drate, const std::optional<NormArgs>& norm, uintptr_t sums) {
   LifLayer layer = layer_of(spec, dtype, threads, n, rates);
   std::vector<double> partial(drate || dtype == kFloat64 ? size_t(kMaxChunks * layer.channels) : 0);
-  LifBackward io{pointer<void>(x),  x_stride,  pointer<void>(v0),  pointer<void>(borders),
-                 pointer<void>(ds), ds_stride, pointer<void>(dv),  dv_every_step,
-                 pointer<void>(dx), sum_dx,    pointer<void>(dv0), pointer<void>(drate),
-                 partial.data()};
+  LifBackward io{pointer<void>(x),  x_stride,     pointer<void>(v0),  pointer<void>(borders),
+                 pointer<void>(ds), ds_stride,    pointer<void>(dv),  dv_every_step,
+                 pointer<void>(dx), sum_dx,       pointer<void>(dv0), pointer<void>(drate),
+                 partial.data(),    norm_of(norm)};
+  std::vector<double> norm_partial(size_t(kMaxChunks * 2 * io.norm.channels));
+  io.norm.sums = pointer<void>(sums), io.norm.partial = norm_partial.data();
   py::gil_scoped_release release;
   kernels.backward(layer, io);
+}
+
+void norm_stats(int dtype, int threads, int64_t steps, int64_t n, uintptr_t y, int64_t stride,
+                int64_t channels, int64_t inner, uintptr_t mean, uintptr_t var) {
+  py::gil_scoped_release release;
+  std::vector<double> partial(size_t(kMaxChunks * 2 * channels));
+  kernels.norm_stats({dtype, threads, steps, n, pointer<void>(y), stride, channels, inner,
+                      pointer<void>(mean), pointer<void>(var), partial.data()});
+}
+
+void norm_backward(int dtype, int threads, int64_t steps, int64_t n, uintptr_t y, int64_t stride,
+                   uintptr_t dx, uintptr_t dy, int64_t channels, int64_t inner, uintptr_t mean,
+                   uintptr_t a, uintptr_t b, uintptr_t c) {
+  py::gil_scoped_release release;
+  kernels.norm_backward({dtype, threads, steps, n, pointer<void>(y), stride, pointer<void>(dx),
+                         pointer<void>(dy), channels, inner, pointer<void>(mean), pointer<void>(a),
+                         pointer<void>(b), pointer<void>(c)});
 }
 
 // Where the results of a loss go, in float or, for float64, in double.
@@ -214,6 +256,8 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "snnfast's CPU kernels";
   m.def("lif_forward", &forward);
   m.def("lif_backward", &backward);
+  m.def("norm_stats", &norm_stats);
+  m.def("norm_backward", &norm_backward);
   m.def("stepwise_loss", &stepwise_loss);
   m.def("tssd_loss", &tssd_loss);
   m.def("scale_gradient", &scale_gradient);

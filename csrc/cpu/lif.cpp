@@ -52,4 +52,12 @@ void SNN_ISA_NAME(lif_backward)(const LifLayer& layer, const LifBackward& io) {
   }
 }
 
+void SNN_ISA_NAME(norm_stats)(const NormStats& job) {
+  job.dtype == kFloat64 ? channel_stats<double>(job) : channel_stats<float>(job);
+}
+
+void SNN_ISA_NAME(norm_backward)(const NormBackward& job) {
+  job.dtype == kFloat64 ? normal_backward<double>(job) : normal_backward<float>(job);
+}
+
 }  // namespace snnfast

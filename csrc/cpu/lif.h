@@ -20,6 +20,19 @@ struct LifLayer {
   int64_t channels, inner;
 };
 
+// A normalisation before the charge, X = (Y - mean) scale + bias [+ residual], unfused: a fused one
+// would flip spikes. Neuron i belongs to channel (i / inner) % channels.
+struct LifNorm {
+  const void *mean, *scale, *bias;  // [channels]; null: there is no normalisation
+  const void* residual;             // [T, N] or null
+  int64_t residual_stride;
+  int64_t channels, inner;
+  // Backward: sums over steps and neurons of dX and of dX (Y - mean), [2, channels], and scratch
+  // for them, [kMaxChunks, 2, channels].
+  void* sums;
+  double* partial;
+};
+
 // Steps are [N] and dense; a stride is the distance between steps, in elements.
 struct LifForward {
   const void* x;  // [T, N]
@@ -29,6 +42,7 @@ struct LifForward {
   void* v;         // [N], [T, N] or null
   bool v_every_step;
   void* borders;  // [segments - 1, N] or null
+  LifNorm norm;
 };
 
 struct LifBackward {
@@ -45,6 +59,30 @@ struct LifBackward {
   void* dv0;        // [N] or null
   void* drate;      // [channels] or null: gradient of 1/tau
   double* partial;  // scratch for it, [kMaxChunks * channels]
+  LifNorm norm;     // dx is the gradient of X then, and of the residual
+};
+
+// Mean and biased variance of every channel over all steps and neurons.
+struct NormStats {
+  int dtype, threads;
+  int64_t steps, n;
+  const void* y;  // [T, N]
+  int64_t stride;
+  int64_t channels, inner;
+  void *mean, *var;  // [channels]
+  double* partial;   // scratch, [kMaxChunks, 2, channels]
+};
+
+// The gradient of Y: dy = a dx + b (y - mean) + c, everything but dx and y one value per channel.
+struct NormBackward {
+  int dtype, threads;
+  int64_t steps, n;
+  const void* y;  // [T, N]
+  int64_t stride;
+  const void* dx;  // [T, N]
+  void* dy;        // [T, N], may be dx
+  int64_t channels, inner;
+  const void *mean, *a, *b, *c;  // [channels]
 };
 
 // Sums over neurons are taken per chunk, then over chunks: the order, and so every bit of the
@@ -58,6 +96,10 @@ constexpr int64_t kMaxChunks = 256;
 
 void lif_forward_baseline(const LifLayer&, const LifForward&);
 void lif_backward_baseline(const LifLayer&, const LifBackward&);
+void norm_stats_baseline(const NormStats&);
+void norm_backward_baseline(const NormBackward&);
+void norm_stats_avx2(const NormStats&);
+void norm_backward_avx2(const NormBackward&);
 void lif_forward_avx2(const LifLayer&, const LifForward&);
 void lif_backward_avx2(const LifLayer&, const LifBackward&);
 

@@ -144,14 +144,15 @@ class Writer {
   // Outputs that no cache could hold until they are read again go past it (which saves reading the
   // lines that they overwrite), where all rows begin on a register's boundary. `moved`: the
   // elements that the whole call moves.
+  // `buffered`: rows stay in L1 to be read, until they are written.
   Writer(void* base, int dtype, int64_t stride, int64_t begin, int64_t n, int64_t moved,
-         bool sum = false)
+         bool sum = false, bool buffered = false)
       : itemsize_(itemsize_of(dtype)),
         base_(static_cast<char*>(base) + begin * itemsize_),
         stride_(stride * itemsize_),
         n_(n),
         dtype_(dtype),
-        direct_(!sum && lies_well<R>(dtype, n)),
+        direct_(!sum && !buffered && lies_well<R>(dtype, n)),
         sum_(sum) {
     static const int64_t kCacheBytes = cache_bytes();
     stream_ = kCanStream && !sum && moved * itemsize_ > kCacheBytes &&
@@ -164,6 +165,7 @@ class Writer {
     return {direct_ ? reinterpret_cast<R*>(base_ + t * stride_) : buffer_, direct_ && stream_,
             sum_};
   }
+  const R* buffer() const { return buffer_; }
   void write(int64_t t) {
     if (!direct_ && !sum_) put(base_ + t * stride_);
   }

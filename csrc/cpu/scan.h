@@ -12,25 +12,13 @@
 #include "lanes.h"
 #include "lif.h"
 #include "neuron.h"
+#include "norm.h"
 #include "rows.h"
 
 namespace snnfast {
 inline namespace SNN_ISA {
 
 constexpr int kSegment = 8;
-
-// f(index in the tile, channel) for every neuron of a tile, counting along instead of dividing.
-template <class F>
-void for_each_channel(const LifLayer& layer, int64_t begin, int64_t n, F&& f) {
-  int64_t c = begin / layer.inner % layer.channels, left = layer.inner - begin % layer.inner;
-  for (int64_t i = 0; i < n; ++i) {
-    f(i, c);
-    if (--left == 0) {
-      left = layer.inner;
-      if (++c == layer.channels) c = 0;
-    }
-  }
-}
 
 // The time constants of a tile's neurons, one for all of them...
 template <class R>
@@ -46,10 +34,7 @@ struct ChannelRates {
   R value[kTile];
   void set_tile(const LifLayer& layer, int64_t begin, int64_t n) {
     divide = layer.divide;
-    const R* rates = static_cast<const R*>(layer.rates);
-    for_each_channel(layer, begin, n, [&](int64_t i, int64_t c) { value[i] = rates[c]; });
-    // The lanes behind a tail are computed with, if not stored.
-    for (int64_t i = n; i < kTile; ++i) value[i] = R(1);
+    spread(layer.rates, layer.channels, layer.inner, begin, n, value);
   }
   SNN_HD Rate<Lanes<R>> at(int64_t i) const {
     Lanes<R> v = load(value + i);
@@ -157,7 +142,7 @@ void forward_tile(const Neuron neuron, const Rates& rates, const LifLayer& layer
   const R* const v0 = static_cast<const R*>(io.v0);
   R* const v_out = static_cast<R*>(io.v);
   R* const borders = static_cast<R*>(io.borders);
-  Reader<R> x(io.x, layer.dtype, io.x_stride, begin, tile);
+  Source<R> x(io.x, layer.dtype, io.x_stride, io.norm, begin, tile);
   Writer<R> s(io.s, layer.dtype, n, begin, tile, 2 * layer.steps * n);
   alignas(64) R state[kTile];
   set_row(state, v0 ? v0 + begin : nullptr, tile, neuron.r);
@@ -175,19 +160,20 @@ void forward_tile(const Neuron neuron, const Rates& rates, const LifLayer& layer
 
 template <bool kSmooth, bool kWantRate, class R, class Neuron, class Rates>
 void backward_tile(const Neuron neuron, const Rates& rates, const LifLayer& layer,
-                   const LifBackward& io, double* drate, int64_t begin, int64_t tile) {
+                   const LifBackward& io, int64_t chunk, int64_t begin, int64_t tile) {
   const int64_t n = layer.n, vectors = vectors_of<R>(tile);
   const R* const borders = static_cast<const R*>(io.borders);
   const R* const dv = static_cast<const R*>(io.dv);
   const R* const v0 = static_cast<const R*>(io.v0);
-  Reader<R> x(io.x, layer.dtype, io.x_stride, begin, tile);
+  Source<R> x(io.x, layer.dtype, io.x_stride, io.norm, begin, tile);
   Reader<R> ds(io.ds, layer.dtype, io.ds_stride, begin, tile);
   Writer<R> dx(io.dx, layer.dtype, io.sum_dx ? 0 : n, begin, tile,
-               io.sum_dx ? 0 : 3 * layer.steps * n, io.sum_dx);
+               io.sum_dx ? 0 : 3 * layer.steps * n, io.sum_dx, x.normal());
   alignas(64) R h[kSegment][kTile], g[kTile], before[kWantRate ? kSegment + 1 : 1][kTile];
-  alignas(64) R dstate[kTile], dfactor[kTile];
+  alignas(64) R dstate[kTile], dfactor[kTile], sum[kTile], moment[kTile];
   set_row(dstate, dv && !io.dv_every_step ? dv + begin : nullptr, tile, R(0));
   if (kWantRate) set_row<R>(dfactor, nullptr, tile, 0);
+  if (x.normal()) set_row<R>(sum, nullptr, tile, 0), set_row<R>(moment, nullptr, tile, 0);
 
   const int64_t last = (layer.steps - 1) / kSegment * kSegment;
   for (int64_t first = last; first >= 0; first -= kSegment) {
@@ -210,31 +196,40 @@ void backward_tile(const Neuron neuron, const Rates& rates, const LifLayer& laye
                                       kWantRate ? x.read(first + t) : nullptr,
                                       before[kWantRate ? t : 0], h[t], g, ds.read(first + t),
                                       dstate, dfactor, dx.row(first + t));
+      if (x.normal() && !io.sum_dx) x.add_sums(first + t, dx.buffer(), sum, moment);
       dx.write(first + t);
     }
   }
+  if (x.normal()) {
+    if (io.sum_dx) x.add_sums(0, dx.buffer(), sum, moment);  // y is the same at every step
+    const LifNorm& norm = io.norm;
+    double* sums = norm.partial + chunk * 2 * norm.channels;
+    add_to_channels(sum, norm.channels, norm.inner, begin, tile, sums);
+    add_to_channels(moment, norm.channels, norm.inner, begin, tile, sums + norm.channels);
+  }
   dx.finish();
   if (io.dv0) copy_row(static_cast<R*>(io.dv0) + begin, dstate, tile);
-  if (kWantRate)
-    for_each_channel(layer, begin, tile,
-                     [&](int64_t i, int64_t c) { drate[c] += double(dfactor[i]); });
+  if (kWantRate) {
+    double* drate = io.partial + chunk * layer.channels;
+    add_to_channels(dfactor, layer.channels, layer.inner, begin, tile, drate);
+  }
 }
 
 inline int64_t chunk_count(int64_t n) { return std::min((n + kTile - 1) / kTile, kMaxChunks); }
 
 // Runs f(chunk, begin, size) over all tiles, chunks in parallel.
-template <class F>
-void for_each_tile(const LifLayer& layer, F&& f) {
-  const int64_t tiles = (layer.n + kTile - 1) / kTile, chunks = chunk_count(layer.n);
+template <class Job, class F>
+void for_each_tile(const Job& job, F&& f) {
+  const int64_t tiles = (job.n + kTile - 1) / kTile, chunks = chunk_count(job.n);
   // A thread is worth waking for some ten microseconds of work.
   constexpr int64_t kGrain = 32768;
-  const int64_t useful = std::max<int64_t>(1, layer.n * layer.steps / kGrain);
-  const int threads = int(std::min({int64_t(layer.threads), chunks, useful}));
+  const int64_t useful = std::max<int64_t>(1, job.n * job.steps / kGrain);
+  const int threads = int(std::min({int64_t(job.threads), chunks, useful}));
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     for (int64_t tile = tiles * chunk / chunks; tile < tiles * (chunk + 1) / chunks; ++tile) {
       const int64_t begin = tile * kTile;
-      f(chunk, begin, std::min(kTile, layer.n - begin));
+      f(chunk, begin, std::min(kTile, job.n - begin));
     }
     finish_streaming();
   }
@@ -249,22 +244,107 @@ void scan_forward(const Neuron& neuron, const LifLayer& layer, const LifForward&
   });
 }
 
+// Adds up what every chunk has left in partial [chunks, count].
+template <class R>
+void add_chunks(const double* partial, int64_t chunks, int64_t count, R* to) {
+  for (int64_t c = 0; c < count; ++c) {
+    double sum = 0;
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += partial[chunk * count + c];
+    to[c] = R(sum);
+  }
+}
+
 template <bool kSmooth, bool kWantRate, class R, class Neuron>
 void scan_backward(const Neuron& neuron, const LifLayer& layer, const LifBackward& io) {
-  const int64_t chunks = chunk_count(layer.n);
-  for (int64_t i = 0; kWantRate && i < chunks * layer.channels; ++i) io.partial[i] = 0;
+  const int64_t chunks = chunk_count(layer.n), sums = io.norm.mean ? 2 * io.norm.channels : 0;
+  if (kWantRate) std::fill(io.partial, io.partial + chunks * layer.channels, 0.0);
+  std::fill(io.norm.partial, io.norm.partial + chunks * sums, 0.0);
   for_each_tile(layer, [&](int64_t chunk, int64_t begin, int64_t tile) {
-    double* drate = kWantRate ? io.partial + chunk * layer.channels : nullptr;
     with_rates<R>(neuron, layer, begin, tile, [&](auto tuned, const auto& rates) {
-      backward_tile<kSmooth, kWantRate, R>(tuned, rates, layer, io, drate, begin, tile);
+      backward_tile<kSmooth, kWantRate, R>(tuned, rates, layer, io, chunk, begin, tile);
     });
   });
-  if (!kWantRate || !io.drate) return;
-  for (int64_t c = 0; c < layer.channels; ++c) {
-    double sum = 0;
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += io.partial[chunk * layer.channels + c];
-    static_cast<R*>(io.drate)[c] = R(sum);
+  if (kWantRate && io.drate)
+    add_chunks(io.partial, chunks, layer.channels, static_cast<R*>(io.drate));
+  add_chunks(io.norm.partial, chunks, sums, static_cast<R*>(io.norm.sums));
+}
+
+// Mean and variance from sums of Y - k, k near the mean: the mean of a few of the channel's values.
+template <class R>
+void channel_stats(const NormStats& job) {
+  const int64_t C = job.channels, inner = job.inner, chunks = chunk_count(job.n);
+  constexpr int64_t kFew = 16;
+  const int64_t of_channel = job.n / C, few = std::min(kFew, of_channel);
+  R* const mean = static_cast<R*>(job.mean);
+  R* const var = static_cast<R*>(job.var);
+  for (int64_t c = 0; c < C; ++c) {
+    double k = 0;
+    for (int64_t j = 0; j < few; ++j) {
+      const int64_t i = c * inner + j % inner + j / inner * C * inner;
+      Reader<R> one(job.y, job.dtype, job.stride, i, 1);
+      k += double(*one.read(0));
+    }
+    mean[c] = R(k / double(few));
   }
+  std::fill(job.partial, job.partial + chunks * 2 * C, 0.0);
+  for_each_tile(job, [&](int64_t chunk, int64_t begin, int64_t tile) {
+    Reader<R> y(job.y, job.dtype, job.stride, begin, tile);
+    alignas(64) R k[kTile], sum[kTile], square[kTile];
+    spread(mean, C, inner, begin, tile, k);
+    set_row<R>(sum, nullptr, tile, 0), set_row<R>(square, nullptr, tile, 0);
+    for (int64_t t = 0; t < job.steps; ++t) {
+      const Ahead next = t + 1 < job.steps ? y.ahead(t + 1) : y.ahead_of_tile(0);
+      const R* row = y.read(t);
+      for (int64_t v = 0; v < vectors_of<R>(tile); ++v) {
+        const int64_t i = v * Lanes<R>::kCount;
+        next.fetch(i);
+        const auto d = load(row + i) - load(k + i);
+        store(sum + i, load(sum + i) + d);
+        store(square + i, mad_(d, d, load(square + i)));
+      }
+    }
+    double* sums = job.partial + chunk * 2 * C;
+    add_to_channels(sum, C, inner, begin, tile, sums);
+    add_to_channels(square, C, inner, begin, tile, sums + C);
+  });
+  const double count = double(of_channel) * double(job.steps);
+  for (int64_t c = 0; c < C; ++c) {
+    double sum = 0, square = 0;
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      sum += job.partial[(2 * chunk) * C + c];
+      square += job.partial[(2 * chunk + 1) * C + c];
+    }
+    const double shift = sum / count;
+    mean[c] = R(double(mean[c]) + shift);
+    var[c] = R(std::max(0.0, square / count - shift * shift));
+  }
+}
+
+template <class R>
+void normal_backward(const NormBackward& job) {
+  for_each_tile(job, [&](int64_t, int64_t begin, int64_t tile) {
+    Reader<R> y(job.y, job.dtype, job.stride, begin, tile);
+    Reader<R> dx(job.dx, job.dtype, job.n, begin, tile);
+    Writer<R> dy(job.dy, job.dtype, job.n, begin, tile, 3 * job.steps * job.n);
+    alignas(64) R mean[kTile], a[kTile], b[kTile], c[kTile];
+    const auto per_channel = [&](const void* from, R* to) {
+      spread(from, job.channels, job.inner, begin, tile, to);
+    };
+    per_channel(job.mean, mean), per_channel(job.a, a);
+    per_channel(job.b, b), per_channel(job.c, c);
+    for (int64_t t = 0; t < job.steps; ++t) {
+      const Ahead next = t + 1 < job.steps ? y.ahead(t + 1) : y.ahead_of_tile(0);
+      const R *row = y.read(t), *d = dx.read(t);
+      const Out<R> out = dy.row(t);
+      for (int64_t v = 0; v < vectors_of<R>(tile); ++v) {
+        const int64_t i = v * Lanes<R>::kCount;
+        next.fetch(i);
+        const auto centred = mad_(load(b + i), load(row + i) - load(mean + i), load(c + i));
+        out.put(i, mad_(load(a + i), load(d + i), centred));
+      }
+      dy.write(t);
+    }
+  });
 }
 
 }  // namespace SNN_ISA

@@ -10,7 +10,7 @@ import functools
 import torch
 from torch import Tensor
 
-from snnfast.backends.spec import LifSpec, StepwiseSpec, TssdSpec
+from snnfast.backends.spec import LifSpec, Norm, StepwiseSpec, TssdSpec
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
@@ -50,10 +50,13 @@ def lif_forward(
     s: Tensor,
     v: Tensor | None = None,
     borders: Tensor | None = None,
+    norm: Norm | None = None,
+    residual: Tensor | None = None,
 ) -> None:
     """Spikes ``s`` [T, ...] of ``x`` [T, ...]; fills ``v`` [...] or [T, ...] and ``borders``.
 
-    Moves 2b bytes per neuron and timestep, b those of the dtype.
+    With ``norm``, x is normalised and ``residual`` [T, ...] added on the way in. Moves 2b bytes per
+    neuron and timestep, b those of the dtype; 3b with a residual.
     """
     _module().lif_forward(
         spec,
@@ -68,6 +71,7 @@ def lif_forward(
         _pointer(v),
         v is not None and v.dim() == x.dim(),
         _pointer(borders),
+        _norm(norm, residual),
     )
 
 
@@ -82,11 +86,16 @@ def lif_backward(
     dx: Tensor,
     dv0: Tensor | None = None,
     drate: Tensor | None = None,
+    norm: Norm | None = None,
+    residual: Tensor | None = None,
+    sums: Tensor | None = None,
 ) -> None:
     """Gradient ``dx`` [T, ...], or its sum over time where it has no time axis; fills ``dv0`` and
     ``drate``, the gradient of 1/tau.
 
-    Moves 3b bytes per neuron and timestep, b those of the dtype.
+    With ``norm``, dx is the gradient of what the neurons are charged with, and ``sums`` [2, C] gets
+    the sums of dx and of dx (x - mean) over each channel. Moves 3b bytes per neuron and timestep, b
+    those of the dtype; 4b with a residual.
     """
     _module().lif_backward(
         spec,
@@ -106,6 +115,54 @@ def lif_backward(
         dx.dim() < x.dim(),
         _pointer(dv0),
         _pointer(drate),
+        _norm(norm, residual),
+        _pointer(sums),
+    )
+
+
+def _norm(norm: Norm | None, residual: Tensor | None) -> tuple | None:
+    if norm is None:
+        return None
+    rows = (norm.mean.data_ptr(), norm.scale.data_ptr(), norm.bias.data_ptr())
+    step = 0 if residual is None else residual.stride(0)
+    return *rows, _pointer(residual), step, norm.channels, norm.inner
+
+
+def norm_stats(y: Tensor, channels: int, inner: int, mean: Tensor, var: Tensor) -> None:
+    """Mean and biased variance [C] over the steps and neurons of y [T, ...]; b bytes an element."""
+    _module().norm_stats(
+        DTYPES[y.dtype],
+        torch.get_num_threads(),
+        y.shape[0],
+        y.numel() // y.shape[0],
+        y.data_ptr(),
+        y.stride(0),
+        channels,
+        inner,
+        mean.data_ptr(),
+        var.data_ptr(),
+    )
+
+
+def norm_backward(
+    y: Tensor, dx: Tensor, norm: Norm, a: Tensor, b: Tensor, c: Tensor, dy: Tensor
+) -> None:
+    """dy = a dx + b (y - mean) + c, [T, ...] and [C]; dy may be dx. 3b bytes an element."""
+    _module().norm_backward(
+        DTYPES[y.dtype],
+        torch.get_num_threads(),
+        y.shape[0],
+        y.numel() // y.shape[0],
+        y.data_ptr(),
+        y.stride(0),
+        dx.data_ptr(),
+        dy.data_ptr(),
+        norm.channels,
+        norm.inner,
+        norm.mean.data_ptr(),
+        a.data_ptr(),
+        b.data_ptr(),
+        c.data_ptr(),
     )
 
 
@@ -137,7 +194,7 @@ def stepwise_loss(
     unit: Tensor,
     gradient: Tensor | None,
 ) -> int | None:
-    """Fills ``loss``, ``terms`` [4], ``unit`` and ``gradient``; or returns a label that is no class.
+    """Fills ``loss``, ``terms`` [4], ``unit``, ``gradient``; or returns a label that is no class.
 
     Reads the logits once and writes the gradient once: 2b bytes per logit, b those of the dtype.
     """

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from torch import Tensor
+
 SEGMENT = 8
 """Steps between two kept states. Backward recomputes one segment at a time, in registers."""
 
@@ -29,6 +31,19 @@ class LifSpec(NamedTuple):
     spiking: bool
     channels: int = 1
     inner: int = 1
+
+
+class Norm(NamedTuple):
+    """A normalisation before the charge, X = (Y - mean) scale + bias [+ residual], unfused.
+
+    Tensors [C] in the state's dtype; ``channels`` and ``inner`` place the channels, as in LifSpec.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    bias: Tensor
+    channels: int
+    inner: int
 
 
 def segments(steps: int) -> int:

@@ -188,25 +188,61 @@ DEFAULT_TAU = 2.0
 _POWERS_OF_TWO = tuple(2.0**k for k in range(11))
 
 
-def _check_rate(x, shape, tau, inv_tau) -> tuple[Tensor | None, float, bool]:
+def _check_rate(op, x, shape, tau, inv_tau) -> tuple[Tensor | None, float, bool]:
     """(rate tensor or None, rate as a number, whether it divides)."""
     if inv_tau is not None:
         if tau is not DEFAULT_TAU:
-            raise ValueError("lif: tau and inv_tau must not both be given, got both")
+            raise ValueError(f"{op}: tau and inv_tau must not both be given, got both")
         if not isinstance(inv_tau, Tensor):
-            raise TypeError(f"lif: inv_tau must be a tensor, got {check.type_name(inv_tau)}")
-        check.check_rate("lif", "inv_tau", inv_tau, x, shape)
+            raise TypeError(f"{op}: inv_tau must be a tensor, got {check.type_name(inv_tau)}")
+        check.check_rate(op, "inv_tau", inv_tau, x, shape)
         return inv_tau, 0.0, False
     if isinstance(tau, Tensor):
-        check.check_rate("lif", "tau", tau, x, shape)
+        check.check_rate(op, "tau", tau, x, shape)
         return tau, 0.0, True
-    tau = check.check_number("lif", "tau", tau, finite=False)
+    tau = check.check_number(op, "tau", tau, finite=False)
     if not tau >= 1.0:
-        raise ValueError(f"lif: tau must be >= 1, got {tau}")
+        raise ValueError(f"{op}: tau must be >= 1, got {tau}")
     # Multiplying by 1/tau is exact where tau is a power of two, and saves the division.
     if tau in _POWERS_OF_TWO:
         return None, 1.0 / tau, False
     return None, tau, True
+
+
+def check_neuron(op, x, v0, *, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate,
+                 inv_tau, timesteps, return_state, backend):  # fmt: skip
+    """The arguments of a neuron, checked: (layer for the op, rate tensor or None, which state is
+    wanted, v_reset, surrogate). The layer ends with the name of the backend."""
+    if timesteps is None:
+        if x.dim() == 0:
+            raise ValueError(f"{op}: x must have time as its first axis, got a scalar")
+        steps, shape, static = x.shape[0], x.shape[1:], False
+    else:
+        if isinstance(timesteps, bool) or not isinstance(timesteps, (int, torch.SymInt)):
+            raise TypeError(f"{op}: timesteps must be an int, got {check.type_name(timesteps)}")
+        if timesteps < 0:
+            raise ValueError(f"{op}: timesteps must be >= 0, got {timesteps}")
+        steps, shape, static = timesteps, x.shape, True
+    rate, rate_value, divide = _check_rate(op, x, shape, tau, inv_tau)
+    theta = check.check_number(op, "v_threshold", v_threshold)
+    hard = v_reset is not None
+    reset = check.check_number(op, "v_reset", v_reset) if hard else 0.0
+    check.check_bool(op, "decay_input", decay_input)
+    check.check_bool(op, "detach_reset", detach_reset)
+    chosen = surrogates.resolve(surrogate, op)
+    if return_state not in (False, True, "all"):
+        raise ValueError(f"{op}: return_state must be False, True or 'all', got {return_state!r}")
+    state = STATE_ALL if return_state == "all" else STATE_LAST if return_state else STATE_NONE
+    if v0 is not None:
+        check.check_state(op, "v0", v0, x, shape)
+    name = select(op, backend, x.device.type, x.dtype, not chosen.spiking)
+    charge = specs.DECAY_INPUT if decay_input else specs.DECAY_STATE
+    if rate is None and rate_value == math.inf:
+        charge = specs.INTEGRATE
+    a, b = chosen.params()
+    layer = (steps, static, charge, rate_value, divide, theta, reset, hard, detach_reset,
+             chosen.ID, a, b, chosen.spiking, name)  # fmt: skip
+    return layer, rate, state, v_reset, chosen
 
 
 def lif(
@@ -274,45 +310,21 @@ def lif(
         >>> s = snnfast.lif(torch.randn(4, 32, 64), surrogate="atan")
     """
     check.check_input("lif", "x", x)
-    if timesteps is None:
-        if x.dim() == 0:
-            raise ValueError("lif: x must have time as its first axis, got a scalar")
-        steps, shape, static = x.shape[0], x.shape[1:], False
-    else:
-        if isinstance(timesteps, bool) or not isinstance(timesteps, (int, torch.SymInt)):
-            raise TypeError(f"lif: timesteps must be an int, got {check.type_name(timesteps)}")
-        if timesteps < 0:
-            raise ValueError(f"lif: timesteps must be >= 0, got {timesteps}")
-        steps, shape, static = timesteps, x.shape, True
-    rate, rate_value, divide = _check_rate(x, shape, tau, inv_tau)
-    theta = check.check_number("lif", "v_threshold", v_threshold)
-    hard = v_reset is not None
-    reset = check.check_number("lif", "v_reset", v_reset) if hard else 0.0
-    check.check_bool("lif", "decay_input", decay_input)
-    check.check_bool("lif", "detach_reset", detach_reset)
-    chosen = surrogates.resolve(surrogate)
-    if return_state not in (False, True, "all"):
-        raise ValueError(f"lif: return_state must be False, True or 'all', got {return_state!r}")
-    state = STATE_ALL if return_state == "all" else STATE_LAST if return_state else STATE_NONE
-    if v0 is not None:
-        check.check_state("lif", "v0", v0, x, shape)
-    name = select("lif", backend, x.device.type, x.dtype, not chosen.spiking)
+    layer, rate, state, v_reset, chosen = check_neuron(
+        "lif", x, v0, tau=tau, v_threshold=v_threshold, v_reset=v_reset, decay_input=decay_input,
+        detach_reset=detach_reset, surrogate=surrogate, inv_tau=inv_tau, timesteps=timesteps,
+        return_state=return_state, backend=backend,
+    )  # fmt: skip
 
-    if name == "reference":
+    if layer[-1] == "reference":
         s, states = reference.lif(
-            x, v0, rate=rate if rate is not None else rate_value, divide=divide,
-            v_threshold=theta, v_reset=v_reset, decay_input=decay_input,
+            x, v0, rate=rate if rate is not None else layer[3], divide=layer[4],
+            v_threshold=layer[5], v_reset=v_reset, decay_input=decay_input,
             detach_reset=detach_reset, surrogate=chosen, timesteps=timesteps,
         )  # fmt: skip
         return (s, states[1:] if state == STATE_ALL else states[-1]) if state else s
 
-    x = check.with_dense_steps(x, 0 if static else 1)
-    charge = specs.DECAY_INPUT if decay_input else specs.DECAY_STATE
-    if rate is None and rate_value == math.inf:
-        charge = specs.INTEGRATE
-    a, b = chosen.params()
-    layer = (steps, static, charge, rate_value, divide, theta, reset, hard, detach_reset,
-             chosen.ID, a, b, chosen.spiking, name)  # fmt: skip
+    x = check.with_dense_steps(x, 1 if timesteps is None else 0)
     inputs = (x, v0, rate)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
         return _Lif.apply(x, v0, rate, layer, state)
