@@ -8,6 +8,7 @@
 #include <string>
 #include <string_view>
 
+#include "distill_launch.h"
 #include "launch.h"
 
 namespace py = pybind11;
@@ -25,6 +26,18 @@ Args unpack(std::string_view bytes) {
   return args;
 }
 
+// f() with `device` as the current one; a cudaError_t.
+template <class F>
+int on_device(int device, F&& f) {
+  py::gil_scoped_release release;
+  int before = device;
+  if (const int status = cudaGetDevice(&before)) return status;
+  if (const int status = cudaSetDevice(device)) return status;
+  const int status = f();
+  if (before != device) cudaSetDevice(before);
+  return status;
+}
+
 template <class Args>
 using Launcher = int (*)(const Launch&, const Args&, const LifArgs&);
 
@@ -35,14 +48,35 @@ int run(Launcher<Args> const (&launchers)[3], int dtype, int charge, bool hard, 
     throw std::invalid_argument("snnfast._cuda: no such dtype or charge");
   const Args p = unpack<Args>(args);
   const LifArgs lif = unpack<LifArgs>(lif_args);
-  py::gil_scoped_release release;
-  int before = device;
-  if (const int status = cudaGetDevice(&before)) return status;
-  if (const int status = cudaSetDevice(device)) return status;
   const Launch launch{charge, hard, vector, reinterpret_cast<void*>(stream)};
-  const int status = launchers[dtype](launch, p, lif);
-  if (before != device) cudaSetDevice(before);
-  return status;
+  return on_device(device, [&] { return launchers[dtype](launch, p, lif); });
+}
+
+template <class Args>
+using RowLauncher = int (*)(const RowLaunch&, const RowArgs&, const Args&);
+
+// The rows of a loss, then their sum.
+template <class Args>
+int run_loss(RowLauncher<Args> const (&launchers)[3], int dtype, bool resident, int threads,
+             int shared, int device, std::uintptr_t stream, std::string_view rows,
+             std::string_view args, std::string_view finish) {
+  if (dtype < 0 || dtype > 2) throw std::invalid_argument("snnfast._cuda: no such dtype");
+  const RowArgs p = unpack<RowArgs>(rows);
+  const Args a = unpack<Args>(args);
+  const FinishArgs f = unpack<FinishArgs>(finish);
+  const RowLaunch launch{resident, threads, shared, reinterpret_cast<void*>(stream)};
+  return on_device(device, [&] {
+    const int status = launchers[dtype](launch, p, a);
+    return status ? status : finish_loss(launch.stream, f);
+  });
+}
+
+int run_scale(int dtype, int device, std::uintptr_t stream, std::string_view args) {
+  if (dtype < 0 || dtype > 2) throw std::invalid_argument("snnfast._cuda: no such dtype");
+  constexpr decltype(&scale_gradient_float32) kLaunchers[3] = {
+      scale_gradient_float32, scale_gradient_float16, scale_gradient_bfloat16};
+  const ScaleArgs p = unpack<ScaleArgs>(args);
+  return on_device(device, [&] { return kLaunchers[dtype](reinterpret_cast<void*>(stream), p); });
 }
 
 }  // namespace
@@ -58,8 +92,24 @@ PYBIND11_MODULE(_cuda, m) {
     return run<BackwardArgs>({lif_backward_float32, lif_backward_float16, lif_backward_bfloat16},
                              dtype, charge, hard, vector, device, stream, args, lif);
   });
+  m.def("stepwise_loss",
+        [](int dtype, bool resident, int threads, int shared, int device, std::uintptr_t stream,
+           std::string_view rows, std::string_view args, std::string_view finish) {
+          return run_loss<StepwiseArgs>(
+              {stepwise_rows_float32, stepwise_rows_float16, stepwise_rows_bfloat16}, dtype,
+              resident, threads, shared, device, stream, rows, args, finish);
+        });
+  m.def("tssd_loss", [](int dtype, bool resident, int threads, int shared, int device,
+                        std::uintptr_t stream, std::string_view rows, std::string_view args,
+                        std::string_view finish) {
+    return run_loss<TssdArgs>({tssd_rows_float32, tssd_rows_float16, tssd_rows_bfloat16}, dtype,
+                              resident, threads, shared, device, stream, rows, args, finish);
+  });
+  m.def("scale_gradient", &run_scale);
   m.def("error_string",
         [](int status) { return cudaGetErrorString(static_cast<cudaError_t>(status)); });
   m.attr("KERNEL_ARGS") =
       py::make_tuple(sizeof(ForwardArgs), sizeof(BackwardArgs), sizeof(LifArgs));
+  m.attr("DISTILL_ARGS") = py::make_tuple(sizeof(RowArgs), sizeof(StepwiseArgs), sizeof(TssdArgs),
+                                          sizeof(FinishArgs), sizeof(ScaleArgs));
 }

@@ -1,4 +1,5 @@
-"""The CUDA C++ backend: one launch a direction, built by nvcc at install or by NVRTC at first use.
+"""The CUDA C++ backend: LIF, one launch a direction, built by nvcc at install or by NVRTC at first
+use. The distillation losses are those of ``_cuda_distill``.
 
 ``snnfast._cuda`` holds the kernels where nvcc was found at install. Without it the same sources
 (``csrc/cuda``) are compiled through CuPy when a configuration is first used, and kept. Neither
@@ -6,21 +7,32 @@ knows torch: pointers, sizes, strides and a stream go in, packed as ``csrc/cuda/
 """
 
 import ctypes
-import hashlib
-import importlib
 import importlib.util
 import math
 import struct
 from functools import cache, lru_cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from snnfast.backends import _cuda_launch
+from snnfast.backends._cuda_distill import scale_gradient, stepwise_loss, tssd_loss
+from snnfast.backends._cuda_launch import DTYPES, check_status, launch_compiled
+from snnfast.backends._cuda_launch import IO as _IO
+from snnfast.backends._cuda_launch import ahead_of_time as _ahead_of_time
+from snnfast.backends._cuda_launch import compiled as _compiled
+from snnfast.backends._cuda_launch import place as _place
+from snnfast.backends._cuda_launch import pointer as _pointer
 from snnfast.backends.spec import INTEGRATE, LifSpec
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_IO = ("Float32", "Float16", "BFloat16")
+__all__ = [
+    "available",
+    "lif_backward",
+    "lif_forward",
+    "scale_gradient",
+    "stepwise_loss",
+    "tssd_loss",
+]
 
 # enum Flags, ForwardArgs, BackwardArgs and LifArgs of csrc/cuda/args.h.
 HAS_V0, HAS_RATE, HAS_V, EVERY_STATE, HAS_BORDERS = 1, 2, 4, 8, 16
@@ -116,10 +128,6 @@ def _flags(spec, x, v0, rate, v) -> int:
     return flags
 
 
-def _pointer(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
-
-
 def _time_stride(t: Tensor) -> int:
     return t.stride(0) if t.shape[0] > 1 else 0
 
@@ -152,27 +160,12 @@ def _run(direction: str, spec: LifSpec, x: Tensor, vector: bool, flags: int, arg
     module = _ahead_of_time()
     if module is None:
         blocks = -(-x.numel() // spec.steps // (_lanes(x) if vector else 1) // _THREADS)
-        kernel = _compiled(device, defines(direction, spec, dtype, vector, flags))
-        _launch_compiled(kernel, device, stream, blocks, args, lif)
+        kernel = _compiled("lif", device, defines(direction, spec, dtype, vector, flags))
+        launch_compiled("lif", kernel, device, stream, (blocks, _THREADS), args, lif)
         return
     launch = module.lif_forward if direction == "forward" else module.lif_backward
     status = launch(dtype, spec.charge, spec.hard, vector, device, stream, args, lif)
-    if status:
-        raise RuntimeError(f"lif: the CUDA launch failed: {module.error_string(status)}")
-
-
-def _place(x: Tensor) -> tuple[int, int]:
-    """The index of x's device and its current stream."""
-    return x.device.index, torch.cuda.current_stream(x.device).cuda_stream
-
-
-@cache
-def _ahead_of_time():
-    """``snnfast._cuda``, or None where there was no nvcc at install."""
-    try:
-        return importlib.import_module("snnfast._cuda")
-    except ImportError:
-        return None
+    check_status("lif", module, status)
 
 
 # Compiled at first use: NVRTC through CuPy, one kernel for each configuration.
@@ -194,53 +187,6 @@ def defines(direction: str, spec: LifSpec, dtype: int, vector: bool, flags: int)
     )
 
 
-@cache
-def sources() -> Path:
-    """The folder of the device code: in the wheel, or beside the package in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / "_csrc", package.parent / "csrc"):
-        if (folder / "cuda" / "lif.cuh").is_file():
-            return folder
-    raise RuntimeError(f"lif: no device code in {package / '_csrc'}: reinstall snnfast")
-
-
-@cache
 def source() -> tuple[str, tuple[str, ...]]:
-    """What NVRTC compiles, and its options. CuPy keeps cubins on disk and looks at this text only,
-    so the digest of the headers is in it."""
-    folder = sources()
-    digest = hashlib.sha256()
-    for name in sorted([*folder.glob("include/*.h"), *folder.glob("cuda/*.[ch]*")]):
-        digest.update(name.read_bytes())
-    includes = (f"-I{folder / 'include'}", f"-I{folder / 'cuda'}")
-    text = f'// {digest.hexdigest()}\n#include "lif.cuh"\n'
-    # NVRTC would otherwise take a lambda for a host function.
-    return text, ("-std=c++17", "--fmad=false", "-default-device", *includes)
-
-
-@cache
-def _compiled(device: int, names: tuple[str, ...]):
-    """The kernel of one configuration, loaded on one device."""
-    import cupy
-
-    text, options = source()
-    with cupy.cuda.Device(device):
-        try:
-            kernel = cupy.RawKernel(text, "snnfast_lif", options=(*options, *names))
-            kernel.compile()
-        except Exception as error:
-            raise RuntimeError(f"lif: NVRTC could not compile the kernel: {error}") from error
-    return kernel
-
-
-def _launch_compiled(kernel, device: int, stream: int, blocks: int, *structs: bytes) -> None:
-    import cupy
-    import numpy
-
-    # CuPy passes an array of one structure by value.
-    args = tuple(numpy.frombuffer(each, numpy.dtype(f"V{len(each)}")) for each in structs)
-    try:
-        with cupy.cuda.Device(device), cupy.cuda.ExternalStream(stream, device):
-            kernel((blocks,), (_THREADS,), args)
-    except Exception as error:
-        raise RuntimeError(f"lif: the CUDA launch failed: {error}") from error
+    """What NVRTC compiles, and its options."""
+    return _cuda_launch.source("lif.cuh")

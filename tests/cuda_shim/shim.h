@@ -18,14 +18,18 @@ struct Place {
 };
 inline Place blockIdx, threadIdx;
 
-// [from, to) of every tensor of the launch.
+// [from, to) of every tensor of the launch, and how many bytes went to or from it.
 inline std::vector<std::pair<std::uintptr_t, std::uintptr_t>> allowed;
+inline std::vector<std::int64_t> counts;
 
 inline void check_access(const void* p, std::size_t bytes) {
   const auto at = reinterpret_cast<std::uintptr_t>(p);
   if (at % bytes) throw std::runtime_error("misaligned access");
-  for (const auto& [from, to] : allowed)
-    if (at >= from && at + bytes <= to) return;
+  for (std::size_t i = 0; i < allowed.size(); ++i) {
+    if (at < allowed[i].first || at + bytes > allowed[i].second) continue;
+    if (i < counts.size()) counts[i] += std::int64_t(bytes);
+    return;
+  }
   throw std::runtime_error("access outside the tensors");
 }
 #define SNN_HOST_ACCESS(p, bytes) check_access(p, bytes)

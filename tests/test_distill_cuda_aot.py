@@ -1,0 +1,149 @@
+"""The CUDA distillation losses compiled for sm_80 and sm_90 without a GPU, and their machine code
+read: no spills, logits read once and gradients written once where the row lies in shared memory.
+"""
+
+import ctypes
+import subprocess
+from pathlib import Path
+
+import _sass
+import pytest
+from test_cuda_aot import ARCHS, FLAGS, INCLUDES, NVCC, ROOT, libnvrtc, needs_nvcc
+
+from snnfast.backends import _cuda_distill as backend
+from snnfast.backends import _cuda_launch
+
+DTYPES = {"float32": 32, "float16": 16, "bfloat16": 16}
+AHEAD = 8  # steps whose loads are under way at once
+
+
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory):
+    """{arch: {name: Kernel}} of one source, as the module has them."""
+    built = {}
+
+    def build(source):
+        if source not in built:
+            folder = tmp_path_factory.mktemp(source)
+            archs = [f"-gencode=arch=compute_{arch[3:]},code={arch}" for arch in ARCHS]
+            path = ROOT / "csrc" / "cuda" / f"{source}.cu"
+            command = [NVCC, *FLAGS, *INCLUDES, *archs, "-Xcompiler", "-fPIC", "-c", str(path)]
+            subprocess.run([*command, "-o", str(folder / "out.o")], check=True)
+            (folder / "cubins").mkdir()
+            found = [_sass.read(f) for f in _sass.cubins(folder / "out.o", folder / "cubins")]
+            assert len(found) == len(ARCHS)
+            built[source] = [{n: code for n, code in f.items() if code.registers} for f in found]
+        return built[source]
+
+    return build
+
+
+def only(kernels, *parts):
+    (found,) = [code for name, code in kernels.items() if all(part in name for part in parts)]
+    return found
+
+
+@needs_nvcc
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_spills(kernels, dtype):
+    """Two objectives in two layouts and the scaling; four blocks of 256 threads fit at once."""
+    for of_arch in kernels(f"distill_{dtype}"):
+        assert len(of_arch) == 5
+        for name, code in of_arch.items():
+            assert code.spills == 0 and code.stack == 0, name
+            assert code.registers <= 64, f"{name}: {code.registers}"
+            assert code.count("LD") == code.count("ST") == 0, name
+            assert code.size < 4500, f"{name}: {code.size}"
+
+
+@needs_nvcc
+@pytest.mark.parametrize("objective", ["Stepwise", "Tssd"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_logits_are_read_once_and_gradients_written_once(kernels, dtype, objective):
+    """A row in shared memory. Each tensor has one place that reads it, before anything is computed,
+    AHEAD steps of logits at a time; a teacher and class probabilities have one for each width."""
+    bits = DTYPES[dtype]
+    for of_arch in kernels(f"distill_{dtype}"):
+        code = only(of_arch, "Lb1", f"{objective}Args")
+        small = {32: 4, 16: 4} if objective == "Stepwise" else {32: 1, 16: 1}
+        # Stepwise: logits; teacher, probabilities, and those twice more for their largest class.
+        # Tssd: logits and auxiliary logits; probabilities.
+        small[bits] += AHEAD if objective == "Stepwise" else 2 * AHEAD
+        assert code.widths("LDG") == small | {64: 2}
+        computing = [loop for loop in code.loops if loop.count("MUFU")]
+        assert computing and not any(loop.count("LDG") for loop in computing)
+        if objective == "Stepwise":
+            # One place writes gradients, two the zeros of rows that do not count (there are no
+            # auxiliary ones), one the terms.
+            assert code.widths("STG") == {bits: 3, 128: 1}
+            assert sum(i.base == "STG" for i in computing[-1].instructions) == 1
+
+
+@needs_nvcc
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scaling_moves_16_bytes_at_a_time(kernels, dtype):
+    bits = DTYPES[dtype]
+    for of_arch in kernels(f"distill_{dtype}"):
+        code = only(of_arch, "distill_scale")
+        assert code.widths("LDG")[128] == code.widths("STG")[128] == 1
+        # What is left is gone through element by element; factor and unit are two more loads.
+        assert set(code.widths("LDG")) == {128, bits, 32} and set(code.widths("STG")) == {128, bits}
+
+
+@needs_nvcc
+def test_finish(kernels):
+    for of_arch in kernels("distill_finish"):
+        code = only(of_arch, "distill_finish")
+        assert code.spills == 0 and code.stack == 0
+        assert code.registers <= 64
+
+
+def nvrtc_kernel(names):
+    """What is compiled at first use where there was no nvcc: NVRTC knows no standard header."""
+    path = Path(libnvrtc())
+    for builtins in path.parent.glob("libnvrtc-builtins.so*"):
+        ctypes.CDLL(str(builtins), ctypes.RTLD_GLOBAL)
+    nvrtc = ctypes.CDLL(str(path))
+    text, options = _cuda_launch.source("distill.cuh")
+    arguments = [o.encode() for o in (*options, *names, "--gpu-architecture=sm_90")]
+    program, size = ctypes.c_void_p(), ctypes.c_size_t()
+    create = (ctypes.byref(program), text.encode(), b"distill.cu", 0, None, None)
+    assert not nvrtc.nvrtcCreateProgram(*create)
+    array = (ctypes.c_char_p * len(arguments))(*arguments)
+    status = nvrtc.nvrtcCompileProgram(program, len(arguments), array)
+    nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+    log = ctypes.create_string_buffer(size.value)
+    nvrtc.nvrtcGetProgramLog(program, log)
+    assert status == 0, log.value.decode()
+    nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size))
+    cubin = ctypes.create_string_buffer(size.value)
+    nvrtc.nvrtcGetCUBIN(program, cubin)
+    return _sass.read(cubin.raw)["snnfast_distill"]
+
+
+@pytest.mark.skipif(libnvrtc() is None, reason="no libnvrtc: pip install nvidia-cuda-nvrtc")
+@pytest.mark.parametrize(
+    "names",
+    [
+        backend.defines("stepwise", 0, True),
+        backend.defines("stepwise", 1, False),
+        backend.defines("tssd", 2, True),
+        backend.defines("tssd", 0, False),
+        ("-DSNN_SCALE", "-DSNN_IO=BFloat16"),
+        ("-DSNN_FINISH",),
+    ],
+    ids=lambda names: " ".join(names),
+)
+def test_nvrtc_compiles_the_source(names):
+    code = nvrtc_kernel(names)
+    assert code.spills == 0 and code.stack == 0 and code.registers <= 64
+
+
+def test_constants_are_those_of_the_headers():
+    """The numbers that Python sends stand in csrc/cuda/distill_args.h."""
+    text = (ROOT / "csrc" / "cuda" / "distill_args.h").read_text()
+    assert f"kScratch = {backend._SCRATCH};" in text
+    assert f"kFinishThreads = {backend._FINISH_THREADS};" in text
+    assert f"kScaleThreads = {backend._SCALE_THREADS};" in text
+    for classes in (1, 10, 100, 1000, 21841):
+        assert f"kRowThreads = {max(256, backend.plan(4, classes, 1, False, 1).threads)};" in text
