@@ -16,7 +16,6 @@ benchmarks/results/<device>/.
 """
 
 import argparse
-import re
 import sys
 import time
 from pathlib import Path
@@ -29,61 +28,31 @@ import distill_measure
 import distill_report
 import environment
 import harness
+import options
+import report
 from distill_case import OBJECTIVES
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHAPES = [(4, 128, 10), (6, 128, 100), (4, 512, 1000), (10, 32, 10)]
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    def shape(text):
-        if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", text):
-            raise argparse.ArgumentTypeError(f"T, B and C are written as 4x128x10, got {text!r}")
-        return tuple(map(int, text.split("x")))
-
-    def positive(text):
-        if not text.isdigit() or int(text) < 1:
-            raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
-        return int(text)
-
-    def list_of(kind):
-        return lambda text: [kind(item) for item in text.split(",")]
-
-    def one_of(what, table):
-        def find(text):
-            if text not in table:
-                raise argparse.ArgumentTypeError(f"{what} must be one of {', '.join(table)}")
-            return table[text]
-
-        return find
-
     objectives = {objective.name.replace(" ", "-").lower(): objective for objective in OBJECTIVES}
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("--device", type=torch.device, default=torch.device(default))
-    p.add_argument("--objectives", type=list_of(one_of("objective", objectives)),
-                   default=OBJECTIVES, help=",".join(objectives))  # fmt: skip
-    p.add_argument("--shapes", type=list_of(shape), help="T x B x C: 4x128x10,...")
-    p.add_argument("--dtypes", type=list_of(one_of("dtype", DTYPES)), default=[torch.float32],
-                   help="float32,bfloat16,float16; default float32")  # fmt: skip
-    p.add_argument("--rounds", type=positive, help="interleaved rounds per measurement")
-    p.add_argument("--backends", type=list_of(str), help="cpu, or triton,cuda")
+    p = options.parser(__doc__.split("\n")[0])
+    p.add_argument("--objectives", default=OBJECTIVES, help=",".join(objectives),
+                   type=options.list_of(options.one_of("objective", objectives)))  # fmt: skip
+    shapes = options.list_of(options.sizes("4x128x10", "T, B and C are", axes=3))
+    p.add_argument("--shapes", type=shapes, help="T x B x C: 4x128x10,...")
     p.add_argument("--compile-seconds", type=float, help="longest compile of a composition")
     p.add_argument("--minutes", type=float, help="after this, nothing more is compiled")
-    p.add_argument("--quick", action="store_true", help="two shapes, no compile")
-    p.add_argument("--output", type=Path, help="folder; default benchmarks/results/<device>/")
     args = p.parse_args(argv)
     quick = args.quick
     args.shapes = args.shapes or ([SHAPES[0], SHAPES[2]] if quick else SHAPES)
-    args.rounds = args.rounds or (5 if quick else 15)
+    args.dtypes = args.dtypes or [torch.float32]
     if args.minutes is None:
         args.minutes = 3.0
     if args.compile_seconds is None:
         args.compile_seconds = 0.0 if quick else 30.0
-    if args.output is None:
-        folder = environment.ROOT / "benchmarks" / "results" / environment.device_slug(args.device)
-        args.output = folder / "quick" if quick else folder
-    return args
+    return options.finish(args)
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -111,7 +80,7 @@ def main(argv: list[str] | None = None) -> dict:
     document = {
         "benchmark": "distill",
         "environment": env,
-        "busy": distill_report.busy(env["load_average"], bench.other_work),
+        "busy": report.busy(env["load_average"], bench.other_work),
         "other_work": bench.other_work,
         "settings": {
             "rounds": args.rounds,

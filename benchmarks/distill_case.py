@@ -19,7 +19,7 @@ from torch import Tensor
 import snnfast
 from snnfast.backends import spec as specs
 
-EAGER, COMPILED = "eager", "torch.compile"
+EAGER, LOOP, COMPILED = "eager", "eager step by step", "torch.compile"
 
 VALUE_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = {torch.float32: 1e-5, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
@@ -66,6 +66,37 @@ def tssd(z, target, w, *, alpha, beta, temperature, student_steps):
     return loss + beta / (steps * batch) * _kl(z.detach(), log_q, temperature)
 
 
+def step_by_step(z, target, third, *, alpha, temperature, beta=0.0, lam=0.0, self_target=None,
+                 student_steps=None):  # fmt: skip
+    """Any of the three with a loop over timesteps around the usual [B, C] losses, as the papers'
+    code and most training scripts have it."""
+    z, third = z.float(), third.float()
+    steps = len(z)
+
+    def distill(teacher, student):
+        p, log_q = F.softmax(teacher / temperature, -1), F.log_softmax(student / temperature, -1)
+        return F.kl_div(log_q, p, reduction="batchmean")
+
+    if student_steps is not None:
+        loss = F.cross_entropy(z.mean(0), target)
+        loss = loss + alpha * distill(z.mean(0).detach(), z[:student_steps].mean(0))
+        return loss + beta / steps * sum(distill(z[t].detach(), third[t]) for t in range(steps))
+    own = z.detach().mean(0)
+    if self_target == "correct":
+        right = [(z[t].detach().argmax(-1) == target).unsqueeze(-1) for t in range(steps)]
+        own = sum(z[t].detach() * right[t] for t in range(steps)) / sum(right).clamp(min=1)
+    loss = 0.0
+    for t in range(steps):
+        loss = loss + F.cross_entropy(z[t], target)
+        loss = loss + alpha * temperature**2 * distill(third, z[t])
+        if beta:
+            loss = loss + beta * temperature**2 * distill(own, z[t])
+        if lam:
+            q = F.softmax(z[t] / temperature, -1)
+            loss = loss + lam * (q * q.log()).sum(-1).mean()
+    return loss / steps
+
+
 def _kl(teacher: Tensor, log_q: Tensor, temperature: float) -> Tensor:
     log_p = F.log_softmax(teacher / temperature, -1)
     return F.kl_div(log_q, log_p, reduction="sum", log_target=True)
@@ -95,6 +126,9 @@ class Objective:
 
     def eager(self, steps: int) -> Callable[..., Tensor]:
         return partial(self.composition, **self.arguments(steps))
+
+    def loop(self, steps: int) -> Callable[..., Tensor]:
+        return partial(step_by_step, **self.arguments(steps))
 
     def spec(self, steps: int) -> specs.StepwiseSpec | specs.TssdSpec:
         """What a backend is handed for these arguments."""

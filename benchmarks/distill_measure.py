@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-import environment
 import harness
+import measure
 import torch
-from distill_case import COMPILED, EAGER, Case, Contender, Objective, Verdict
+from distill_case import COMPILED, EAGER, LOOP, Case, Contender, Objective, Verdict
 from torch import Tensor
 from torch._inductor.utils import run_and_get_code
 
@@ -19,7 +19,7 @@ BYTES = {"kernel": 2, "training": 4, "forward": 1}
 """Logits' worth of bytes that each measurement moves."""
 
 
-class Bench:
+class Bench(measure.Bench):
     """Runs the cases and collects ``rows`` and ``left_out``.
 
     A measurement of one contender takes at most ``seconds``, unless two samples take longer.
@@ -36,38 +36,18 @@ class Bench:
         seconds: float = 0.5,
         minutes: float = 3.0,
     ):
-        self.device, self.backends, self.rounds = device, backends, rounds
-        self.compile_limit, self.seconds, self.minutes = compile_s, seconds, minutes
-        self.end = time.monotonic() + 60 * minutes
-        self.rows: list[dict] = []
-        self.left_out: list[dict] = []
-        self._compile_took = self._timing = self._foreign = 0.0
-
-    @property
-    def other_work(self) -> float | None:
-        """How many cores others kept busy, on average, while timings ran; None where unknown."""
-        share = self._foreign / self._timing if self._timing else math.nan
-        return round(max(0.0, share), 3) if math.isfinite(share) else None
+        super().__init__(device, backends, rounds, seconds, minutes)
+        self.compile_limit = compile_s
+        self._compile_took = 0.0
 
     def run(self, objective: Objective, shape, dtype: torch.dtype) -> list[dict]:
         """All measurements of one case; returns its rows."""
         first = len(self.rows)
-        case = Case(objective, shape, dtype, self.device, self._sets(objective, shape, dtype))
+        size = math.prod(shape) * dtype.itemsize * (2 if objective.auxiliary else 1)
+        case = Case(objective, shape, dtype, self.device, self.sets(size))
         self.kernels(case)
         self.losses(case, self._contenders(case))
         return self.rows[first:]
-
-    def _sets(self, objective, shape, dtype) -> int:
-        """On CUDA enough inputs that none is in the L2 when its turn comes; the CPU keeps one."""
-        if self.device.type != "cuda":
-            return 1
-        l2 = torch.cuda.get_device_properties(self.device).L2_cache_size
-        size = torch.Size(shape).numel() * dtype.itemsize * (2 if objective.auxiliary else 1)
-        return min(16, 2 + 4 * l2 // size)
-
-    def skip(self, case: Case, name: str, why: str) -> None:
-        self.left_out.append({"contender": name, **_where(case), "why": why})
-        print(f"  left out: {name}: {why}", flush=True)
 
     def _contenders(self, case: Case) -> list[Contender]:
         objective, steps = case.objective, case.steps
@@ -77,8 +57,9 @@ class Bench:
         ]
         eager = objective.eager(steps)
         found.append(Contender(EAGER, "peer", eager))
+        found.append(Contender(LOOP, "peer", objective.loop(steps)))
         if why := self._no_compile():
-            self.skip(case, COMPILED, why)
+            self.skip(_where(case), COMPILED, why)
         else:
             torch._dynamo.reset()
             compiled = torch.compile(eager, fullgraph=True, dynamic=False)
@@ -101,20 +82,7 @@ class Bench:
 
     def _timed(self, case: Case, measurement: str, runs: dict) -> dict[str, dict]:
         """Times ``runs`` beside a copy_ of the logits; name -> the columns of its row."""
-        out = [tuple(torch.empty_like(z) for z in inputs) for inputs in case.inputs]
-
-        def copy(i):
-            for target, z in zip(out[i % len(out)], case.inputs[i % len(out)]):
-                target.copy_(z)
-
-        copy(0)
-        begin, foreign = time.perf_counter(), environment.foreign_seconds()
-        timings = harness.time_rounds(
-            {"copy_": copy, **runs}, self.device, self.rounds, self.seconds
-        )
-        self._timing += time.perf_counter() - begin
-        self._foreign += environment.foreign_seconds() - foreign
-        copied = 2 * case.size * case.logits / (timings["copy_"].ms * 1e-3)
+        timings, copied = self.time_beside_copy(runs, case.inputs)
         columns = {}
         for name, timing in timings.items():
             width = 2 if name == "copy_" else BYTES[measurement]
@@ -171,7 +139,9 @@ class Bench:
                 training[name](0)
                 # Without gradients it is compiled anew, so only where that is cheap.
                 if contender.compiled and seconds > self.compile_limit / 2:
-                    self.skip(case, f"{name} without gradients", f"compiling took {seconds:.0f} s")
+                    self.skip(
+                        _where(case), f"{name} without gradients", f"compiling took {seconds:.0f} s"
+                    )
                 else:
                     forward[name] = partial(_forward, contender.loss, case)
                     forward[name](0)
@@ -192,7 +162,7 @@ class Bench:
                 if contender.kind == "ours" and name in runs:
                     more["speedup_over"] = {
                         peer: columns[peer]["ms"] / columns[name]["ms"]
-                        for peer in (EAGER, COMPILED)
+                        for peer in (EAGER, LOOP, COMPILED)
                         if peer in runs
                     }
                 self._row(case, measurement, name, contender.kind, **vars(verdicts[name]), **more)

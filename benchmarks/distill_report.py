@@ -2,12 +2,10 @@
 
 from pathlib import Path
 
+import report
 from distill_case import COMPILED, EAGER
 from harness import number, table
-
-BUSY, DISTURBED = 0.5, 0.1
-"""Load average at the start, and cores that others kept busy during the timings, from which these
-are not to be trusted."""
+from report import best_ours, pick, times, title
 
 SPEEDUPS = {"4x128x10": 8.0, "6x128x100": 8.0, "10x32x10": 8.0, "4x512x1000": 3.0}
 """Forward and backward in float32 over the eager composition, on a CPU with two threads."""
@@ -27,15 +25,15 @@ def case_table(rows: list[dict]) -> str:
     ]
     body = []
     for measurement in dict.fromkeys(row["measurement"] for row in rows):
-        chosen = _pick(rows, measurement=measurement)
-        best = _best_ours(chosen)
+        chosen = pick(rows, measurement=measurement)
+        best = best_ours(chosen)
         for row in chosen:
             ratio = row["ms"] / best if best and "ms" in row and row["kind"] == "peer" else None
             ops = [str(row[k]) for k in ("ops_forward", "ops_backward") if row.get(k) is not None]
             body.append(
                 [
                     f"{measurement}: {row['contender']}",
-                    *_times(row),
+                    *times(row),
                     f"{number(ratio, 3)}x" if ratio else "-",
                     number(row.get("kept_bytes")),
                     "+".join(ops) or "-",
@@ -47,23 +45,8 @@ def case_table(rows: list[dict]) -> str:
     return table(header, body)
 
 
-def _pick(rows, **equal) -> list[dict]:
-    return [row for row in rows if all(row[key] == value for key, value in equal.items())]
-
-
-def _best_ours(rows) -> float | None:
-    return min((row["ms"] for row in rows if row["kind"] == "ours" and "ms" in row), default=None)
-
-
 def _error(value: float | None) -> str:
     return "-" if value is None else f"{value:.0e}"
-
-
-def _times(row) -> list[str]:
-    if "ms" not in row:
-        return ["-"] * 5
-    times = [number(row[key]) for key in ("ms", "p20_ms", "p80_ms", "gb_per_s")]
-    return [*times, f"{100 * row['share_of_copy']:.0f} %"]
 
 
 def _note(row) -> str:
@@ -73,29 +56,12 @@ def _note(row) -> str:
 
 
 def _where(row) -> str:
-    return f"{row['objective']} {row['shape']} {row['dtype']}"
-
-
-def busy(load: float, other_work: float | None) -> bool:
-    """Whether other work disturbed the timings."""
-    return load > BUSY or (other_work or 0.0) > DISTURBED
+    return f"{row['measurement']}, {row['objective']} {row['shape']} {row['dtype']}"
 
 
 def losses(rows: list[dict]) -> list[str]:
     """Every case in which a peer is faster than our fastest backend."""
-    found = []
-    for row in rows:
-        if row["kind"] != "peer" or "ms" not in row:
-            continue
-        same = {key: row[key] for key in ("measurement", "objective", "shape", "dtype")}
-        best = _best_ours(_pick(rows, **same))
-        if best is None or row["ms"] < best:
-            ours = "refused or not measured" if best is None else f"{number(best)} ms"
-            found.append(
-                f"{row['measurement']}, {_where(row)}: {row['contender']} {number(row['ms'])} ms, "
-                f"ours {ours}"
-            )
-    return found
+    return report.losses(rows, ("measurement", "objective", "shape", "dtype"), _where)
 
 
 def targets(rows: list[dict], device: str) -> list[dict]:
@@ -103,28 +69,25 @@ def targets(rows: list[dict], device: str) -> list[dict]:
     found = []
 
     def add(text, bound, need, value):
-        ok = None
-        if value is not None:
-            ok = value >= need if bound == "at least" else value <= need
-        found.append({"target": text, "bound": bound, "need": need, "measured": value, "met": ok})
+        found.append(report.target(text, bound, need, value))
 
-    training = _pick(rows, measurement="training")
-    ours = _pick(training, kind="ours")
+    training = pick(rows, measurement="training")
+    ours = pick(training, kind="ours")
     if device == "cpu":
         for objective in dict.fromkeys(row["objective"] for row in rows):
             for shape, need in SPEEDUPS.items():
-                chosen = _pick(ours, objective=objective, shape=shape, dtype="float32")
+                chosen = pick(ours, objective=objective, shape=shape, dtype="float32")
                 ratios = [row["speedup_over"].get(EAGER) for row in chosen if "ms" in row]
                 ratios = [ratio for ratio in ratios if ratio is not None]
                 text = f"training, {objective} {shape} float32: speed relative to {EAGER}"
                 add(text, "at least", need, max(ratios, default=None))
     for name in dict.fromkeys(row["contender"] for row in ours):
-        chosen = [row for row in _pick(ours, contender=name) if "ms" in row]
+        chosen = [row for row in pick(ours, contender=name) if "ms" in row]
         unit = "launches" if device == "cuda" else "op calls"
         ops = max((row["ops_forward"] for row in chosen), default=None)
         add(f"{name}: {unit} forward, most of all cases", "at most", MOST_OPS, ops)
         for dtype, need in (("float32", 4), ("bfloat16", 2), ("float16", 2)):
-            some = _pick(chosen, dtype=dtype)
+            some = pick(chosen, dtype=dtype)
             kept = [row["kept_bytes"] - SCALARS / row["logits"] for row in some]
             if some or dtype == "float32":
                 text = f"{name}: bytes kept per {dtype} logit beyond 1 KB, most of all cases"
@@ -133,29 +96,7 @@ def targets(rows: list[dict], device: str) -> list[dict]:
 
 
 def summary(document: dict) -> str:
-    lines = ["Targets, by the medians of this run"]
-    env = document["environment"]
-    if env["device"] == "cpu" and env["threads"] != 2:
-        lines.append(f"  (they are stated for two threads; this run used {env['threads']})")
-    if document["busy"]:
-        lines.append(
-            f"  WARNING: other work ran here (load {env['load_average']:.1f} at the start, "
-            f"{number(document['other_work'])} cores during the timings): do not trust these"
-        )
-    for target in document["targets"]:
-        verdict = {True: "met", False: "MISSED", None: "not measured"}[target["met"]]
-        value = f", measured {number(target['measured'])}" if target["met"] is not None else ""
-        lines.append(
-            f"  {verdict:12s} {target['target']}: {target['bound']} {target['need']:g}{value}"
-        )
-    lost = document["losses"]
-    lines += ["", f"Slower than a peer in {len(lost)} cases" + (":" if lost else "")]
-    lines += [f"  LOST {line}" for line in lost]
-    refused = [row for row in document["rows"] if row.get("refused")]
-    lines.append(f"Refused by the gate: {len(refused)} rows" + (":" if refused else ""))
-    for row in refused:
-        lines.append(f"  {row['contender']}, {row['measurement']} {_where(row)}: {row['refused']}")
-    return "\n".join(lines)
+    return report.summary(document, _where)
 
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; hatched: over the compiled one.
@@ -170,7 +111,7 @@ def plot(rows: list[dict], env: dict, path: Path, disturbed: bool = False) -> st
         from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
     except ImportError:
         return "no plot: matplotlib is not installed; run: pip install 'snnfast[bench]'"
-    ours = [r for r in _pick(rows, measurement="training", kind="ours") if r.get("speedup_over")]
+    ours = [r for r in pick(rows, measurement="training", kind="ours") if r.get("speedup_over")]
     if not ours:
         return "no plot: nothing was measured"
     shapes = list(dict.fromkeys(row["shape"] for row in rows))
@@ -186,11 +127,11 @@ def plot(rows: list[dict], env: dict, path: Path, disturbed: bool = False) -> st
     width = 0.84 / len(bars)
     for dtype, line in zip(dtypes, axes):
         for shape, axis in zip(shapes, line):
-            chosen = _pick(ours, shape=shape, dtype=dtype)
+            chosen = pick(ours, shape=shape, dtype=dtype)
             for i, (name, peer) in enumerate(bars):
                 found = {
                     row["objective"]: row["speedup_over"][peer]
-                    for row in _pick(chosen, contender=name)
+                    for row in pick(chosen, contender=name)
                     if peer in row["speedup_over"]
                 }
                 at = [k + (i - (len(bars) - 1) / 2) * width for k in range(len(objectives))]
@@ -228,14 +169,7 @@ def plot(rows: list[dict], env: dict, path: Path, disturbed: bool = False) -> st
         handles |= {label: h for h, label in zip(*axis.get_legend_handles_labels())}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles),
                   fontsize=9, frameon=False)  # fmt: skip
-    gpu = env.get("gpu")
-    where = gpu["name"] if gpu else f"{env['cpu']}, {env['threads']} threads"
-    versions = env["versions"]
-    figure.suptitle(
-        f"Distillation losses: snnfast {versions['snnfast'] or ''} on {where}, "
-        f"torch {versions['torch']}, commit {env['commit'][:12]}"
-        + ("\nOTHER WORK RAN ON THE MACHINE: DO NOT TRUST THESE" if disturbed else "")
-    )
+    figure.suptitle(title("Distillation losses", env, disturbed))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     return None
