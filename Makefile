@@ -29,6 +29,7 @@ gpu:
 	$(PYTHON) -m pip install --no-build-isolation --no-deps -e .
 	$(PYTHON) -m pytest -m gpu
 	$(PYTHON) benchmarks/bench_lif.py --device cuda
+	$(PYTHON) benchmarks/bench_block.py --device cuda
 	$(PYTHON) benchmarks/bench_distill.py --device cuda
 
 # The peers declare torchvision, which the neurons do not need and which asks for a torch of its own.

@@ -15,8 +15,6 @@ gets no speed. Writes bench_lif.json and bench_lif.png to benchmarks/results/<de
 """
 
 import argparse
-import importlib
-import re
 import sys
 import time
 from pathlib import Path
@@ -29,60 +27,18 @@ import environment
 import harness
 import lif_measure
 import lif_report
+import options
 import peers
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def usable(device: torch.device, asked: list[str] | None) -> list[str]:
-    """The backends to measure. One that was asked for by name and cannot be used is an error."""
-    names = asked or (["triton", "cuda"] if device.type == "cuda" else ["cpu"])
-    found = []
-    for name in names:
-        try:
-            why = importlib.import_module(f"snnfast.backends.{name}").available()
-        except ImportError as error:
-            why = str(error)
-        if why is None:
-            found.append(name)
-        elif asked:
-            sys.exit(f"bench_lif: backend {name} cannot be used: {why}")
-        else:
-            print(f"left out: snnfast {name}: {why}")
-    return found
+import report
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    def shape(text):
-        if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", text):
-            raise argparse.ArgumentTypeError(f"a shape is written as 32x64x32x32, got {text!r}")
-        return tuple(map(int, text.split("x")))
-
-    def positive(text):
-        if not text.isdigit() or int(text) < 1:
-            raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
-        return int(text)
-
-    def list_of(kind):
-        return lambda text: [kind(item) for item in text.split(",")]
-
-    def dtype(text):
-        if text not in DTYPES:
-            raise argparse.ArgumentTypeError(f"dtype must be one of {', '.join(DTYPES)}")
-        return DTYPES[text]
-
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("--device", type=torch.device, default=torch.device(default))
-    p.add_argument("--shapes", type=list_of(shape), help="one timestep each: 32x512x4x4,...")
-    p.add_argument("--steps", type=list_of(positive), help="T: 2,4,8,16,32,100")
-    p.add_argument("--dtypes", type=list_of(dtype), help="float32,bfloat16,float16")
-    p.add_argument("--rounds", type=positive, help="interleaved rounds per measurement")
-    p.add_argument("--backends", type=list_of(str), help="cpu, or triton,cuda")
+    p = options.parser(__doc__.split("\n")[0])
+    shapes = options.list_of(options.sizes("32x64x32x32"))
+    p.add_argument("--shapes", type=shapes, help="one timestep each: 32x512x4x4,...")
+    p.add_argument("--steps", type=options.list_of(options.positive), help="T: 2,4,8,16,32,100")
     p.add_argument("--compile-seconds", type=float, help="longest compile of the peers' loop")
     p.add_argument("--minutes", type=float, help="after this, only our own are measured")
-    p.add_argument("--quick", action="store_true", help="small shapes and T, no compile")
-    p.add_argument("--output", type=Path, help="folder; default benchmarks/results/<device>/")
     args = p.parse_args(argv)
     quick = args.quick
     args.shapes = args.shapes or (
@@ -90,25 +46,21 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     args.steps = args.steps or ([2, 4, 16] if quick else [2, 4, 8, 16, 32, 100])
     args.dtypes = args.dtypes or [torch.float32, torch.bfloat16]
-    args.rounds = args.rounds or (5 if quick else 15)
     if args.minutes is None:
         args.minutes = 0.6 if quick else 9.0
     if args.compile_seconds is None:
         args.compile_seconds = 0.0 if quick else 30.0
-    if args.output is None:
-        folder = environment.ROOT / "benchmarks" / "results" / environment.device_slug(args.device)
-        args.output = folder / "quick" if quick else folder
-    return args
+    return options.finish(args)
 
 
 def main(argv: list[str] | None = None) -> dict:
     args = parse(argv)
     begin = time.perf_counter()
     env = environment.environment(args.device, peers.PACKAGES)
-    print(lif_report.heading(env), flush=True)
+    print(environment.heading("LIF benchmark", env), flush=True)
     bench = lif_measure.Bench(
         args.device,
-        usable(args.device, args.backends),
+        environment.backends(args.device, args.backends, "bench_lif"),
         args.rounds,
         args.compile_seconds,
         seconds=0.2 if args.quick else 1.0,
@@ -125,7 +77,8 @@ def main(argv: list[str] | None = None) -> dict:
     document = {
         "benchmark": "lif",
         "environment": env,
-        "busy": env["load_average"] > lif_report.BUSY,
+        "busy": report.busy(env["load_average"], bench.other_work),
+        "other_work": bench.other_work,
         "settings": {
             "rounds": args.rounds,
             "seconds_per_contender": bench.seconds,

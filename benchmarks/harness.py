@@ -1,4 +1,5 @@
-"""What the benchmarks share: timing in interleaved rounds, kept bytes, op counts, tables, JSON.
+"""What the benchmarks share: timing in interleaved rounds, bytes kept and at the peak, op counts,
+rows, tables, JSON.
 
 Timing. All contenders run in the same rounds, one after the other and in a new order each round, so
 that noise and clock changes hit all alike. A sample is the mean of as many calls as fill ``SLOT``
@@ -10,6 +11,8 @@ as it does to its users.)
 
 Bytes kept. Net allocations over ``s = layer(x)`` where x is made inside and dropped afterwards,
 minus s itself: exactly what the layer holds for its backward, its input included if it needs it.
+Peak: the most that was allocated at once over such a forward and its backward, inputs and gradients
+included.
 """
 
 import contextlib
@@ -158,9 +161,44 @@ def kept_bytes(layer: Callable[[Tensor], Tensor], x: Tensor) -> int:
     else:
         with _profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
             s = _forward_and_drop(layer, leaf)
-        events = run.profiler.kineto_results.events()
-        net = sum(event.nbytes() for event in events if event.name() == "[memory]")
+        net = _allocations(run)[0]
     return net - s.untyped_storage().nbytes()
+
+
+def memory(
+    layer: Callable[[Tensor], Tensor], x: Tensor, backward: Callable[[Tensor], object]
+) -> tuple[int, int]:
+    """Bytes kept, and at the peak, of ``s = layer(x); backward(s)``; call it on a warm layer."""
+    leaf = x.detach().requires_grad_()
+    gc.collect()
+    if x.is_cuda:
+        torch.cuda.reset_peak_memory_stats(x.device)
+        before = torch.cuda.memory_allocated(x.device)
+        s = _forward_and_drop(layer, leaf)
+        net = torch.cuda.memory_allocated(x.device) - before
+        kept = net - s.untyped_storage().nbytes()
+        held = backward(s)
+        peak = torch.cuda.max_memory_allocated(x.device) - before
+    else:
+        with _profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
+            s = _forward_and_drop(layer, leaf)
+        net, first = _allocations(run)
+        kept = net - s.untyped_storage().nbytes()
+        with _profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
+            held = backward(s)
+        peak = max(first, net + _allocations(run)[1])
+    del held
+    return kept, peak
+
+
+def _allocations(run) -> tuple[int, int]:
+    """Net bytes that a profiled stretch allocated, and the most at any moment of it."""
+    events = [e for e in run.profiler.kineto_results.events() if e.name() == "[memory]"]
+    net = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        net += event.nbytes()
+        peak = max(peak, net)
+    return net, peak
 
 
 def _forward_and_drop(layer, leaf):

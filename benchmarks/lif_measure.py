@@ -1,12 +1,14 @@
 """The measurements of bench_lif.py at one (shape, dtype, T), and what a case may cost."""
 
 import importlib
+import math
 import time
 from collections.abc import Callable
 from functools import partial
 
 import environment
 import harness
+import measure
 import peers
 import torch
 import torch._inductor.metrics
@@ -18,7 +20,7 @@ COMPILE_STEPS = 32
 """The compile of an unrolled loop grows faster than T: at 32 it takes minutes, at 100 far more."""
 
 
-class Bench:
+class Bench(measure.Bench):
     """Runs the cases and collects ``rows`` and ``left_out``; remembers what a case may not cost.
 
     A measurement of one contender takes at most ``seconds``, unless two samples take longer; a peer
@@ -35,11 +37,8 @@ class Bench:
         seconds: float = 1.0,
         minutes: float = 9.0,
     ):
-        self.device, self.backends, self.rounds = device, backends, rounds
-        self.compile_limit, self.seconds = compile_s, seconds
-        self.end = time.monotonic() + 60 * minutes
-        self.rows: list[dict] = []
-        self.left_out: list[dict] = []
+        super().__init__(device, backends, rounds, seconds, minutes)
+        self.compile_limit = compile_s
         self._kept: dict[tuple, float] = {}
         self._pace: dict[tuple, float] = {}
         self._compiled: dict[tuple, tuple[int, float]] = {}
@@ -48,25 +47,11 @@ class Bench:
     def run(self, shape, dtype: torch.dtype, steps: int) -> list[dict]:
         """All measurements of one case; returns its rows."""
         first = len(self.rows)
-        case = Case(shape, dtype, steps, self.device, self._sets(shape, dtype, steps))
+        sets = self.sets(math.prod((steps, *shape)) * dtype.itemsize)
+        case = Case(shape, dtype, steps, self.device, sets)
         self._kernels(case)
         self.layers(case, self._contenders(case))
         return self.rows[first:]
-
-    def skip(self, case: Case, name: str, why: str) -> None:
-        note = {"contender": name, **_where(case), "why": why}
-        self.left_out.append(note)
-        print(f"  left out: {name}: {why}", flush=True)
-
-    def _sets(self, shape, dtype, steps) -> int:
-        """On CUDA enough inputs that none is in the L2 when its turn comes; the CPU keeps one."""
-        if self.device.type != "cuda":
-            return 1
-        l2 = torch.cuda.get_device_properties(self.device).L2_cache_size
-        numel = steps
-        for n in shape:
-            numel *= n
-        return min(16, 2 + 4 * l2 // (numel * torch.empty((), dtype=dtype).element_size()))
 
     def _row(self, case: Case, measurement: str, name: str, kind: str, **more) -> dict:
         row = {"measurement": measurement, "contender": name, "kind": kind, **_where(case), **more}
@@ -88,13 +73,8 @@ class Bench:
             **more,
         )
 
-    def _rounds(self, case: Case, runs: dict, out: list[Tensor]) -> tuple[dict, float]:
-        """Timings of the runs, and the bandwidth of copy_ in the same rounds in bytes/s."""
-        sets = len(out)
-        runs = {"copy_": lambda i: out[i % sets].copy_(case.x[i % sets]), **runs}
-        runs["copy_"](0)
-        timings = harness.time_rounds(runs, self.device, self.rounds, self.seconds)
-        return timings, 2 * case.size * case.neuron_steps / (timings["copy_"].ms * 1e-3)
+    def _rounds(self, case: Case, runs: dict) -> tuple[dict, float]:
+        return self.time_beside_copy(runs, [(x,) for x in case.x])
 
     def _kernels(self, case: Case) -> None:
         """Kernels on preallocated outputs, beside copy_ and add(out=)."""
@@ -124,7 +104,7 @@ class Bench:
             verdicts[name] = verdict
         for run in runs.values():
             run(0)
-        timings, copy_bandwidth = self._rounds(case, runs, s)
+        timings, copy_bandwidth = self._rounds(case, runs)
         timed = partial(self._timed, case, copy_bandwidth=copy_bandwidth)
         for way, base, width in (("forward", "copy_", 2), ("backward", "add(out=)", 3)):
             width *= case.size
@@ -161,9 +141,9 @@ class Bench:
         contenders = []
         for name, item in found:
             if isinstance(item, str):
-                self.skip(case, name, item)
+                self.skip(_where(case), name, item)
             elif why := self._too_big(case, item):
-                self.skip(case, item.name, why)
+                self.skip(_where(case), item.name, why)
             else:
                 contenders.append(item)
         return contenders
@@ -230,8 +210,7 @@ class Bench:
             finally:
                 leaves[0].grad = None
         for measurement, runs, width in (("training", training, 5), ("inference", inference, 2)):
-            out = [torch.empty_like(x) for x in case.x]
-            timings, copy_bandwidth = self._rounds(case, runs, out)
+            timings, copy_bandwidth = self._rounds(case, runs)
             for name, verdict in verdicts.items():
                 kind = names[name].kind
                 if verdict.refused:

@@ -2,26 +2,14 @@
 
 from pathlib import Path
 
+import report
 from harness import number, table
+from report import best_ours, percent, pick, times
 
 LARGE_BYTES = 33e6
 """Tensors of this size and more do not fit a cache: there bandwidth is what counts."""
 
 FLAT = 1.3
-BUSY = 0.5
-"""Load average at the start from which the timings are not to be trusted."""
-
-
-def heading(env: dict) -> str:
-    gpu = env.get("gpu")
-    where = f"{gpu['name']}, CUDA {gpu['cuda']}; host " if gpu else ""
-    versions = ", ".join(f"{name} {v or 'absent'}" for name, v in env["versions"].items())
-    malloc = " ".join(f"{name}={value}" for name, value in env["malloc"].items())
-    return (
-        f"LIF benchmark on {where}{env['cpu']}, {env['threads']} threads of "
-        f"{env['cores_available']} cores, load {env['load_average']:.1f} at the start\n"
-        f"{versions}\ncommit {env['commit']}, {malloc}"
-    )
 
 
 def case_table(rows: list[dict]) -> str:
@@ -34,19 +22,19 @@ def case_table(rows: list[dict]) -> str:
     header = ["kernel", "ms", "p20", "p80", "GB/s", "of copy_", "of base", "n", "note"]
     body = []
     for way in ("forward", "backward"):
-        for row in _pick(rows, measurement=f"kernel_{way}"):
+        for row in pick(rows, measurement=f"kernel_{way}"):
             note = _note(row)
             if row["kind"] == "ours" and not row["refused"]:
                 note = f"base {row['base']}; {note}"
             name = f"{way}: {row['contender']}"
             share = row.get("share_of_base")
-            body.append([name, *_times(row), _percent(share), str(row.get("samples", "-")), note])
+            body.append([name, *times(row), percent(share), str(row.get("samples", "-")), note])
     parts.append(table(header, body))
     for measurement, title in (("training", "forward + backward"), ("inference", "inference")):
         header = [title, "ms", "p20", "p80", "GB/s", "of copy_", "ours is", "kept B", "ops", "n"]
         body = []
-        chosen = _pick(rows, measurement=measurement)
-        best = _best_ours(chosen)
+        chosen = pick(rows, measurement=measurement)
+        best = best_ours(chosen)
         for row in chosen:
             ratio = row["ms"] / best if best and "ms" in row and row["kind"] != "ours" else None
             ops = "-"
@@ -56,29 +44,10 @@ def case_table(rows: list[dict]) -> str:
             kept = number(row.get("kept_bytes")) if measurement == "training" else "-"
             speed = f"{number(ratio, 2)}x" if ratio else "-"
             samples = str(row.get("samples", "-"))
-            body.append([row["contender"], *_times(row), speed, kept, ops, samples, _note(row)])
+            body.append([row["contender"], *times(row), speed, kept, ops, samples, _note(row)])
         if body:
             parts.append(table([*header, "note"], body))
     return "\n\n".join(parts)
-
-
-def _pick(rows, **equal) -> list[dict]:
-    return [row for row in rows if all(row[key] == value for key, value in equal.items())]
-
-
-def _best_ours(rows) -> float | None:
-    return min((row["ms"] for row in rows if row["kind"] == "ours" and "ms" in row), default=None)
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.0f} %"
-
-
-def _times(row) -> list[str]:
-    if "ms" not in row:
-        return ["-"] * 5
-    times = [number(row[key]) for key in ("ms", "p20_ms", "p80_ms")]
-    return [*times, number(row["gb_per_s"]), _percent(row["share_of_copy"])]
 
 
 def _note(row) -> str:
@@ -96,19 +65,11 @@ def _note(row) -> str:
 
 def losses(rows: list[dict]) -> list[str]:
     """Every case in which a peer is faster than our fastest backend."""
-    found = []
-    for row in rows:
-        if row["kind"] != "peer" or "ms" not in row:
-            continue
-        same = {key: row[key] for key in ("measurement", "shape", "dtype", "steps")}
-        best = _best_ours(_pick(rows, **same))
-        if best is None or row["ms"] < best:
-            ours = "refused or not measured" if best is None else f"{number(best)} ms"
-            found.append(
-                f"{row['measurement']}, {row['shape']} {row['dtype']} T = {row['steps']}: "
-                f"{row['contender']} {number(row['ms'])} ms, ours {ours}"
-            )
-    return found
+    return report.losses(rows, ("measurement", "shape", "dtype", "steps"), _where)
+
+
+def _where(row) -> str:
+    return f"{row['measurement']}, {row['shape']} {row['dtype']} T = {row['steps']}"
 
 
 def targets(rows: list[dict], device: str) -> list[dict]:
@@ -116,11 +77,8 @@ def targets(rows: list[dict], device: str) -> list[dict]:
     found = []
 
     def add(text, need, values, best=max):
-        value = best(values, default=None)
-        ok = None
-        if value is not None:
-            ok = value <= need if best is min else value >= need
-        found.append({"target": text, "need": need, "measured": value, "met": ok})
+        bound = "at most" if best is min else "at least"
+        found.append(report.target(text, bound, need, best(values, default=None)))
 
     if device == "cpu":
         large = [row for row in rows if row["dtype"] == "float32" and row["steps"] == 4]
@@ -132,18 +90,18 @@ def targets(rows: list[dict], device: str) -> list[dict]:
         where = "kernel, 64 M neuron-steps and more"
         needs = {"forward": ("copy_", 0.9), "backward": ("copy_", 0.85)}
     for way, (base, need) in needs.items():
-        for shape, dtype, steps in _cases(_pick(large, measurement=f"kernel_{way}")):
-            chosen = _pick(large, measurement=f"kernel_{way}", kind="ours", shape=shape)
-            chosen = _pick(chosen, dtype=dtype, steps=steps)
+        for shape, dtype, steps in _cases(pick(large, measurement=f"kernel_{way}")):
+            chosen = pick(large, measurement=f"kernel_{way}", kind="ours", shape=shape)
+            chosen = pick(chosen, dtype=dtype, steps=steps)
             key = "share_of_copy" if base == "copy_" else "share_of_base"
             shares = [row[key] for row in chosen if row.get(key) is not None]
             add(f"{way} {where}: share of {base} at {shape} {dtype} T = {steps}", need, shares)
-        if not _pick(large, measurement=f"kernel_{way}"):
+        if not pick(large, measurement=f"kernel_{way}"):
             add(f"{way} {where}: share of {base}", need, [])
     if device == "cpu":
         _cpu_speedups(rows, add)
     else:
-        for shape, dtype, steps in _cases(_pick(rows, measurement="training")):
+        for shape, dtype, steps in _cases(pick(rows, measurement="training")):
             ratios = _ratios(rows, "SpikingJelly triton", shape, dtype, steps)
             add(f"training, {shape} {dtype} T = {steps}: ahead of SpikingJelly triton", 1, ratios)
     for shape, dtype, _ in dict.fromkeys((a, b, 0) for a, b, _ in _cases(rows)):
@@ -171,47 +129,24 @@ def _cases(rows) -> list[tuple]:
 
 
 def _ratios(rows, peer, shape, dtype, steps) -> list[float]:
-    rows = _pick(rows, measurement="training", shape=shape, dtype=dtype, steps=steps)
-    best = _best_ours(rows)
-    return [row["ms"] / best for row in _pick(rows, contender=peer) if best and "ms" in row]
+    rows = pick(rows, measurement="training", shape=shape, dtype=dtype, steps=steps)
+    best = best_ours(rows)
+    return [row["ms"] / best for row in pick(rows, contender=peer) if best and "ms" in row]
 
 
 def _per_step(rows, shape, dtype) -> dict[int, float]:
     """ms per timestep of our fastest backend, by T."""
     times = {}
-    rows = _pick(rows, measurement="training", shape=shape, dtype=dtype)
+    rows = pick(rows, measurement="training", shape=shape, dtype=dtype)
     for steps in {row["steps"] for row in rows}:
-        best = _best_ours(_pick(rows, steps=steps))
+        best = best_ours(pick(rows, steps=steps))
         if best is not None:
             times[steps] = best / steps
     return times
 
 
 def summary(document: dict) -> str:
-    lines = ["Targets, by the medians of this run"]
-    threads = document["environment"]["threads"]
-    if document["environment"]["device"] == "cpu" and threads != 2:
-        lines.append(f"  (they are stated for two threads; this run used {threads})")
-    load = document["environment"]["load_average"]
-    if load > BUSY:
-        lines.append(
-            f"  WARNING: other work ran here at the start (load {load:.1f}): do not trust these"
-        )
-    for target in document["targets"]:
-        verdict = {True: "met", False: "MISSED", None: "not measured"}[target["met"]]
-        bound = "at most" if target["target"].endswith("max over min") else "at least"
-        value = f", measured {number(target['measured'])}" if target["met"] is not None else ""
-        lines.append(f"  {verdict:12s} {target['target']}: {bound} {target['need']:g}{value}")
-    lines.append("")
-    lost = document["losses"]
-    lines.append(f"Slower than a peer in {len(lost)} cases" + (":" if lost else ""))
-    lines += [f"  LOST {line}" for line in lost]
-    refused = [row for row in document["rows"] if row.get("refused")]
-    lines.append(f"Refused by the gate: {len(refused)} rows" + (":" if refused else ""))
-    for row in refused:
-        where = f"{row['measurement']} {row['shape']} {row['dtype']} T = {row['steps']}"
-        lines.append(f"  {row['contender']}, {where}: {row['refused']}")
-    return "\n".join(lines)
+    return report.summary(document, _where)
 
 
 def plot(rows: list[dict], env: dict, path: Path) -> str | None:
@@ -228,7 +163,7 @@ def plot(rows: list[dict], env: dict, path: Path) -> str | None:
     axes = figure.subplots(len(panels), 2, squeeze=False)
     styles: dict[str, tuple[str, int]] = {}
     for (shape, dtype), (left, right) in zip(panels, axes):
-        chosen = [r for r in _pick(rows, shape=shape, dtype=dtype) if "ms" in r]
+        chosen = [r for r in pick(rows, shape=shape, dtype=dtype) if "ms" in r]
         neurons = f"{shape} ({chosen[0]['neurons'] / 1e6:.3g} M neurons), {dtype}"
         _panel(left, _shares(chosen), f"Share of copy bandwidth, {neurons}", styles)
         # Where the data fit a cache, shares can be wild; what counts is the way up to 1.
@@ -241,13 +176,7 @@ def plot(rows: list[dict], env: dict, path: Path) -> str | None:
         right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         right.yaxis.set_minor_locator(NullLocator())
         right.set_ylabel("ms per timestep per million neurons")
-    gpu = env.get("gpu")
-    where = gpu["name"] if gpu else f"{env['cpu']}, {env['threads']} threads"
-    versions = env["versions"]
-    figure.suptitle(
-        f"snnfast {versions['snnfast'] or ''} on {where}, torch {versions['torch']}, "
-        f"commit {env['commit'][:12]}"
-    )
+    figure.suptitle(report.title("LIF", env))
     figure.savefig(path, dpi=110)
     return None
 
@@ -276,7 +205,7 @@ def _shares(rows) -> dict:
 
 def _costs(rows) -> dict:
     lines = {}
-    for row in _pick(rows, measurement="training"):
+    for row in pick(rows, measurement="training"):
         per_step = row["ms"] / row["steps"] / (row["neurons"] / 1e6)
         lines.setdefault(row["contender"], (row["kind"], {}))[1][row["steps"]] = per_step
     return lines

@@ -18,27 +18,42 @@ H of a segment with forward's own code, from the kept V, and walks the segment b
 Tensors are dense in each timestep: neuron i of step t lies at t * stride + i. T is a runtime
 argument: up to 8 steps are unrolled to the next power of two, more run in a loop over segments
 of 8.
+
+With mean, scale and bias, x is normalised on the way in, X = (x - mean) scale + bias [+ residual],
+b more bytes each way for a residual. A tile then lies along the channels (norm_lif.py), without
+them it is any BLOCK neurons. Backward also adds up dX and dX (x - mean) over each channel, and
+need not write dX; or it writes a dX + b (x - mean) + c in its place.
 """
 
 import triton
 import triton.language as tl
 
+from .norm_lif import keep_sum, normalise, per_channel, place
+
 
 @triton.jit
-def _rate(rate, first, lane, inside, tau, factor, channels, inner, RATE: tl.constexpr):
+def _channel(first, lane, channels, inner):
+    """The channel of every neuron of a tile."""
+    # The remainder keeps the division per lane within 32 bits.
+    period = channels.to(tl.int64) * inner
+    index = (first % period).to(tl.int32) + lane
+    return index // inner % channels
+
+
+@triton.jit
+def _rate(rate, channel, inner, tau, factor, RATE: tl.constexpr, TILE: tl.constexpr):
     """tau and 1/tau of a tile: two numbers, or two tiles for a rate per channel.
 
     RATE: "number" (tau and factor as given), else how a tensor counts: "tau" or "factor", [] or
-    [channels] (``channels`` is None for []).
+    [channels] (``channel`` is None for []).
     """
     if RATE != "number":
-        if channels is None:
+        if channel is None:
             value = tl.load(rate)
+        elif TILE is None:
+            value = tl.load(rate + channel)
         else:
-            # The remainder keeps the division per lane within 32 bits.
-            period = channels.to(tl.int64) * inner
-            index = (first % period).to(tl.int32) + lane
-            value = tl.load(rate + index // inner % channels, mask=inside)
+            value = per_channel(rate, channel, inner, TILE)
         factor = tl.div_rn(1.0, value) if RATE == "tau" else value
         tau = value
     return tau, factor
@@ -52,7 +67,7 @@ def _within(t, steps, WHOLE: tl.constexpr):
     return t if WHOLE else tl.minimum(t, steps - 1)
 
 
-@triton.jit(do_not_specialize=["steps", "channels", "inner"])
+@triton.jit(do_not_specialize=["steps", "channels", "inner", "rows", "chunks"])
 def lif_forward(
     x,  # [T, N], time stride x_stride
     v0,  # [N] float32, or None: V starts at r
@@ -60,9 +75,16 @@ def lif_forward(
     s,  # [T, N]
     v,  # [N] or, where V_ALL, [T, N] float32, or None
     borders,  # [segments - 1, N] float32, or None
+    mean,  # [channels] float32, as scale and bias; or None: x is what comes in
+    scale,
+    bias,
+    residual,  # [T, N], time stride residual_stride, or None
     steps: tl.int32,
     n: tl.int64,
     x_stride: tl.int64,
+    residual_stride,
+    rows,  # with mean: how the tile lies, as ``place`` has it; inner is its width
+    chunks,
     channels,
     inner,
     tau,
@@ -82,17 +104,27 @@ def lif_forward(
     WHOLE: tl.constexpr,  # T fills its segments: no step needs a predicate
     STEPS: tl.constexpr,
     BLOCK: tl.constexpr,
+    TILE: tl.constexpr,  # with mean, else None
 ):
-    first = tl.program_id(0).to(tl.int64) * BLOCK
-    lane = tl.arange(0, BLOCK)
-    inside = lane < tl.minimum(n - first, BLOCK).to(tl.int32)
-    tau, factor = _rate(rate, first, lane, inside, tau, factor, channels, inner, RATE)
+    if TILE is None:
+        first = tl.program_id(0).to(tl.int64) * BLOCK
+        lane = tl.arange(0, BLOCK)
+        inside = lane < tl.minimum(n - first, BLOCK).to(tl.int32)
+        rate_channel = None if channels is None else _channel(first, lane, channels, inner)
+        mean_c, scale_c, bias_c = None, None, None
+    else:
+        first, lane, inside, channel, _ = place(rows, chunks, channels, inner, TILE)
+        rate_channel = channel if TILE.rates else None
+        mean_c = per_channel(mean, channel, inner, TILE)
+        scale_c = per_channel(scale, channel, inner, TILE)
+        bias_c = per_channel(bias, channel, inner, TILE)
+    tau, factor = _rate(rate, rate_channel, inner, tau, factor, RATE, TILE)
     P = (tau, factor, theta, r, a, b)
 
     if v0 is not None:
         state = tl.load(v0 + first + lane, mask=inside)
     else:
-        state = tl.full([BLOCK], 0.0, tl.float32) + r
+        state = tl.full(lane.shape, 0.0, tl.float32) + r
     if STATIC:
         x_once = tl.load(x + first + lane, mask=inside)
     segments = tl.cdiv(steps, STEPS) if LONG else 1
@@ -100,15 +132,21 @@ def lif_forward(
         start = tl.cast(k, tl.int64) * STEPS
         # The loads of a segment stand first, to be in flight together.
         xs = ()
+        residuals = ()
         for i in tl.static_range(STEPS):
             if STATIC:
                 xs += (x_once,)
             else:
                 row = x + _within(start + i, steps, WHOLE) * x_stride + first
                 xs += (tl.load(row + lane, mask=inside),)
+            if residual is not None:
+                row = residual + _within(start + i, steps, WHOLE) * residual_stride + first
+                residuals += (tl.load(row + lane, mask=inside),)
         for i in tl.static_range(STEPS):
             live = inside if WHOLE else inside & (start + i < steps)
-            h = CHARGE(xs[i].to(tl.float32), state, P, FLAGS)
+            residual_t = None if residual is None else residuals[i]
+            x_t = normalise(xs[i], residual_t, mean_c, scale_c, bias_c)
+            h = CHARGE(x_t, state, P, FLAGS)
             spike = FIRE(h, P, FLAGS)
             after = RESET(h, spike, P, FLAGS)
             row = s + (start + i) * n + first
@@ -124,7 +162,7 @@ def lif_forward(
             tl.store(v + first + lane, state, mask=inside)
 
 
-@triton.jit(do_not_specialize=["steps", "channels", "inner"])
+@triton.jit(do_not_specialize=["steps", "channels", "inner", "rows", "chunks"])
 def lif_backward(
     x,  # [T, N], time stride x_stride
     v0,  # [N] float32, or None: V started at r
@@ -132,13 +170,25 @@ def lif_backward(
     borders,  # [segments - 1, N] float32, or None for T <= STEPS
     ds,  # [T, N], time stride ds_stride, or None: zeros
     dv,  # [N] or, where V_ALL, [T, N] float32, or None: zeros
-    dx,  # [T, N] or, where SUM, [N]
+    dx,  # [T, N] or, where SUM, [N]; or None
     dv0,  # [N] float32, or None
-    drate,  # float32: [N] where channels is given, else one sum per program; or None
+    drate,  # float32, or None: [N] (with mean: a sum per slot) for a rate per channel, else one sum
+    # per program
+    mean,  # [channels] float32, as scale and bias; or None: x is what comes in
+    scale,
+    bias,
+    residual,  # [T, N], time stride residual_stride, or None
+    sums,  # [2, slots] float32: dX and dX (x - mean) by ``place``'s slots; or None
+    out_a,  # [channels] float32, as out_b and out_c, the a, b, c of what dx gets; or None: 1, 0, 0
+    out_b,
+    out_c,
     steps: tl.int32,
     n: tl.int64,
     x_stride: tl.int64,
     ds_stride: tl.int64,
+    residual_stride,
+    rows,
+    chunks,
     channels,
     inner,
     tau,
@@ -160,20 +210,35 @@ def lif_backward(
     WHOLE: tl.constexpr,
     STEPS: tl.constexpr,
     BLOCK: tl.constexpr,
+    TILE: tl.constexpr,  # with mean, else None
 ):
-    first = tl.program_id(0).to(tl.int64) * BLOCK
-    lane = tl.arange(0, BLOCK)
-    inside = lane < tl.minimum(n - first, BLOCK).to(tl.int32)
-    tau, factor = _rate(rate, first, lane, inside, tau, factor, channels, inner, RATE)
+    if TILE is None:
+        first = tl.program_id(0).to(tl.int64) * BLOCK
+        lane = tl.arange(0, BLOCK)
+        inside = lane < tl.minimum(n - first, BLOCK).to(tl.int32)
+        rate_channel = None if channels is None else _channel(first, lane, channels, inner)
+        mean_c, scale_c, bias_c = None, None, None
+    else:
+        first, lane, inside, channel, slot = place(rows, chunks, channels, inner, TILE)
+        rate_channel = channel if TILE.rates else None
+        mean_c = per_channel(mean, channel, inner, TILE)
+        scale_c = per_channel(scale, channel, inner, TILE)
+        bias_c = per_channel(bias, channel, inner, TILE)
+    tau, factor = _rate(rate, rate_channel, inner, tau, factor, RATE, TILE)
     P = (tau, factor, theta, r, a, b)
 
-    zeros = tl.zeros([BLOCK], tl.float32)
+    zeros = tl.zeros(lane.shape, tl.float32)
     dstate = zeros
     if dv is not None:
         if not V_ALL:
             dstate = tl.load(dv + first + lane, mask=inside)
     dx_sum = zeros
     drate_sum = zeros
+    moment = zeros
+    if out_a is not None:
+        a_c = per_channel(out_a, channel, inner, TILE)
+        b_c = per_channel(out_b, channel, inner, TILE)
+        c_c = per_channel(out_c, channel, inner, TILE)
     if STATIC:
         x_once = tl.load(x + first + lane, mask=inside)
     segments = tl.cdiv(steps, STEPS) if LONG else 1
@@ -182,6 +247,7 @@ def lif_backward(
         start = tl.cast(k, tl.int64) * STEPS
         xs = ()
         dss = ()
+        residuals = ()
         for i in tl.static_range(STEPS):
             if STATIC:
                 xs += (x_once,)
@@ -191,6 +257,9 @@ def lif_backward(
             if ds is not None:
                 row = ds + _within(start + i, steps, WHOLE) * ds_stride + first
                 dss += (tl.load(row + lane, mask=inside),)
+            if residual is not None:
+                row = residual + _within(start + i, steps, WHOLE) * residual_stride + first
+                residuals += (tl.load(row + lane, mask=inside),)
 
         # V before the segment.
         state = zeros + r
@@ -203,13 +272,16 @@ def lif_backward(
         begin = state
         hs = ()
         for i in tl.static_range(STEPS):
-            h = CHARGE(xs[i].to(tl.float32), state, P, FLAGS)
+            residual_t = None if residual is None else residuals[i]
+            x_t = normalise(xs[i], residual_t, mean_c, scale_c, bias_c)
+            h = CHARGE(x_t, state, P, FLAGS)
             state = RESET(h, FIRE(h, P, FLAGS), P, FLAGS)
             hs += (h,)
 
         for i in tl.static_range(STEPS - 1, -1, -1):
             live = inside if WHOLE else inside & (start + i < steps)
-            x_t = xs[i].to(tl.float32)
+            residual_t = None if residual is None else residuals[i]
+            x_t = normalise(xs[i], residual_t, mean_c, scale_c, bias_c)
             # From H rather than kept: V_{t-1} is needed for drate alone.
             before = begin if i == 0 else RESET(hs[i - 1], FIRE(hs[i - 1], P, FLAGS), P, FLAGS)
             ds_t = zeros if ds is None else dss[i].to(tl.float32)
@@ -228,16 +300,32 @@ def lif_backward(
                 dstate = tl.where(taken, dv_t, dstate)
                 dx_sum += tl.where(taken, dx_t, 0.0)
                 drate_sum += tl.where(taken, drate_t, 0.0)
-            if not SUM:
+            if sums is not None and not SUM:
+                weight = dx_t if WHOLE else tl.where(taken, dx_t, 0.0)
+                moment = tl.fma(weight, xs[i].to(tl.float32) - mean_c, moment)
+            if dx is not None and not SUM:
+                if out_a is not None:
+                    centred = xs[i].to(tl.float32) - mean_c
+                    dx_t = tl.fma(a_c, dx_t, tl.fma(b_c, centred, c_c))
                 row = dx + (start + i) * n + first
                 tl.store(row + lane, dx_t.to(dx.dtype.element_ty), mask=live)
 
+    if sums is not None:
+        if SUM:  # x is the same at every step
+            moment = dx_sum * (x_once.to(tl.float32) - mean_c)
+        keep_sum(sums, 0, dx_sum, inside, slot, rows, channels, TILE)
+        keep_sum(sums, 1, moment, inside, slot, rows, channels, TILE)
     if SUM:
+        if out_a is not None:
+            centred = x_once.to(tl.float32) - mean_c
+            dx_sum = tl.fma(a_c, dx_sum, tl.fma(b_c, centred, c_c))
         tl.store(dx + first + lane, dx_sum.to(dx.dtype.element_ty), mask=inside)
     if dv0 is not None:
         tl.store(dv0 + first + lane, dstate, mask=inside)
     if drate is not None:
-        if channels is None:
+        if rate_channel is None:
             tl.store(drate + tl.program_id(0), tl.sum(tl.where(inside, drate_sum, 0.0)))
+        elif TILE is not None:
+            keep_sum(drate, 0, drate_sum, inside, slot, rows, channels, TILE)
         else:
             tl.store(drate + first + lane, drate_sum, mask=inside)

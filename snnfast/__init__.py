@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     )
     from snnfast.ops.lif import lif
     from snnfast.ops.norm_lif import norm_lif
+    from snnfast.ops.packed import packed_spikes
     from snnfast.ops.select import BackendUnavailable, backend, explain
+    from snnfast.ops.spikes import pack_spikes, unpack_spikes
 
 __version__ = "0.1.0"
 __all__ = [
@@ -31,12 +33,15 @@ __all__ = [
     "models",
     "nn",
     "norm_lif",
+    "pack_spikes",
+    "packed_spikes",
     "streaming",
     "surrogate",
     "temporal_cross_entropy",
     "tser_loss",
     "tssd_loss",
     "twkd_loss",
+    "unpack_spikes",
 ]
 
 # Imported at first use, so that `snnfast --help` need not wait for torch. None: a submodule.
@@ -51,12 +56,15 @@ _HOMES = {
     "models": None,
     "nn": None,
     "norm_lif": "snnfast.ops.norm_lif",
+    "pack_spikes": "snnfast.ops.spikes",
+    "packed_spikes": "snnfast.ops.packed",
     "streaming": "snnfast.nn.streaming",
     "surrogate": None,
     "temporal_cross_entropy": "snnfast.ops.distill",
     "tser_loss": "snnfast.ops.distill",
     "tssd_loss": "snnfast.ops.distill",
     "twkd_loss": "snnfast.ops.distill",
+    "unpack_spikes": "snnfast.ops.spikes",
 }
 
 

@@ -1,4 +1,4 @@
-"""The command ``snnfast``: train, info.
+"""The command ``snnfast``: train, profile, info.
 
 Exit status: 0 done, 1 the run failed, 2 the command cannot be run as given, 130 interrupted. What
 needs torch is imported by the subcommand that needs it.
@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 
 from snnfast.train import config as recipes
+
+_DTYPES = ("float32", "bfloat16", "float16")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -66,6 +68,28 @@ def _parser() -> argparse.ArgumentParser:
         )
     train.set_defaults(run=_train)
 
+    profile = commands.add_parser(
+        "profile",
+        help="time and memory of a model's layers in a training step",
+        description="Runs training steps of MODEL on random images and shows the time, the bytes "
+        "moved and the bytes kept of every layer, against their floor.",
+    )
+    profile.add_argument("model", metavar="MODEL", help="a name of snnfast.models.list_models()")
+    for name, default, help in (
+        ("timesteps", 4, "timesteps T"),
+        ("batch", 32, "images B"),
+        ("image-size", 32, "height and width, pixels"),
+        ("channels", 3, "channels of the images"),
+        ("classes", 10, "classes"),
+    ):
+        profile.add_argument(f"--{name}", type=_positive, default=default, metavar="N",
+                             help=f"{help}; default {default}")  # fmt: skip
+    profile.add_argument("--device", default="auto", help="cpu, cuda; default cuda where there is")
+    profile.add_argument("--dtype", default="float32", choices=_DTYPES,
+                         help="autocast where not float32; default float32")  # fmt: skip
+    profile.add_argument("--output", metavar="DIR", type=Path, help="write profile.png there")
+    profile.set_defaults(run=_profile)
+
     info = commands.add_parser("info", help="what was built, what was not, and why")
     info.set_defaults(run=_info)
     return parser
@@ -96,6 +120,33 @@ def _train(arguments: argparse.Namespace) -> int:
     for name in FILES:
         print(output / name)
     return 0
+
+
+def _profile(arguments: argparse.Namespace) -> int:
+    from snnfast.train import profile_report
+
+    try:
+        lines = profile_report.run(
+            arguments.model,
+            timesteps=arguments.timesteps,
+            batch=arguments.batch,
+            image_size=arguments.image_size,
+            channels=arguments.channels,
+            classes=arguments.classes,
+            device=arguments.device,
+            dtype=arguments.dtype,
+            output=arguments.output,
+        )
+    except ImportError as error:
+        return _fail(f"profile: {error}", 1)
+    print(lines)
+    return 0
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
+    return int(text)
 
 
 def _info(arguments: argparse.Namespace) -> int:

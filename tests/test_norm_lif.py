@@ -357,7 +357,9 @@ def test_opcheck():
     check(ops.norm_stats.default, (y, False, "cpu"))
     head = (y, residual, mean, var, mean, None, None)
     check(ops.norm_lif_forward.default, (*head, *layer, 1, True))
-    check(ops.norm_lif_backward.default, (*head, torch.empty(0), ds, None, *layer, False, False))
+    check(
+        ops.norm_lif_backward.default, (*head, torch.empty(0), ds, None, *layer, True, False, False)
+    )
     check(ops.norm_backward.default, (y, ds, mean, var, mean, mean, False, "cpu"))
 
 

@@ -3,12 +3,13 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <memory>
 #include <optional>
 #include <tuple>
-#include <vector>
 
 #include "distill.h"
 #include "lif.h"
+#include "spikes.h"
 
 namespace py = pybind11;
 namespace snnfast {
@@ -30,15 +31,24 @@ struct Kernels {
   void (*stepwise)(const StepwiseLoss&, const DistillIo&) = stepwise_loss_baseline;
   void (*tssd)(const TssdLoss&, const DistillIo&) = tssd_loss_baseline;
   void (*scale)(const Scale&) = scale_gradient_baseline;
+  bool (*pack)(const PackSpikes&) = pack_spikes_baseline;
+  void (*unpack)(const UnpackSpikes&) = unpack_spikes_baseline;
 };
 
 Kernels best_kernels() {
   Kernels k;
 #if defined(SNN_HAVE_AVX2)
   if (has_avx2())
-    k = {"avx2",          lif_forward_avx2,   lif_backward_avx2,
-         norm_stats_avx2, norm_backward_avx2, stepwise_loss_avx2,
-         tssd_loss_avx2,  scale_gradient_avx2};
+    k = {"avx2",
+         lif_forward_avx2,
+         lif_backward_avx2,
+         norm_stats_avx2,
+         norm_backward_avx2,
+         stepwise_loss_avx2,
+         tssd_loss_avx2,
+         scale_gradient_avx2,
+         pack_spikes_avx2,
+         unpack_spikes_avx2};
 #endif
   return k;
 }
@@ -47,6 +57,10 @@ Kernels kernels = best_kernels();
 template <class T>
 T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
+}
+
+std::unique_ptr<double[]> scratch(int64_t n) {
+  return std::unique_ptr<double[]>(new double[size_t(n)]);  // not set to 0
 }
 
 // The fields of LifSpec in their order, then what the tensors say.
@@ -105,13 +119,14 @@ void backward(const py::tuple& spec, int dtype, int threads, int64_t n, uintptr_
               int64_t ds_stride, uintptr_t dv, bool dv_every_step, uintptr_t dx, bool sum_dx,
               uintptr_t dv0, uintptr_t drate, const std::optional<NormArgs>& norm, uintptr_t sums) {
   LifLayer layer = layer_of(spec, dtype, threads, n, rates);
-  std::vector<double> partial(drate || dtype == kFloat64 ? size_t(kMaxChunks * layer.channels) : 0);
+  const bool rate = drate || dtype == kFloat64;
+  const auto partial = scratch(rate ? kMaxChunks * layer.channels : 0);
   LifBackward io{pointer<void>(x),  x_stride,     pointer<void>(v0),  pointer<void>(borders),
                  pointer<void>(ds), ds_stride,    pointer<void>(dv),  dv_every_step,
                  pointer<void>(dx), sum_dx,       pointer<void>(dv0), pointer<void>(drate),
-                 partial.data(),    norm_of(norm)};
-  std::vector<double> norm_partial(size_t(kMaxChunks * 2 * io.norm.channels));
-  io.norm.sums = pointer<void>(sums), io.norm.partial = norm_partial.data();
+                 partial.get(),     norm_of(norm)};
+  const auto norm_partial = scratch(kMaxChunks * 2 * io.norm.channels);
+  io.norm.sums = pointer<void>(sums), io.norm.partial = norm_partial.get();
   py::gil_scoped_release release;
   kernels.backward(layer, io);
 }
@@ -119,9 +134,9 @@ void backward(const py::tuple& spec, int dtype, int threads, int64_t n, uintptr_
 void norm_stats(int dtype, int threads, int64_t steps, int64_t n, uintptr_t y, int64_t stride,
                 int64_t channels, int64_t inner, uintptr_t mean, uintptr_t var) {
   py::gil_scoped_release release;
-  std::vector<double> partial(size_t(kMaxChunks * 2 * channels));
+  const auto partial = scratch(kMaxChunks * 2 * channels);
   kernels.norm_stats({dtype, threads, steps, n, pointer<void>(y), stride, channels, inner,
-                      pointer<void>(mean), pointer<void>(var), partial.data()});
+                      pointer<void>(mean), pointer<void>(var), partial.get()});
 }
 
 void norm_backward(int dtype, int threads, int64_t steps, int64_t n, uintptr_t y, int64_t stride,
@@ -166,8 +181,8 @@ py::object run_loss(Kernel kernel, const Loss& loss, int terms, DistillIo io, co
   io.gradient = pointer<void>(to.gradient), io.other_gradient = pointer<void>(to.other_gradient);
   {
     py::gil_scoped_release release;
-    std::vector<double> parts(size_t(io.rows) * 4);
-    io.parts = parts.data();
+    const auto parts = scratch(io.rows * 4);
+    io.parts = parts.get();
     kernel(loss, io);
     const bool wide = io.logits.dtype == kFloat64;
     (wide ? finish<double> : finish<float>)(io, to, loss.weights, terms, steps,
@@ -250,6 +265,18 @@ void scale_gradient(int dtype, int threads, int64_t n, uintptr_t gradient, uintp
   kernels.scale({dtype, threads, n, pointer<void>(gradient), pointer<void>(scaled), factor});
 }
 
+bool pack_spikes(int dtype, int threads, int64_t n, uintptr_t s, uintptr_t bits,
+                 bool only_if_spikes) {
+  py::gil_scoped_release release;
+  return kernels.pack(
+      {dtype, threads, n, pointer<void>(s), pointer<uint8_t>(bits), only_if_spikes});
+}
+
+void unpack_spikes(int dtype, int threads, int64_t n, uintptr_t bits, uintptr_t s) {
+  py::gil_scoped_release release;
+  kernels.unpack({dtype, threads, n, pointer<uint8_t>(bits), pointer<void>(s)});
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -261,6 +288,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("stepwise_loss", &stepwise_loss);
   m.def("tssd_loss", &tssd_loss);
   m.def("scale_gradient", &scale_gradient);
+  m.def("pack_spikes", &pack_spikes);
+  m.def("unpack_spikes", &unpack_spikes);
   m.def("instruction_set", [] { return kernels.name; });
   // For tests: the kernels that an older machine would run.
   m.def("use_baseline", [](bool yes) { kernels = yes ? Kernels{} : best_kernels(); });

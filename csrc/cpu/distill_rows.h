@@ -15,24 +15,12 @@
 namespace snnfast {
 inline namespace SNN_ISA {
 
-SNN_HD float widen(float x) { return x; }
-SNN_HD double widen(double x) { return x; }
-SNN_HD float widen(BFloat16 x) { return bits_to_float(uint32_t(x.bits) << 16); }
 SNN_HD void narrow(float x, float* to) { *to = x; }
 SNN_HD void narrow(double x, double* to) { *to = x; }
 SNN_HD void narrow(float x, Half* to) { *to = narrow_half(x); }
 SNN_HD void narrow(float x, BFloat16* to) {
   const uint32_t bits = float_to_bits(x);
   to->bits = x != x ? 0x7fc0 : uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-// Calls f with a null pointer to what the dtype is in memory.
-template <class F>
-void with_storage(int dtype, F&& f) {
-  if (dtype == kFloat32) return f(static_cast<const float*>(nullptr));
-  if (dtype == kFloat64) return f(static_cast<const double*>(nullptr));
-  if (dtype == kFloat16) return f(static_cast<const Half*>(nullptr));
-  f(static_cast<const BFloat16*>(nullptr));
 }
 
 // A square block from rows `from_row` apart to rows `to_row` apart, rows becoming columns.
@@ -63,6 +51,41 @@ inline void transpose(const float* from, int64_t from_row, float* to, int64_t to
 }
 #endif
 
+// Memory of one thread for one call, 64-byte aligned. A thread keeps what it used last, up to a
+// size: the system's malloc would map and fault it anew for every call.
+class Memory {
+ public:
+  void* take(size_t bytes) {
+    Kept& kept = own();
+    if (bytes > kept.bytes) {
+      std::free(kept.p);
+      kept.p = std::aligned_alloc(64, bytes);
+      if (!kept.p) std::abort();  // an exception must not leave a parallel region
+      kept.bytes = bytes;
+    }
+    return kept.p;
+  }
+  Memory() = default;
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  ~Memory() {
+    Kept& kept = own();
+    if (kept.bytes > kKeep) std::free(kept.p), kept = {};
+  }
+
+ private:
+  static constexpr size_t kKeep = size_t(4) << 20;
+  struct Kept {
+    void* p = nullptr;
+    size_t bytes = 0;
+    ~Kept() { std::free(p); }
+  };
+  static Kept& own() {
+    static thread_local Kept kept;
+    return kept;
+  }
+};
+
 // What both ways to lay out a row have. All vectors of a row lie one after the other; gradients
 // take the place of the logits that they belong to.
 template <class Real>
@@ -79,14 +102,10 @@ struct RowBuffers {
   RowBuffers(int64_t t, int64_t k, int64_t c, int64_t steps_of_other)
       : steps(t), chunks(k), classes(c) {
     const int64_t vectors = t + steps_of_other + 1 + kSlots + kCaches;
-    z = static_cast<R*>(std::aligned_alloc(64, size_t(vectors * k * kLanes) * sizeof(R)));
-    if (!z) std::abort();  // an exception must not leave a parallel region
+    z = static_cast<R*>(memory_.take(size_t(vectors * k * kLanes) * sizeof(R)));
     other = at(z, t, 0), y = at(other, steps_of_other, 0);
     slots = at(y, 1, 0), caches = at(slots, kSlots, 0);
   }
-  ~RowBuffers() { std::free(z); }
-  RowBuffers(const RowBuffers&) = delete;
-  RowBuffers& operator=(const RowBuffers&) = delete;
 
   SNN_HD R* at(R* base, int64_t t, int64_t k) const { return base + (t * chunks + k) * kLanes; }
   template <class F>
@@ -107,6 +126,9 @@ struct RowBuffers {
   }
   SNN_HD void gradient(int64_t t, int k, V g) { store(at(z, t, k), g); }
   SNN_HD void aux_gradient(int64_t t, int k, V g) { store(at(other, t, k), g); }
+
+ private:
+  Memory memory_;
 };
 
 // Lanes are samples: element (t, c) of sample j lies at vector (t, c), lane j.

@@ -261,6 +261,10 @@ inline Half narrow_half(float x) {
   return Half{uint16_t(out | sign)};
 }
 
+SNN_HD float widen(BFloat16 x) { return bits_to_float(uint32_t(x.bits) << 16); }
+SNN_HD float widen(float x) { return x; }
+SNN_HD double widen(double x) { return x; }
+
 // Writes that go past the caches; p must be aligned to the size of what is written.
 #if defined(__SSE2__)
 constexpr bool kCanStream = true;

@@ -37,6 +37,19 @@ void spread(const void* from, int64_t channels, int64_t inner, int64_t begin, in
   for (int64_t i = n; i < kTile; ++i) to[i] = R(1);
 }
 
+// The sum of n elements.
+template <class R>
+R sum_of(const R* p, int64_t n) {
+  constexpr int kPer = Lanes<R>::kPerRegister;
+  typename Register<R>::type sums = {};
+  int64_t i = 0;
+  for (; i + kPer <= n; i += kPer) sums += *(const typename Register<R>::loose*)(p + i);
+  R total(0);
+  for (; i < n; ++i) total += p[i];
+  for (int k = 0; k < kPer; ++k) total += sums[k];
+  return total;
+}
+
 // sums[c] += row[i] over the neurons of every channel.
 template <class R>
 void add_to_channels(const R* row, int64_t channels, int64_t inner, int64_t begin, int64_t n,
@@ -47,16 +60,11 @@ void add_to_channels(const R* row, int64_t channels, int64_t inner, int64_t begi
       for (int64_t j = 0; j < run; ++j) sums[c + j] += double(row[i + j]);
       i += run;
     }
-    return;
+  } else {
+    for_each_run(channels, inner, begin, n, [&](int64_t i, int64_t c, int64_t run) {
+      sums[c] += double(sum_of(row + i, run));
+    });
   }
-  for_each_run(channels, inner, begin, n, [&](int64_t i, int64_t c, int64_t run) {
-    double part[4] = {};
-    int64_t j = 0;
-    for (; j + 4 <= run; j += 4)
-      for (int k = 0; k < 4; ++k) part[k] += double(row[i + j + k]);
-    for (; j < run; ++j) part[0] += double(row[i + j]);
-    sums[c] += (part[0] + part[1]) + (part[2] + part[3]);
-  });
 }
 
 // Rows of X = (Y - mean) scale + bias [+ residual], computed when they are read; or of X as it is.

@@ -64,6 +64,23 @@ struct Out {
   }
 };
 
+// Calls f with a null pointer to what the dtype is in memory.
+template <class F>
+void with_storage(int dtype, F&& f) {
+  if (dtype == kFloat32) return f(static_cast<const float*>(nullptr));
+  if (dtype == kFloat64) return f(static_cast<const double*>(nullptr));
+  if (dtype == kFloat16) return f(static_cast<const Half*>(nullptr));
+  f(static_cast<const BFloat16*>(nullptr));
+}
+
+// Element i of memory.
+inline double element(const void* base, int dtype, int64_t i) {
+  double value = 0;
+  with_storage(dtype,
+               [&](auto* null) { value = double(widen(static_cast<decltype(null)>(base)[i])); });
+  return value;
+}
+
 inline int64_t itemsize_of(int dtype) { return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2; }
 
 // Whether a row of n elements can be used where it lies.
@@ -144,18 +161,18 @@ class Writer {
   // Outputs that no cache could hold until they are read again go past it (which saves reading the
   // lines that they overwrite), where all rows begin on a register's boundary. `moved`: the
   // elements that the whole call moves.
-  // `buffered`: rows stay in L1 to be read, until they are written.
+  // `read_back`: rows are read again at once, and so stay in cache.
   Writer(void* base, int dtype, int64_t stride, int64_t begin, int64_t n, int64_t moved,
-         bool sum = false, bool buffered = false)
+         bool sum = false, bool read_back = false)
       : itemsize_(itemsize_of(dtype)),
         base_(static_cast<char*>(base) + begin * itemsize_),
         stride_(stride * itemsize_),
         n_(n),
         dtype_(dtype),
-        direct_(!sum && !buffered && lies_well<R>(dtype, n)),
+        direct_(!sum && lies_well<R>(dtype, n)),
         sum_(sum) {
     static const int64_t kCacheBytes = cache_bytes();
-    stream_ = kCanStream && !sum && moved * itemsize_ > kCacheBytes &&
+    stream_ = kCanStream && !sum && !read_back && moved * itemsize_ > kCacheBytes &&
               reinterpret_cast<uintptr_t>(base_) % kRegisterBytes == 0 &&
               stride_ % kRegisterBytes == 0;
     if (sum) std::fill(buffer_, buffer_ + kTile, R(0));
@@ -165,7 +182,7 @@ class Writer {
     return {direct_ ? reinterpret_cast<R*>(base_ + t * stride_) : buffer_, direct_ && stream_,
             sum_};
   }
-  const R* buffer() const { return buffer_; }
+  const R* written(int64_t t) { return row(t).row; }
   void write(int64_t t) {
     if (!direct_ && !sum_) put(base_ + t * stride_);
   }

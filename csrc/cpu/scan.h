@@ -196,12 +196,12 @@ void backward_tile(const Neuron neuron, const Rates& rates, const LifLayer& laye
                                       kWantRate ? x.read(first + t) : nullptr,
                                       before[kWantRate ? t : 0], h[t], g, ds.read(first + t),
                                       dstate, dfactor, dx.row(first + t));
-      if (x.normal() && !io.sum_dx) x.add_sums(first + t, dx.buffer(), sum, moment);
+      if (x.normal() && !io.sum_dx) x.add_sums(first + t, dx.written(first + t), sum, moment);
       dx.write(first + t);
     }
   }
   if (x.normal()) {
-    if (io.sum_dx) x.add_sums(0, dx.buffer(), sum, moment);  // y is the same at every step
+    if (io.sum_dx) x.add_sums(0, dx.written(0), sum, moment);  // y is the same at every step
     const LifNorm& norm = io.norm;
     double* sums = norm.partial + chunk * 2 * norm.channels;
     add_to_channels(sum, norm.channels, norm.inner, begin, tile, sums);
@@ -244,14 +244,11 @@ void scan_forward(const Neuron& neuron, const LifLayer& layer, const LifForward&
   });
 }
 
-// Adds up what every chunk has left in partial [chunks, count].
-template <class R>
-void add_chunks(const double* partial, int64_t chunks, int64_t count, R* to) {
-  for (int64_t c = 0; c < count; ++c) {
-    double sum = 0;
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += partial[chunk * count + c];
-    to[c] = R(sum);
-  }
+// Adds up what every chunk has left in partial [chunks, count], in the first.
+inline const double* add_chunks(double* partial, int64_t chunks, int64_t count) {
+  for (int64_t chunk = 1; chunk < chunks; ++chunk)
+    for (int64_t i = 0; i < count; ++i) partial[i] += partial[chunk * count + i];
+  return partial;
 }
 
 template <bool kSmooth, bool kWantRate, class R, class Neuron>
@@ -264,9 +261,12 @@ void scan_backward(const Neuron& neuron, const LifLayer& layer, const LifBackwar
       backward_tile<kSmooth, kWantRate, R>(tuned, rates, layer, io, chunk, begin, tile);
     });
   });
-  if (kWantRate && io.drate)
-    add_chunks(io.partial, chunks, layer.channels, static_cast<R*>(io.drate));
-  add_chunks(io.norm.partial, chunks, sums, static_cast<R*>(io.norm.sums));
+  if (kWantRate && io.drate) {
+    const double* total = add_chunks(io.partial, chunks, layer.channels);
+    std::copy(total, total + layer.channels, static_cast<R*>(io.drate));
+  }
+  const double* total = add_chunks(io.norm.partial, chunks, sums);
+  std::copy(total, total + sums, static_cast<R*>(io.norm.sums));
 }
 
 // Mean and variance from sums of Y - k, k near the mean: the mean of a few of the channel's values.
@@ -280,9 +280,7 @@ void channel_stats(const NormStats& job) {
   for (int64_t c = 0; c < C; ++c) {
     double k = 0;
     for (int64_t j = 0; j < few; ++j) {
-      const int64_t i = c * inner + j % inner + j / inner * C * inner;
-      Reader<R> one(job.y, job.dtype, job.stride, i, 1);
-      k += double(*one.read(0));
+      k += element(job.y, job.dtype, c * inner + j % inner + j / inner * C * inner);
     }
     mean[c] = R(k / double(few));
   }
@@ -308,15 +306,11 @@ void channel_stats(const NormStats& job) {
     add_to_channels(square, C, inner, begin, tile, sums + C);
   });
   const double count = double(of_channel) * double(job.steps);
+  const double* total = add_chunks(job.partial, chunks, 2 * C);
   for (int64_t c = 0; c < C; ++c) {
-    double sum = 0, square = 0;
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      sum += job.partial[(2 * chunk) * C + c];
-      square += job.partial[(2 * chunk + 1) * C + c];
-    }
-    const double shift = sum / count;
+    const double shift = total[c] / count, square = total[C + c] / count;
     mean[c] = R(double(mean[c]) + shift);
-    var[c] = R(std::max(0.0, square / count - shift * shift));
+    var[c] = R(std::max(0.0, square - shift * shift));
   }
 }
 

@@ -12,16 +12,19 @@ constexpr int kSegment = 8;
 
 // What a launch has and wants. NVRTC gets the set as a constant, SNN_FLAGS.
 enum Flags : int {
-  kHasV0 = 1,         // else V starts at `rest`
-  kHasRate = 2,       // else `divisor` and `factor` hold for all neurons
-  kHasV = 4,          // forward: v is wanted; backward: dv is given
-  kEveryState = 8,    // v and dv are [T, N], else [N], after the last step
-  kHasBorders = 16,   // forward: borders are wanted
-  kHasDs = 32,        // else zeros
-  kHasDv0 = 64,       // dv0 is wanted
-  kHasDrate = 128,    // drate is wanted
-  kSumDx = 256,       // dx is [N], the sum over time
-  kPerChannel = 512,  // rate is [channels] and drate [N], else [] and a number per thread
+  kHasV0 = 1,           // else V starts at `rest`
+  kHasRate = 2,         // else `divisor` and `factor` hold for all neurons
+  kHasV = 4,            // forward: v is wanted; backward: dv is given
+  kEveryState = 8,      // v and dv are [T, N], else [N], after the last step
+  kHasBorders = 16,     // forward: borders are wanted
+  kHasDs = 32,          // else zeros
+  kHasDv0 = 64,         // dv0 is wanted
+  kHasDrate = 128,      // drate is wanted
+  kSumDx = 256,         // dx is [N], the sum over time
+  kPerChannel = 512,    // rate is [channels] and drate [N], else [] and a number per thread
+  kHasDx = 1024,        // with a norm: dx is wanted
+  kHasResidual = 2048,  // with a norm: X has a residual
+  kThrough = 4096,      // with a norm: dx is taken through it, and its sums are not wanted
 };
 
 // Strides and offsets count elements. Each step of x, s, ds, dx and of the states is dense. A

@@ -10,6 +10,7 @@
 
 #include "distill_launch.h"
 #include "launch.h"
+#include "norm_launch.h"
 
 namespace py = pybind11;
 using namespace snnfast::cuda;
@@ -79,6 +80,47 @@ int run_scale(int dtype, int device, std::uintptr_t stream, std::string_view arg
   return on_device(device, [&] { return kLaunchers[dtype](reinterpret_cast<void*>(stream), p); });
 }
 
+template <class Args>
+using NormLauncher = int (*)(const NormLaunch&, const Args&, const LifArgs&, const NormArgs&);
+using MapLauncher = int (*)(const NormLaunch&, const MapArgs&, const NormArgs&);
+
+// A launch over the neurons, then the totals of its sums where `total` has any.
+template <class F>
+int run_norm(F&& f, int dtype, bool vector, int device, std::uintptr_t stream,
+             std::string_view norm, std::string_view total) {
+  if (dtype < 0 || dtype > 2) throw std::invalid_argument("snnfast._cuda: no such dtype");
+  const NormArgs q = unpack<NormArgs>(norm);
+  const TotalArgs sums = total.empty() ? TotalArgs{} : unpack<TotalArgs>(total);
+  const NormLaunch launch{vector, reinterpret_cast<void*>(stream)};
+  return on_device(device, [&] {
+    const int status = f(launch, q);
+    return status || total.empty() ? status : norm_totals(launch.stream, sums);
+  });
+}
+
+template <class Args>
+void def_norm(py::module_& m, const char* name, NormLauncher<Args> f32, NormLauncher<Args> f16,
+              NormLauncher<Args> bf16) {
+  m.def(name, [=](int dtype, bool vector, int device, std::uintptr_t stream, std::string_view args,
+                  std::string_view lif, std::string_view norm, std::string_view total) {
+    const Args p = unpack<Args>(args);
+    const LifArgs neuron = unpack<LifArgs>(lif);
+    const NormLauncher<Args> launchers[3] = {f32, f16, bf16};
+    return run_norm([&](auto& l, auto& q) { return launchers[dtype](l, p, neuron, q); }, dtype,
+                    vector, device, stream, norm, total);
+  });
+}
+
+void def_map(py::module_& m, const char* name, MapLauncher f32, MapLauncher f16, MapLauncher bf16) {
+  m.def(name, [=](int dtype, bool vector, int device, std::uintptr_t stream, std::string_view args,
+                  std::string_view norm, std::string_view total) {
+    const MapArgs p = unpack<MapArgs>(args);
+    const MapLauncher launchers[3] = {f32, f16, bf16};
+    return run_norm([&](auto& l, auto& q) { return launchers[dtype](l, p, q); }, dtype, vector,
+                    device, stream, norm, total);
+  });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
@@ -106,10 +148,17 @@ PYBIND11_MODULE(_cuda, m) {
                               resident, threads, shared, device, stream, rows, args, finish);
   });
   m.def("scale_gradient", &run_scale);
+  def_norm<ForwardArgs>(m, "norm_forward", norm_forward_float32, norm_forward_float16,
+                        norm_forward_bfloat16);
+  def_norm<BackwardArgs>(m, "norm_backward", norm_backward_float32, norm_backward_float16,
+                         norm_backward_bfloat16);
+  def_map(m, "norm_stats", norm_stats_float32, norm_stats_float16, norm_stats_bfloat16);
+  def_map(m, "norm_apply", norm_apply_float32, norm_apply_float16, norm_apply_bfloat16);
   m.def("error_string",
         [](int status) { return cudaGetErrorString(static_cast<cudaError_t>(status)); });
   m.attr("KERNEL_ARGS") =
       py::make_tuple(sizeof(ForwardArgs), sizeof(BackwardArgs), sizeof(LifArgs));
+  m.attr("NORM_ARGS") = py::make_tuple(sizeof(NormArgs), sizeof(MapArgs), sizeof(TotalArgs));
   m.attr("DISTILL_ARGS") = py::make_tuple(sizeof(RowArgs), sizeof(StepwiseArgs), sizeof(TssdArgs),
                                           sizeof(FinishArgs), sizeof(ScaleArgs));
 }

@@ -10,13 +10,13 @@ namespace cuda {
 template <class Io, int kLanes, int kSteps, int kCharge, bool kHard>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     lif(const __grid_constant__ ForwardArgs p, const __grid_constant__ LifArgs args) {
-  scan_forward<Io, kLanes, kSteps>(p, ScanLif<kCharge, kHard>(args));
+  lif_thread<Io, kLanes, kSteps>(p, ScanLif<kCharge, kHard>(args));
 }
 
 template <class Io, int kLanes, int kSteps, int kCharge, bool kHard>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     lif(const __grid_constant__ BackwardArgs p, const __grid_constant__ LifArgs args) {
-  scan_backward<Io, kLanes, kSteps>(p, ScanLif<kCharge, kHard>(args));
+  lif_thread<Io, kLanes, kSteps>(p, ScanLif<kCharge, kHard>(args));
 }
 
 template <class Args>

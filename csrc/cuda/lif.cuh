@@ -28,14 +28,14 @@ SNN_CALL Floats<n> chosen_gradients(int surrogate, float theta, float a, float b
   return g;
 }
 
-template <int kCharge, bool kHard>
-struct ScanLif : Lif<float, kCharge, kHard> {
-  using Base = Lif<float, kCharge, kHard>;
+template <class Base>
+struct ScanNeuron : Base {
   bool multiply;
 
-  SNN_DEVICE explicit ScanLif(const LifArgs& p)
-      : Base{p.theta, p.reset, true, p.detach_reset != 0, true, p.surrogate, p.a, p.b},
-        multiply(p.multiply != 0) {
+  SNN_DEVICE explicit ScanNeuron(const LifArgs& p) : multiply(p.multiply != 0) {
+    this->theta = p.theta, this->r = p.reset, this->a = p.a, this->b = p.b;
+    this->divide = this->spiking = true;
+    this->surrogate = p.surrogate, this->detach_reset = p.detach_reset != 0;
 #if defined(SNN_SURROGATE)
     this->surrogate = SNN_SURROGATE;
     this->detach_reset = SNN_DETACH_RESET;
@@ -63,6 +63,26 @@ struct ScanLif : Lif<float, kCharge, kHard> {
   }
 };
 
+template <int kCharge, bool kHard>
+using ScanLif = ScanNeuron<Lif<float, kCharge, kHard>>;
+
+// One thread a pack of kLanes neurons.
+template <class Io, int kLanes, int kSteps, class Neuron>
+SNN_DEVICE void lif_thread(const ForwardArgs& p, const Neuron& neuron) {
+  const i64 thread = i64(blockIdx.x) * kThreads + threadIdx.x;
+  if (thread * kLanes >= p.neurons) return;
+  Plain<Io, kLanes, kSteps> source;
+  scan_forward<Io, kLanes, kSteps>(p, neuron, source, thread);
+}
+
+template <class Io, int kLanes, int kSteps, class Neuron>
+SNN_DEVICE void lif_thread(const BackwardArgs& p, const Neuron& neuron) {
+  const i64 thread = i64(blockIdx.x) * kThreads + threadIdx.x;
+  if (thread * kLanes >= p.neurons) return;
+  Plain<Io, kLanes, kSteps> source;
+  scan_backward<Io, kLanes, kSteps>(p, neuron, source, thread);
+}
+
 }  // namespace cuda
 }  // namespace snnfast
 
@@ -70,12 +90,12 @@ struct ScanLif : Lif<float, kCharge, kHard> {
 extern "C" __global__ void __launch_bounds__(snnfast::cuda::kThreads, snnfast::cuda::kBlocks)
     snnfast_lif(const snnfast::cuda::ForwardArgs p, const snnfast::cuda::LifArgs lif) {
   using namespace snnfast::cuda;
-  scan_forward<SNN_IO, SNN_LANES, SNN_STEPS>(p, ScanLif<SNN_CHARGE, SNN_HARD>(lif));
+  lif_thread<SNN_IO, SNN_LANES, SNN_STEPS>(p, ScanLif<SNN_CHARGE, SNN_HARD>(lif));
 }
 #elif defined(SNN_BACKWARD)
 extern "C" __global__ void __launch_bounds__(snnfast::cuda::kThreads, snnfast::cuda::kBlocks)
     snnfast_lif(const snnfast::cuda::BackwardArgs p, const snnfast::cuda::LifArgs lif) {
   using namespace snnfast::cuda;
-  scan_backward<SNN_IO, SNN_LANES, SNN_STEPS>(p, ScanLif<SNN_CHARGE, SNN_HARD>(lif));
+  lif_thread<SNN_IO, SNN_LANES, SNN_STEPS>(p, ScanLif<SNN_CHARGE, SNN_HARD>(lif));
 }
 #endif

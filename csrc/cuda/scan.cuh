@@ -94,11 +94,46 @@ SNN_DEVICE void load_steps(Pack* pack, const char* p, i64 bytes, int n) {
   }
 }
 
-template <class Io, int kLanes, int kSteps, class Neuron>
-SNN_DEVICE void scan_forward(const ForwardArgs& p, const Neuron& neuron) {
+// What the neurons are charged with: x as it is (norm.cuh has another). A Segment is what of it
+// lies in registers at once. Backward takes the lanes of a pack in kParts, one after the other, so
+// that fewer registers are in use.
+template <class Io, int kLanes, int kSteps>
+struct Plain {
+  static constexpr int kParts = 1;
+  struct Segment {
+    Pack<Io, kLanes> x[kSteps];
+  };
+  // Issues the loads of n steps, `x` being where the first lies.
+  template <class Args>
+  SNN_DEVICE void load(const Args&, Segment& segment, const char* x, i64 bytes, i64, i64, int n) {
+    load_steps<kSteps>(segment.x, x, bytes, n);
+  }
+  // X of a step, and once more for the gradient of 1/tau.
+  template <class Args>
+  SNN_DEVICE void step(const Args&, const Segment& segment, int, int t, float* x) const {
+    SNN_UNROLL
+    for (int j = 0; j < kLanes; ++j) x[j] = segment.x[t][j];
+  }
+  template <class Args>
+  SNN_DEVICE void again(const Args& p, const Segment& segment, int, i64, i64, int t,
+                        float* x) const {
+    step(p, segment, 0, t, x);
+  }
+  // The gradient of X of a step: a look at it, whether it is stored, and as what.
+  SNN_DEVICE void enter(int) {}
+  SNN_DEVICE void leave(const BackwardArgs&, int) {}
+  SNN_DEVICE void collect(const BackwardArgs&, const Segment&, int, int, const float*) {}
+  SNN_DEVICE bool stores(const BackwardArgs&) const { return true; }
+  SNN_DEVICE void convert(const BackwardArgs&, const Segment&, int, int, float*) const {}
+  SNN_DEVICE void convert_sum(const BackwardArgs&, i64, float*) {}
+};
+
+// All steps of the neurons from `thread` kLanes on.
+template <class Io, int kLanes, int kSteps, class Neuron, class Source>
+SNN_DEVICE void scan_forward(const ForwardArgs& p, const Neuron& neuron, Source& source,
+                             i64 thread) {
   constexpr i64 kBytes = sizeof(typename Io::Element);
-  const i64 i = (i64(blockIdx.x) * kThreads + threadIdx.x) * kLanes;
-  if (i >= p.neurons) return;
+  const i64 i = thread * kLanes;
   const i64 x_bytes = p.x_stride * kBytes, s_bytes = p.neurons * kBytes;
   const char* x = static_cast<const char*>(p.x) + i * kBytes;
   char* s = static_cast<char*>(p.s) + i * kBytes;
@@ -112,18 +147,19 @@ SNN_DEVICE void scan_forward(const ForwardArgs& p, const Neuron& neuron) {
   rates.load(p, i);
   for (i64 base = 0; base < p.steps; base += kSteps) {
     const int n = steps_from<kSteps>(base, p.steps);
-    Pack<Io, kLanes> input[kSteps];
-    load_steps<kSteps>(input, x + base * x_bytes, x_bytes, n);
+    typename Source::Segment input;
+    source.load(p, input, x + base * x_bytes, x_bytes, i, base, n);
     rates.make(p, neuron);
     if (kSteps == kSegment && base > 0 && flag(p, kHasBorders))
       store_state<kLanes>(p.borders + (base / kSegment - 1) * p.neurons + i, v);
     SNN_UNROLL
     for (int t = 0; t < kSteps; ++t) {
       if (t < n) {
-        float spike[kLanes];
+        float xt[kLanes], spike[kLanes];
+        source.step(p, input, 0, t, xt);
         SNN_UNROLL
         for (int j = 0; j < kLanes; ++j) {
-          const float h = neuron.charge(input[t][j], v[j], rates[j]);
+          const float h = neuron.charge(xt[j], v[j], rates[j]);
           spike[j] = neuron.fire(h);
           v[j] = neuron.reset(h, spike[j]);
         }
@@ -137,11 +173,11 @@ SNN_DEVICE void scan_forward(const ForwardArgs& p, const Neuron& neuron) {
   if (flag(p, kHasV) && !flag(p, kEveryState)) store_state<kLanes>(p.v + i, v);
 }
 
-template <class Io, int kLanes, int kSteps, class Neuron>
-SNN_DEVICE void scan_backward(const BackwardArgs& p, const Neuron& neuron) {
+template <class Io, int kLanes, int kSteps, class Neuron, class Source>
+SNN_DEVICE void scan_backward(const BackwardArgs& p, const Neuron& neuron, Source& source,
+                              i64 thread) {
   constexpr i64 kBytes = sizeof(typename Io::Element);
-  const i64 thread = i64(blockIdx.x) * kThreads + threadIdx.x, i = thread * kLanes;
-  if (i >= p.neurons) return;
+  const i64 i = thread * kLanes;
   const i64 x_bytes = p.x_stride * kBytes, ds_bytes = p.ds_stride * kBytes;
   const i64 dx_bytes = p.neurons * kBytes;
   const char* x = static_cast<const char*>(p.x) + i * kBytes;
@@ -160,15 +196,16 @@ SNN_DEVICE void scan_backward(const BackwardArgs& p, const Neuron& neuron) {
   const i64 last = kSteps < kSegment ? 0 : (p.steps - 1) / kSegment * kSegment;
   for (i64 base = last; base >= 0; base -= kSteps) {
     const int n = steps_from<kSteps>(base, p.steps);
-    float v[kLanes], start[kLanes];
+    float v[kLanes], start[kLanes / Source::kParts];
     if (kSteps == kSegment && base > 0 && flag(p, kHasBorders))
       load_state<kLanes>(p.borders + (base / kSegment - 1) * p.neurons + i, v);
     else if (flag(p, kHasV0))
       load_state<kLanes>(p.v0 + i, v);
     else
       fill<kLanes>(v, p.rest);
-    Pack<Io, kLanes> input[kSteps], grad[kSteps];
-    load_steps<kSteps>(input, x + base * x_bytes, x_bytes, n);
+    typename Source::Segment input;
+    Pack<Io, kLanes> grad[kSteps];
+    source.load(p, input, x + base * x_bytes, x_bytes, i, base, n);
     if (flag(p, kHasDs)) {
       load_steps<kSteps>(grad, ds + base * ds_bytes, ds_bytes, n);
     } else {
@@ -177,52 +214,81 @@ SNN_DEVICE void scan_backward(const BackwardArgs& p, const Neuron& neuron) {
     }
     rates.make(p, neuron);
 
-    float h[kSteps][kLanes];
     SNN_UNROLL
-    for (int j = 0; j < kLanes; ++j) start[j] = v[j];
-    SNN_UNROLL
-    for (int t = 0; t < kSteps; ++t) {
-      if (t < n) {
-        SNN_UNROLL
-        for (int j = 0; j < kLanes; ++j) {
-          h[t][j] = neuron.charge(input[t][j], v[j], rates[j]);
-          v[j] = neuron.reset(h[t][j], neuron.fire(h[t][j]));
+    for (int part = 0; part < Source::kParts; ++part) {
+      constexpr int kPart = kLanes / Source::kParts;
+      const int o = part * kPart;
+      float h[kSteps][kPart];
+      source.enter(part);
+      SNN_UNROLL
+      for (int j = 0; j < kPart; ++j) start[j] = v[o + j];
+      SNN_UNROLL
+      for (int t = 0; t < kSteps; ++t) {
+        if (t < n) {
+          float xt[kPart];
+          source.step(p, input, part, t, xt);
+          SNN_UNROLL
+          for (int j = 0; j < kPart; ++j) {
+            h[t][j] = neuron.charge(xt[j], v[o + j], rates[o + j]);
+            v[o + j] = neuron.reset(h[t][j], neuron.fire(h[t][j]));
+          }
         }
       }
+      char* out = dx + (base + kSteps - 1) * dx_bytes;
+      SNN_UNROLL
+      for (int t = kSteps - 1; t >= 0; --t) {
+        if (t < n) {
+          if (flag(p, kEveryState)) {
+            float more[kPart];
+            load_state<kPart>(p.dv + (base + t) * p.neurons + i + o, more);
+            add<kPart>(dv + o, more);
+          }
+          float g[kPart], xt[kPart], dxt[kPart], dk[kPart];
+          neuron.gradients(h[t], g);
+          source.again(p, input, part, i, base, t, xt);
+          SNN_UNROLL
+          for (int j = 0; j < kPart; ++j) {
+            // V before this step, from H of the step before: cheaper than to keep it.
+            const float hp = h[t > 0 ? t - 1 : 0][j];
+            const float vt = t > 0 ? neuron.reset(hp, neuron.fire(hp)) : start[j];
+            const Adjoint<float> a = neuron.adjoint(xt[j], vt, h[t][j], neuron.fire(h[t][j]), g[j],
+                                                    grad[t][o + j], dv[o + j], rates[o + j]);
+            dv[o + j] = a.dv;
+            dxt[j] = a.dx;
+            dk[j] = a.drate;
+          }
+          if (flag(p, kHasDrate)) add<kPart>(drate + o, dk);
+          source.collect(p, input, part, t, dxt);
+          if (flag(p, kSumDx)) {
+            add<kPart>(sum + o, dxt);
+          } else if (source.stores(p)) {
+            source.convert(p, input, part, t, dxt);
+            if constexpr (Source::kParts == 1)
+              Pack<Io, kLanes>::store(out, dxt);
+            else
+              grad[t].template set<kPart>(o, dxt);
+          }
+        }
+        out = advance(out, -dx_bytes);
+      }
+      source.leave(p, part);
     }
-    char* out = dx + (base + kSteps - 1) * dx_bytes;
-    SNN_UNROLL
-    for (int t = kSteps - 1; t >= 0; --t) {
-      if (t < n) {
-        if (flag(p, kEveryState)) {
-          float more[kLanes];
-          load_state<kLanes>(p.dv + (base + t) * p.neurons + i, more);
-          add<kLanes>(dv, more);
-        }
-        float g[kLanes], dxt[kLanes], dk[kLanes];
-        neuron.gradients(h[t], g);
-        SNN_UNROLL
-        for (int j = 0; j < kLanes; ++j) {
-          // V before this step, from H of the step before: cheaper than to keep it.
-          const float hp = h[t > 0 ? t - 1 : 0][j];
-          const float vt = t > 0 ? neuron.reset(hp, neuron.fire(hp)) : start[j];
-          const Adjoint<float> a = neuron.adjoint(input[t][j], vt, h[t][j], neuron.fire(h[t][j]),
-                                                  g[j], grad[t][j], dv[j], rates[j]);
-          dv[j] = a.dv;
-          dxt[j] = a.dx;
-          dk[j] = a.drate;
-        }
-        if (flag(p, kHasDrate)) add<kLanes>(drate, dk);
-        if (flag(p, kSumDx))
-          add<kLanes>(sum, dxt);
-        else
-          Pack<Io, kLanes>::store(out, dxt);
+    // Whole packs, where the parts of a gradient have taken the place of those of ds.
+    if constexpr (Source::kParts > 1) {
+      char* out = dx + base * dx_bytes;
+      const bool stored = !flag(p, kSumDx) && source.stores(p);
+      SNN_UNROLL
+      for (int t = 0; t < kSteps; ++t) {
+        if (t < n && stored) grad[t].store(out);
+        out = advance(out, dx_bytes);
       }
-      out = advance(out, -dx_bytes);
     }
   }
   if (flag(p, kHasDv0)) store_state<kLanes>(p.dv0 + i, dv);
-  if (flag(p, kSumDx)) Pack<Io, kLanes>::store(dx, sum);
+  if (flag(p, kSumDx) && source.stores(p)) {
+    source.convert_sum(p, i, sum);
+    Pack<Io, kLanes>::store(dx, sum);
+  }
   if (flag(p, kHasDrate)) {
     if (flag(p, kPerChannel)) {
       store_state<kLanes>(p.drate + i, drate);

@@ -230,3 +230,34 @@ def scale_gradient(gradient: Tensor, grad_output: Tensor, unit: Tensor, scaled: 
         unit.data_ptr(),
         scaled.data_ptr(),
     )
+
+
+def _pack(s: Tensor, bits: Tensor, only_if_spikes: bool) -> bool:
+    return _module().pack_spikes(
+        DTYPES[s.dtype],
+        torch.get_num_threads(),
+        s.numel(),
+        s.data_ptr(),
+        bits.data_ptr(),
+        only_if_spikes,
+    )
+
+
+def pack_spikes(s: Tensor, bits: Tensor) -> None:
+    """Fills ``bits`` [ceil(N / 8)] with those of the dense ``s``, in the order of its memory.
+
+    Moves b + 1/8 bytes per element, b those of the dtype.
+    """
+    _pack(s, bits, False)
+
+
+def pack_if_spikes(s: Tensor, bits: Tensor) -> bool:
+    """The same; False at the first element that is neither +0 nor 1, and then ``bits`` is none."""
+    return _pack(s, bits, True)
+
+
+def unpack_spikes(bits: Tensor, s: Tensor) -> None:
+    """Fills the dense ``s`` with 0 and 1; b + 1/8 bytes per element."""
+    _module().unpack_spikes(
+        DTYPES[s.dtype], torch.get_num_threads(), s.numel(), bits.data_ptr(), s.data_ptr()
+    )

@@ -1,36 +1,37 @@
 """LIF on CUDA tensors through Triton, one launch each way; on CPU tensors under its interpreter.
+The distillation losses are those of ``_triton_distill``, what BatchNorm adds of ``_triton_norm``.
 
 ``forward_call`` and ``backward_call`` turn tensors into a kernel's arguments, so that the very same
 call can be compiled ahead of time where there is no GPU.
 """
 
-import contextlib
 import functools
 import importlib.util
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from snnfast.backends.spec import INTEGRATE, SEGMENT, LifSpec
+from snnfast.backends import _triton_norm as norms
+from snnfast.backends._triton_call import THREAD, WARPS, Call
+from snnfast.backends._triton_distill import scale_gradient, stepwise_loss, tssd_loss
+from snnfast.backends._triton_norm import norm_backward, norm_stats
+from snnfast.backends._triton_spikes import pack_if_spikes, pack_spikes, unpack_spikes
+from snnfast.backends.spec import INTEGRATE, SEGMENT, LifSpec, Norm
 
-# Elements of a thread: 16 bytes of x, so that every access is as wide as the hardware has it.
-_THREAD = {torch.float32: 4, torch.float16: 8, torch.bfloat16: 8}
-_WARPS = 4
-
-
-class Call(NamedTuple):
-    """One launch: ``kernel[(programs,)](*arguments, **constants)``."""
-
-    kernel: Any
-    programs: int
-    arguments: tuple
-    constants: dict
-
-    def launch(self, device: torch.device) -> None:
-        guard = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-        with guard:
-            self.kernel[(self.programs,)](*self.arguments, **self.constants)
+__all__ = [
+    "available",
+    "lif_backward",
+    "lif_forward",
+    "norm_backward",
+    "norm_gradient",
+    "norm_stats",
+    "pack_if_spikes",
+    "pack_spikes",
+    "scale_gradient",
+    "stepwise_loss",
+    "tssd_loss",
+    "unpack_spikes",
+]
 
 
 @functools.cache
@@ -50,7 +51,13 @@ def available() -> str | None:
 
 @functools.lru_cache(maxsize=1024)
 def _plan(
-    spec: LifSpec, dtype: torch.dtype, rate_dim: int | None, static: bool, v_all: bool, sum_: bool
+    spec: LifSpec,
+    dtype: torch.dtype,
+    rate_dim: int | None,
+    static: bool,
+    v_all: bool,
+    sum_: bool,
+    tile=None,
 ) -> tuple[dict, dict, tuple]:
     """Constants of the forward and of the backward kernel, and the numbers that both take."""
     from snnfast.kernels import neuron
@@ -74,8 +81,9 @@ def _plan(
         "LONG": spec.steps > SEGMENT,
         "WHOLE": spec.steps % steps == 0,
         "STEPS": steps,
-        "BLOCK": _THREAD[dtype] * 32 * _WARPS,
-        "num_warps": _WARPS,
+        "BLOCK": THREAD[dtype] * 32 * WARPS,
+        "TILE": tile,
+        "num_warps": WARPS,
         "enable_fp_fusion": False,
     }
     backward = {**forward, "ADJOINT": neuron.NEURON["ADJOINT"], "SUM": sum_}
@@ -90,58 +98,114 @@ def _plan(
     return forward, backward, (tau, factor, spec.theta, spec.reset, spec.a, spec.b)
 
 
-def _channels(spec: LifSpec, rate: Tensor | None) -> tuple[int | None, int | None]:
-    return (spec.channels, spec.inner) if rate is not None and rate.dim() else (None, None)
+def _place(spec: LifSpec, x: Tensor, rate: Tensor | None, norm: Norm | None, narrow: bool = False):
+    """What a program has of one timestep."""
+    n = x.numel() // spec.steps
+    if norm is not None:
+        rates = rate is not None and rate.dim() == 1
+        return norms.lay(norm.channels, norm.inner, n, x.dtype, rates, narrow)
+    channels = (spec.channels, spec.inner) if rate is not None and rate.dim() else (None, None)
+    return norms.Place(None, -(-n // (THREAD[x.dtype] * 32 * WARPS)), (None, None, *channels))
 
 
-def forward_call(spec: LifSpec, x, v0, rate, s, v, borders) -> Call:
+def backward_place(spec: LifSpec, x, v0, rate, dv, norm: Norm | None):
+    """The same for backward. With all that there can be, 8 steps of 8 neurons and the sums over
+    channels are more than a thread's registers: then its accesses are of 8 bytes."""
+    more = not (v0 is None and rate is None and dv is None)
+    return _place(spec, x, rate, norm, more and x.dtype.itemsize == 2 and spec.steps > 4)
+
+
+def _affine(norm: Norm | None, residual: Tensor | None) -> tuple:
+    return (*((None,) * 3 if norm is None else norm[:3]), residual)
+
+
+def forward_call(
+    spec: LifSpec, x, v0, rate, s, v, borders, norm: Norm | None = None, residual=None
+) -> Call:
     """The launch behind ``lif_forward``."""
     from snnfast.kernels.lif import lif_forward as kernel
 
     n, stride = s.numel() // spec.steps, x.stride(0)
     v_all = v is not None and v.dim() == x.dim()
     rate_dim = None if rate is None else rate.dim()
-    constants, _, numbers = _plan(spec, x.dtype, rate_dim, stride == 0, v_all, False)
-    sizes = (spec.steps, n, stride, *_channels(spec, rate))
-    arguments = (x, v0, rate, s, v, borders, *sizes, *numbers)
-    return Call(kernel, -(-n // constants["BLOCK"]), arguments, constants)
+    place = _place(spec, x, rate, norm)
+    constants, _, numbers = _plan(spec, x.dtype, rate_dim, stride == 0, v_all, False, place.tile)
+    residual_stride = None if residual is None else residual.stride(0)
+    tensors = (x, v0, rate, s, v, borders, *_affine(norm, residual))
+    arguments = (*tensors, spec.steps, n, stride, residual_stride, *place.sizes, *numbers)
+    return Call(kernel, place.programs, arguments, constants)
 
 
-def backward_call(spec: LifSpec, x, v0, rate, borders, ds, dv, dx, dv0, drate) -> Call:
-    """The launch behind ``lif_backward``; ``drate`` is the buffer of partial sums."""
+def backward_call(
+    spec: LifSpec, x, v0, rate, borders, ds, dv, dx, dv0, drate, norm: Norm | None = None,
+    residual=None, sums=None, out=(None, None, None),
+) -> Call:  # fmt: skip
+    """The launch behind ``lif_backward``; ``drate`` and ``sums`` are buffers of partial sums."""
     from snnfast.kernels.lif import lif_backward as kernel
 
     n, stride = x.numel() // spec.steps, x.stride(0)
     v_all = dv is not None and dv.dim() == x.dim()
     rate_dim = None if rate is None else rate.dim()
-    sum_ = dx.dim() < x.dim()
-    _, constants, numbers = _plan(spec, x.dtype, rate_dim, stride == 0, v_all, sum_)
-    ds_stride = 0 if ds is None else ds.stride(0)
-    sizes = (spec.steps, n, stride, ds_stride, *_channels(spec, rate))
-    arguments = (x, v0, rate, borders, ds, dv, dx, dv0, drate, *sizes, *numbers)
-    return Call(kernel, -(-n // constants["BLOCK"]), arguments, constants)
+    sum_ = dx is not None and dx.dim() < x.dim()
+    place = backward_place(spec, x, v0, rate, dv, norm)
+    static = stride == 0 or sum_
+    _, constants, numbers = _plan(spec, x.dtype, rate_dim, static, v_all, sum_, place.tile)
+    strides = (0 if ds is None else ds.stride(0), None if residual is None else residual.stride(0))
+    tensors = (x, v0, rate, borders, ds, dv, dx, dv0, drate, *_affine(norm, residual), sums, *out)
+    arguments = (*tensors, spec.steps, n, stride, *strides, *place.sizes, *numbers)
+    return Call(kernel, place.programs, arguments, constants)
 
 
-def partial_sums(spec: LifSpec, x: Tensor, rate: Tensor) -> Tensor:
-    """Where backward puts its parts of the gradient of 1/tau: one float32 a neuron for a rate per
-    channel, else one a program."""
-    n = x.numel() // spec.steps
-    programs = -(-n // (_THREAD[x.dtype] * 32 * _WARPS))
-    return torch.empty(n if rate.dim() else programs, dtype=torch.float32, device=x.device)
+def partial_sums(spec: LifSpec, x: Tensor, rate: Tensor, place=None) -> Tensor:
+    """Where backward puts its parts of the gradient of 1/tau: for a rate per channel one float32 a
+    neuron, with a norm one a row or column of a tile; else one a program."""
+    place = place or _place(spec, x, rate, None)
+    if rate.dim() and place.tile is not None:
+        return norms.partial_sums(place, 1, x.device)
+    size = x.numel() // spec.steps if rate.dim() else place.programs
+    return torch.empty(size, dtype=torch.float32, device=x.device)
 
 
-def lif_forward(spec: LifSpec, x, v0, rate, s, v, borders) -> None:
-    """Fills s, and v and borders where they are given."""
-    forward_call(spec, x, v0, rate, s, v, borders).launch(x.device)
+def lif_forward(
+    spec: LifSpec, x, v0, rate, s, v, borders, norm: Norm | None = None, residual=None
+) -> None:
+    """Fills s, and v and borders where they are given. With ``norm``, x is normalised and
+    ``residual`` added on the way in."""
+    forward_call(spec, x, v0, rate, s, v, borders, norm, residual).launch(x.device)
 
 
-def lif_backward(spec: LifSpec, x, v0, rate, borders, ds, dv, dx, dv0, drate) -> None:
-    """Fills dx, and dv0 and drate where they are given."""
-    parts = None if drate is None else partial_sums(spec, x, rate)
-    backward_call(spec, x, v0, rate, borders, ds, dv, dx, dv0, parts).launch(x.device)
+def lif_backward(
+    spec: LifSpec, x, v0, rate, borders, ds, dv, dx, dv0, drate, norm: Norm | None = None,
+    residual=None, sums=None,
+) -> None:  # fmt: skip
+    """Fills dx, and dv0 and drate where they are given. With ``norm``, dx is the gradient of what
+    the neurons are charged with (None: it is not wanted), and ``sums`` [2, C] gets its sum and that
+    of dx (x - mean) over each channel."""
+    place = backward_place(spec, x, v0, rate, dv, norm)
+    parts = None if drate is None else partial_sums(spec, x, rate, place)
+    moments = None if sums is None else norms.partial_sums(place, 2, x.device)
+    call = backward_call(
+        spec, x, v0, rate, borders, ds, dv, dx, dv0, parts, norm, residual, moments
+    )
+    call.launch(x.device)
+    if sums is not None:
+        norms.add_up(moments, sums)
     if drate is None:
         return
-    if rate.dim():
-        torch.sum(parts.view(-1, spec.channels, spec.inner), dim=(0, 2), out=drate)
-    else:
+    if not rate.dim():
         torch.sum(parts, dim=0, out=drate)
+    elif norm is not None:
+        norms.add_up(parts, drate[None])
+    else:
+        torch.sum(parts.view(-1, spec.channels, spec.inner), dim=(0, 2), out=drate)
+
+
+def norm_gradient(
+    spec: LifSpec, x, v0, rate, borders, ds, dv, dy, norm: Norm, a: Tensor, b: Tensor, c: Tensor
+) -> None:
+    """dy = a dX + b (x - mean) + c with dX recomputed as ``lif_backward`` does, where there is no
+    residual; dy has no time axis where x is static. Moves 3b bytes an element."""
+    call = backward_call(
+        spec, x, v0, rate, borders, ds, dv, dy, None, None, norm, None, None, (a, b, c)
+    )
+    call.launch(x.device)

@@ -40,10 +40,14 @@ class _Neuron(nn.Module):
     def forward(self, x: Tensor, v0: Tensor | None = None, timesteps: int | None = None):
         """Spikes [T, ...] of x [T, ...], or of a static x [...] shown for ``timesteps`` steps;
         (s, v) where ``return_state`` is set. ``v0``: the state to start from."""
+        return self._run(lif, x, v0, timesteps)
+
+    def _run(self, op, x: Tensor, v0: Tensor | None, timesteps: int | None):
+        """``op`` (``lif``, or one that ends in it) with this neuron's arguments and state."""
         streaming = self._streaming
-        result = lif(
+        result = op(
             x,
-            self._v if streaming and v0 is None else v0,
+            v0=self._v if streaming and v0 is None else v0,
             v_threshold=self.v_threshold,
             v_reset=self.v_reset,
             detach_reset=self.detach_reset,

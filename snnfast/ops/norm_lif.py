@@ -26,8 +26,13 @@ _library.define(
 )
 _library.define(
     f"norm_lif_backward(Tensor y, Tensor? residual, {_NORM}, Tensor? v0, Tensor? rate, "
-    f"Tensor borders, Tensor? ds, Tensor? dv, {neurons._LAYER}, bool want_dv0, bool want_drate) "
-    "-> (Tensor dx, Tensor sums, Tensor dv0, Tensor drate)",
+    f"Tensor borders, Tensor? ds, Tensor? dv, {neurons._LAYER}, bool want_dx, bool want_dv0, "
+    "bool want_drate) -> (Tensor dx, Tensor sums, Tensor dv0, Tensor drate)",
+    tags=neurons._TAGS,
+)
+_library.define(
+    f"norm_lif_gradient(Tensor y, {_NORM}, Tensor? v0, Tensor? rate, Tensor borders, Tensor? ds, "
+    f"Tensor? dv, Tensor a, Tensor b, Tensor c, {neurons._LAYER}) -> Tensor",
     tags=neurons._TAGS,
 )
 _library.define(
@@ -35,6 +40,11 @@ _library.define(
     "str backend) -> Tensor",
     tags=neurons._TAGS,
 )
+
+
+# Where memory is slow and arithmetic is not, the second pass of backward computes the gradient of X
+# again instead of reading what the first has written: 5b bytes an element instead of 6b.
+_RECOMPUTE = ("triton", "cuda")
 
 
 def _axis(static: bool) -> int:
@@ -64,9 +74,13 @@ def _run_stats(y, static, backend):
     return mean, var
 
 
-def _allocate_backward(y, v0, mean, rate, steps, static, want_dv0, want_drate):
-    grads = neurons._allocate_backward(y, v0, rate, steps, static, want_dv0, want_drate)
-    return grads[0], mean.new_empty((2, mean.shape[0])), *grads[1:]
+def _allocate_backward(y, v0, mean, rate, steps, static, want_dx, want_dv0, want_drate):
+    dx = y.new_empty(0)
+    if want_dx:
+        dx = neurons._empty(y, _axis(static), [] if static else [steps], y.dtype)
+    dv0 = neurons._empty(y, _axis(static), [], mean.dtype) if want_dv0 else mean.new_empty(0)
+    drate = torch.empty_like(rate) if want_drate else mean.new_empty(0)
+    return dx, mean.new_empty((2, mean.shape[0])), dv0, drate
 
 
 @torch.library.register_fake("snnfast::norm_lif_forward", lib=_library)
@@ -77,9 +91,16 @@ def _(y, residual, mean, scale, bias, v0, rate, steps, static, charge, rate_valu
 
 @torch.library.register_fake("snnfast::norm_lif_backward", lib=_library)
 def _(y, residual, mean, scale, bias, v0, rate, borders, ds, dv, steps, static, charge, rate_value,
-      divide, theta, reset, hard, detach_reset, surrogate, a, b, spiking, backend, want_dv0,
-      want_drate):  # fmt: skip
-    return _allocate_backward(y, v0, mean, rate, steps, static, want_dv0, want_drate)
+      divide, theta, reset, hard, detach_reset, surrogate, a, b, spiking, backend, want_dx,
+      want_dv0, want_drate):  # fmt: skip
+    return _allocate_backward(y, v0, mean, rate, steps, static, want_dx, want_dv0, want_drate)
+
+
+@torch.library.register_fake("snnfast::norm_lif_gradient", lib=_library)
+def _(y, mean, scale, bias, v0, rate, borders, ds, dv, ga, gb, gc, steps, static, charge,
+      rate_value, divide, theta, reset, hard, detach_reset, surrogate, a, b, spiking,
+      backend):  # fmt: skip
+    return neurons._empty(y, _axis(static), [] if static else [steps], y.dtype)
 
 
 @torch.library.register_fake("snnfast::norm_backward", lib=_library)
@@ -102,21 +123,35 @@ def _run_forward(y, residual, mean, scale, bias, v0, rate, steps, static, charge
 
 def _run_backward(y, residual, mean, scale, bias, v0, rate, borders, ds, dv, steps, static, charge,
                   rate_value, divide, theta, reset, hard, detach_reset, surrogate, a, b, spiking,
-                  backend, want_dv0, want_drate):  # fmt: skip
+                  backend, want_dx, want_dv0, want_drate):  # fmt: skip
     layer = (charge, rate_value, divide, theta, reset, hard, detach_reset, surrogate, a, b, spiking)
     y, sequence, rate, spec = neurons._launch_inputs(y, rate, steps, static, layer)
-    outputs = _allocate_backward(y, v0, mean, rate, steps, static, want_dv0, want_drate)
+    wanted = (want_dx, want_dv0, want_drate)
+    outputs = _allocate_backward(y, v0, mean, rate, steps, static, *wanted)
     dx, sums, dv0, drate = outputs
     norm = specs.Norm(mean, scale, bias, *_place(y, static)[1:])
     tensors = (v0, borders if borders.numel() else None, ds, dv, residual)
     v0, borders, ds, dv, residual = (
         neurons._like_step(tensor, y, _axis(static)) for tensor in tensors
     )
-    grads = (dx, dv0 if want_dv0 else None, drate if want_drate else None)
+    grads = (dx if want_dx else None, dv0 if want_dv0 else None, drate if want_drate else None)
     module(backend).lif_backward(
         spec, sequence, v0, rate, borders, ds, dv, *grads, norm, residual, sums
     )
     return outputs
+
+
+def _run_gradient(y, mean, scale, bias, v0, rate, borders, ds, dv, ga, gb, gc, steps, static,
+                  charge, rate_value, divide, theta, reset, hard, detach_reset, surrogate, a, b,
+                  spiking, backend):  # fmt: skip
+    layer = (charge, rate_value, divide, theta, reset, hard, detach_reset, surrogate, a, b, spiking)
+    y, sequence, rate, spec = neurons._launch_inputs(y, rate, steps, static, layer)
+    dy = neurons._empty(y, _axis(static), [] if static else [steps], y.dtype)
+    norm = specs.Norm(mean, scale, bias, *_place(y, static)[1:])
+    tensors = (v0, borders if borders.numel() else None, ds, dv)
+    v0, borders, ds, dv = (neurons._like_step(tensor, y, _axis(static)) for tensor in tensors)
+    module(backend).norm_gradient(spec, sequence, v0, rate, borders, ds, dv, dy, norm, ga, gb, gc)
+    return dy
 
 
 def _run_norm_backward(y, dx, mean, a, b, c, static, backend):
@@ -132,6 +167,7 @@ for _device in ("CPU", "CUDA"):
     _library.impl("norm_stats", _run_stats, _device)
     _library.impl("norm_lif_forward", _run_forward, _device)
     _library.impl("norm_lif_backward", _run_backward, _device)
+    _library.impl("norm_lif_gradient", _run_gradient, _device)
     _library.impl("norm_backward", _run_norm_backward, _device)
 
 
@@ -162,8 +198,11 @@ class _NormLif(torch.autograd.Function):
             )
         y, residual, scale, shift, v0, rate, mean, inv_std, borders = ctx.saved_tensors
         want = ctx.needs_input_grad
+        static, backend = ctx.layer[1], ctx.layer[-1]
+        again = backend in _RECOMPUTE and residual is None
+        norm, inputs = (mean, scale, shift), (v0, rate, borders, ds, dv)
         dx, sums, dv0, dfactor = torch.ops.snnfast.norm_lif_backward.default(
-            y, residual, mean, scale, shift, v0, rate, borders, ds, dv, *ctx.layer, want[4], want[5]
+            y, residual, *norm, *inputs, *ctx.layer, not again, want[4], want[5]
         )
         dy = dweight = dbias = drate = None
         if want[2]:
@@ -180,8 +219,13 @@ class _NormLif(torch.autograd.Function):
                     dist.all_reduce(sums, group=ctx.group)
                 c = scale * sums[0] / -ctx.batch
                 b = scale * inv_std * inv_std * sums[1] / -ctx.batch
-            static, backend = ctx.layer[1], ctx.layer[-1]
-            dy = torch.ops.snnfast.norm_backward.default(y, dx, mean, scale, b, c, static, backend)
+            if again:
+                dy = torch.ops.snnfast.norm_lif_gradient.default(
+                    y, *norm, *inputs, scale, b, c, *ctx.layer
+                )
+            else:
+                operands = (y, dx, mean, scale, b, c)
+                dy = torch.ops.snnfast.norm_backward.default(*operands, static, backend)
         dresidual = dx if want[1] else None
         return dy, dresidual, dweight, dbias, dv0 if want[4] else None, drate, *[None] * 6
 

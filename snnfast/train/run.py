@@ -32,15 +32,15 @@ def train(config: Config) -> report.Metrics:
     """
     require("tqdm")
     require("matplotlib")
-    device = _device(config.device)
-    data = _configured(
+    device = choose_device(config.device)
+    data = configured(
         "data", load_data, config.data.name, train=config.data.train, test=config.data.test
     ).to(device)
     # The global generator gives the first weights; the caller's stream is left as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        teacher = _configured("teacher.model", _teacher, config, data)
-        student = _configured("model", _student, config, data)
+        teacher = configured("teacher.model", _teacher, config, data)
+        student = configured("model", _student, config, data)
     criterion = TWKD(**asdict(config.twkd))
 
     output = _prepare(config)
@@ -166,7 +166,7 @@ def _model(config: Config, data: ImageData, name: str, **neuron) -> nn.Module:
     return model.to(data.train_images.device)
 
 
-def _configured(key: str, build, *args, **kwargs):
+def configured(key: str, build, *args, **kwargs):
     """Build what the config describes; what its builder refuses is an error of that key."""
     try:
         return build(*args, **kwargs)
@@ -174,7 +174,7 @@ def _configured(key: str, build, *args, **kwargs):
         raise ConfigError(f"{key}: {error}") from error
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

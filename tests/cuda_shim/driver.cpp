@@ -10,11 +10,11 @@ using namespace snnfast::cuda;
 
 template <class Io, int kLanes, int kSteps, int kCharge, bool kHard>
 void thread(const ForwardArgs& p, const LifArgs& lif) {
-  scan_forward<Io, kLanes, kSteps>(p, ScanLif<kCharge, kHard>(lif));
+  lif_thread<Io, kLanes, kSteps>(p, ScanLif<kCharge, kHard>(lif));
 }
 template <class Io, int kLanes, int kSteps, int kCharge, bool kHard>
 void thread(const BackwardArgs& p, const LifArgs& lif) {
-  scan_backward<Io, kLanes, kSteps>(p, ScanLif<kCharge, kHard>(lif));
+  lif_thread<Io, kLanes, kSteps>(p, ScanLif<kCharge, kHard>(lif));
 }
 
 template <class Io, int kLanes, int kSteps, int kCharge, bool kHard, class Args>

@@ -1,0 +1,69 @@
+// What Python hands to the launches of a normalisation: snnfast/backends/_cuda_norm.py mirrors
+// these structs.
+#pragma once
+
+#include "args.h"
+
+namespace snnfast {
+namespace cuda {
+
+constexpr int kTotalThreads = 256;
+
+// Where the channels of a thread's neighbouring neurons lie.
+enum Layout : int {
+  kAnyChannels = 0,
+  kOneChannel = 1,     // they are of the same
+  kRowOfChannels = 2,  // of neighbouring ones, 16 bytes of them aligned
+};
+
+// The neurons fall into tiles of kThreads kLanes; block i takes the tiles i, i + blocks, ... Where
+// there are more tiles than blocks, `blocks` tiles hold a whole number of samples, so that a thread
+// meets the same channels in each. Neuron i belongs to channel (i / inner) % channels.
+//
+// `slots` is how many channels a tile may touch; slot k is the k-th from that of its first neuron.
+// `group` threads, a power of two of at most 32, add up a slot.
+struct Tiles {
+  i64 channels, inner, tiles, blocks;
+  int slots, group, layout, unused;
+};
+
+// X = (Y - mean) scale + bias [+ residual]; dY = a dX + b (Y - mean) + c.
+struct NormArgs {
+  const float* mean;  // [channels], and so are the next five
+  const float* scale;
+  const float* bias;
+  const float* a;
+  const float* b;
+  const float* c;
+  const void* residual;  // [T, N], time stride residual_stride
+  float* parts;          // [blocks, slots, 2]: sums of dX and dX (Y - mean)
+  i64 residual_stride;
+  int charge, hard;
+  Tiles at;
+};
+
+// The passes without a neuron.
+struct MapArgs {
+  const void* y;   // [T, N], time stride y_stride
+  const void* dx;  // [T, N]
+  void* dy;        // [T, N]
+  i64 steps, neurons, y_stride;
+};
+
+// Adds up parts [blocks, slots, width] into two vectors [channels]: sums (width 2), or mean and
+// variance (width 4: count, sum of Y - K in two parts and moment about their mean, K being the
+// channel's first element).
+struct TotalArgs {
+  const float* parts;
+  const void* y;
+  float* first;
+  float* second;
+  double count;  // of elements of a channel
+  i64 tile;      // neurons
+  int dtype;
+  int lanes;  // channels that a block adds up side by side, a power of two of at most 32
+  Tiles at;
+};
+
+}  // namespace cuda
+}  // namespace snnfast

@@ -1,0 +1,3 @@
+#include "norm_launch.cuh"
+
+SNN_NORM_LAUNCHERS(float16, Float16)

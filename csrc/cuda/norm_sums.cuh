@@ -1,0 +1,358 @@
+// Channels on CUDA: where those of a thread's neurons lie, sums over them that do not depend on the
+// order of execution, and the two passes over memory that need no neuron:
+//
+//   stats   reads y                 b bytes an element
+//   apply   reads y, dx, writes dy  3b
+//   totals  adds up what blocks have left, for stats and for backward (norm.cuh)
+//
+// A block adds up its channels in shared memory and leaves a few numbers for each; one more launch
+// adds those. No atomics: the same input gives the same bits.
+#pragma once
+
+#include "io.cuh"
+#include "norm_args.h"
+#include "scan.cuh"
+
+#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
+extern __shared__ double snnfast_shared[];
+#endif
+
+namespace snnfast {
+namespace cuda {
+
+// The channels of kLanes neighbouring neurons.
+template <int kLanes>
+struct Place {
+  i64 channel, offset, channels, inner;
+  int layout;
+
+  SNN_DEVICE Place(const Tiles& at, i64 i)
+      : channel(i / at.inner % at.channels),
+        offset(i % at.inner),
+        channels(at.channels),
+        inner(at.inner),
+        layout(at.layout) {}
+
+  // The first element of each channel of y [channels, inner].
+  template <class Io>
+  SNN_DEVICE void load_first(const typename Io::Element* y, float* value) const {
+    if (kLanes == 1 || opaque(layout) == kOneChannel) {
+      Pack<Io, 1> one;
+      one.load(y + channel * inner);
+      SNN_UNROLL
+      for (int j = 0; j < kLanes; ++j) value[j] = one[0];
+    } else {
+      i64 left = inner - offset, c = channel;
+      SNN_UNROLL
+      for (int j = 0; j < kLanes; ++j) {
+        Pack<Io, 1> one;
+        one.load(y + c * inner);
+        value[j] = one[0];
+        if (--left == 0) {
+          left = inner;
+          if (++c == channels) c = 0;
+        }
+      }
+    }
+  }
+  // n vectors [channels]: the loads of all are under way before one is waited for.
+  template <int n>
+  SNN_DEVICE void load(const float* const (&from)[n], float (&value)[n][kLanes]) const {
+    if (kLanes == 1 || opaque(layout) == kOneChannel) {
+      SNN_UNROLL
+      for (int k = 0; k < n; ++k) load_element(from[k] + channel, value[k][0]);
+      SNN_UNROLL
+      for (int k = 0; k < n * kLanes; ++k) value[k / kLanes][k % kLanes] = value[k / kLanes][0];
+    } else if (opaque(layout) == kRowOfChannels) {
+      SNN_UNROLL
+      for (int k = 0; k < n; ++k) load_state<kLanes>(from[k] + channel, value[k]);
+    } else {
+      i64 left = inner - offset, c = channel;
+      SNN_UNROLL
+      for (int j = 0; j < kLanes; ++j) {
+        SNN_UNROLL
+        for (int k = 0; k < n; ++k) load_element(from[k] + c, value[k][j]);
+        if (--left == 0) {
+          left = inner;
+          if (++c == channels) c = 0;
+        }
+      }
+    }
+  }
+};
+
+// Vectors of a number for each neuron of a tile in shared memory, of which a thread reads and
+// writes those of its own neurons; four at once where it has as many, laid out so that the threads
+// of a warp are in each other's way no more than that takes.
+template <int kLanes>
+struct Own {
+  static constexpr int kPart = kLanes > 4 ? 4 : kLanes;
+  struct alignas(4 * kPart) Part {
+    float value[kPart];
+  };
+  float* const shared;
+
+  // Where neuron k of the tile lies in a vector.
+  SNN_DEVICE static int place(int k) {
+    const int thread = k / kLanes, lane = k % kLanes;
+    return (lane / kPart * kThreads + thread) * kPart + lane % kPart;
+  }
+  SNN_DEVICE Part* at(int which, int part) const {
+    Part* p = reinterpret_cast<Part*>(shared) + (which * (kLanes / kPart) + part) * kThreads +
+              threadIdx.x;
+    SNN_HOST_ACCESS(p, sizeof(Part));
+    return p;
+  }
+  SNN_DEVICE void get(int which, int part, float* value) const {
+    const Part from = *at(which, part);
+    SNN_UNROLL
+    for (int j = 0; j < kPart; ++j) value[j] = from.value[j];
+  }
+  SNN_DEVICE void put(int which, const float* value) const {
+    SNN_UNROLL
+    for (int part = 0; part < kLanes / kPart; ++part) {
+      Part to;
+      SNN_UNROLL
+      for (int j = 0; j < kPart; ++j) to.value[j] = value[part * kPart + j];
+      *at(which, part) = to;
+    }
+  }
+  // Three vectors [channels], to the vectors from `which` on.
+  SNN_DEVICE void keep(int which, const Place<kLanes>& place, const float* const (&from)[3]) const {
+    float value[3][kLanes];
+    place.load(from, value);
+    put(which, value[0]), put(which + 1, value[1]), put(which + 2, value[2]);
+  }
+  SNN_DEVICE void clear(int which) const {
+    float zero[kLanes];
+    fill<kLanes>(zero, 0.0f);
+    put(which, zero);
+  }
+  SNN_DEVICE void add(int which, int part, const float* value) const {
+    Part to = *at(which, part);
+    SNN_UNROLL
+    for (int j = 0; j < kPart; ++j) to.value[j] += value[j];
+    *at(which, part) = to;
+  }
+};
+
+// Sums over the neurons of a tile that share a channel, of two numbers of each neuron.
+template <int kLanes>
+struct SlotSums {
+  static constexpr int kTile = kThreads * kLanes;
+  const Tiles& at;
+  float* const shared;  // Own vectors `first` and `second`, then `count`, a number for each thread
+  i64 before;           // neurons of the first channel in front of the tile
+  int lane;
+
+  SNN_DEVICE SlotSums(const Tiles& at, float* shared)
+      : at(at),
+        shared(shared),
+        before(i64(blockIdx.x) * kTile % at.inner),
+        lane(int(threadIdx.x) & (at.group - 1)) {}
+
+  SNN_DEVICE float load(int at) const {
+    SNN_HOST_ACCESS(shared + at, 4);
+    return shared[at];
+  }
+  SNN_DEVICE float first(int k) const { return load(Own<kLanes>::place(k)); }
+  SNN_DEVICE float second(int k) const { return load(kTile + Own<kLanes>::place(k)); }
+  SNN_DEVICE float count(int k) const { return load(2 * kTile + k / kLanes); }
+
+  // f(slot) for every slot, `group` threads of a warp having the same; all threads come along.
+  template <class F>
+  SNN_DEVICE void each(F&& f) const {
+    const int at_once = kThreads / at.group;
+    for (int base = 0; base < at.slots; base += at_once) f(base + int(threadIdx.x) / at.group);
+  }
+  // The sum of f(neuron) over a slot, known to its group. The group shares out the runs of
+  // neighbouring neurons, or where they are short goes through one each.
+  template <class Sum = float, class F>
+  SNN_DEVICE Sum total(int slot, F&& f) const {
+    const bool share = at.inner >= at.group;
+    const i64 period = at.channels * at.inner, run = share ? 0 : lane * period;
+    const i64 step = share ? period : period * at.group;
+    Sum sum = 0;
+    if (slot < at.slots) {
+      for (i64 from = slot * at.inner - before + run; from < kTile; from += step) {
+        const int begin = from < 0 ? 0 : int(from);
+        const int end = from + at.inner < kTile ? int(from + at.inner) : kTile;
+        for (int k = begin + (share ? lane : 0); k < end; k += share ? at.group : 1) sum += f(k);
+      }
+    }
+    for (int lanes = at.group / 2; lanes > 0; lanes /= 2)
+      sum += __shfl_xor_sync(0xffffffffu, sum, lanes);
+    return sum;
+  }
+  // Numbers of a slot to parts [blocks, slots, ...].
+  template <class... Floats>
+  SNN_DEVICE void store(float* parts, int slot, Floats... value) const {
+    if (slot >= at.slots || lane != 0) return;
+    parts += (i64(blockIdx.x) * at.slots + slot) * i64(sizeof...(value));
+    (store_element(parts++, value), ...);
+  }
+};
+
+// Count, sum of Y - K (in two parts: K may lie far from the others) and second moment about the
+// mean; K is the first element of a channel. In between a thread takes its own first element away,
+// so that rounding is relative to the spread of the values, wherever they lie.
+template <class Io, int kLanes>
+SNN_DEVICE void norm_stats(const MapArgs& p, const NormArgs& q, void* shared) {
+  using Element = typename Io::Element;
+  constexpr int kAhead = 8;
+  const Element* y = static_cast<const Element*>(p.y);
+  const i64 bytes = p.y_stride * i64(sizeof(Element));
+  i64 i = (i64(blockIdx.x) * kThreads + threadIdx.x) * kLanes, n = 0;
+  const Place<kLanes> place(q.at, i);
+  float origin[kLanes], sum[kLanes], square[kLanes];
+  fill<kLanes>(sum, 0.0f), fill<kLanes>(square, 0.0f), fill<kLanes>(origin, 0.0f);
+  for (i64 tile = blockIdx.x; tile < q.at.tiles; tile += q.at.blocks) {
+    if (i < p.neurons) {
+      for (i64 base = 0; base < p.steps; base += kAhead) {
+        Pack<Io, kLanes> pack[kAhead];
+        const int count = steps_from<kAhead>(base, p.steps);
+        load_steps<kAhead>(pack, reinterpret_cast<const char*>(y + i) + base * bytes, bytes, count);
+        if (n == 0) {
+          SNN_UNROLL
+          for (int j = 0; j < kLanes; ++j) origin[j] = pack[0][j];
+        }
+        SNN_UNROLL
+        for (int t = 0; t < kAhead; ++t) {
+          if (t < count) {
+            SNN_UNROLL
+            for (int j = 0; j < kLanes; ++j) {
+              const float d = pack[t][j] - origin[j];
+              sum[j] += d;
+              square[j] = mad_(d, d, square[j]);
+            }
+          }
+        }
+        n += count;
+      }
+    }
+    i += q.at.blocks * kThreads * kLanes;
+  }
+  if (n > 0) {
+    const float count = float(n), part = 1.0f / count;
+    SNN_UNROLL
+    for (int j = 0; j < kLanes; ++j) square[j] = mad_(-sum[j] * part, sum[j], square[j]);
+    float k[kLanes];
+    place.template load_first<Io>(y, k);
+    SNN_UNROLL
+    for (int j = 0; j < kLanes; ++j) sum[j] = mad_(count, origin[j] - k[j], sum[j]);
+  }
+  const SlotSums<kLanes> slots(q.at, static_cast<float*>(shared));
+  const Own<kLanes> own{static_cast<float*>(shared)};
+  own.put(0, sum), own.put(1, square);
+  SNN_HOST_ACCESS(slots.shared + 2 * slots.kTile + threadIdx.x, 4);
+  slots.shared[2 * slots.kTile + threadIdx.x] = float(n);
+  __syncthreads();
+  slots.each([&](int slot) {
+    const float count = slots.total(slot, [&](int k) { return slots.count(k); });
+    const double total = slots.template total<double>(slot, [&](int k) { return slots.first(k); });
+    const float sum = float(total), rest = float(total - sum);
+    const float mean = count > 0.0f ? sum / count : 0.0f;
+    const float moment = slots.total(slot, [&](int k) {
+      const float m = slots.count(k);
+      if (m == 0.0f) return 0.0f;
+      const float d = mad_(-m, mean, slots.first(k));
+      return mad_(d * (1.0f / m), d, slots.second(k));
+    });
+    slots.store(q.parts, slot, count, sum, rest, moment);
+  });
+}
+
+// dY = a dX + b (Y - mean) + c; dy may be dx.
+template <class Io, int kLanes>
+SNN_DEVICE void norm_apply(const MapArgs& p, const NormArgs& q) {
+  constexpr int kAhead = 4;
+  constexpr i64 kBytes = sizeof(typename Io::Element);
+  const i64 i = (i64(blockIdx.x) * kThreads + threadIdx.x) * kLanes;
+  if (i >= p.neurons) return;
+  const i64 y_bytes = p.y_stride * kBytes, bytes = p.neurons * kBytes;
+  const char* y = static_cast<const char*>(p.y) + i * kBytes;
+  const char* dx = static_cast<const char*>(p.dx) + i * kBytes;
+  char* dy = static_cast<char*>(p.dy) + i * kBytes;
+  const Place<kLanes> place(q.at, i);
+  float row[4][kLanes];
+  place.load({q.mean, q.a, q.b, q.c}, row);
+  for (i64 base = 0; base < p.steps; base += kAhead) {
+    Pack<Io, kLanes> from[kAhead], grad[kAhead];
+    const int count = steps_from<kAhead>(base, p.steps);
+    load_steps<kAhead>(from, y + base * y_bytes, y_bytes, count);
+    load_steps<kAhead>(grad, dx + base * bytes, bytes, count);
+    SNN_UNROLL
+    for (int t = 0; t < kAhead; ++t) {
+      if (t < count) {
+        float value[kLanes];
+        SNN_UNROLL
+        for (int j = 0; j < kLanes; ++j)
+          value[j] =
+              mad_(row[1][j], grad[t][j], mad_(row[2][j], from[t][j] - row[0][j], row[3][j]));
+        Pack<Io, kLanes>::store(dy, value);
+        dy = advance(dy, bytes);
+      }
+    }
+  }
+}
+
+SNN_DEVICE float first_element(int dtype, const void* y, i64 at) {
+  if (dtype == 0) {
+    float value;
+    load_element(static_cast<const float*>(y) + at, value);
+    return value;
+  }
+  unsigned short half;
+  load_element(static_cast<const unsigned short*>(y) + at, half);
+  return dtype == 1 ? Float16::widen(half, 0) : BFloat16::widen(half, 0);
+}
+
+// What blocks have left of each channel, in double: `lanes` channels a block side by side.
+SNN_DEVICE void norm_totals(const TotalArgs& p, void* shared) {
+  const bool stats = p.y != nullptr;
+  const int lane = int(threadIdx.x) % p.lanes, rows = kTotalThreads / p.lanes;
+  const i64 c = i64(blockIdx.x) * p.lanes + lane;
+  double sums[3] = {};
+  for (i64 block = threadIdx.x / unsigned(p.lanes); block < p.at.blocks; block += rows) {
+    i64 slot = c - block * p.tile / p.at.inner % p.at.channels;
+    if (slot < 0) slot += p.at.channels;
+    if (slot >= p.at.slots || c >= p.at.channels) continue;
+    const float* from = p.parts + (block * p.at.slots + slot) * (stats ? 4 : 2);
+    float a, b, rest, moment;
+    load_element(from, a);
+    load_element(from + 1, b);
+    if (!stats) {
+      sums[0] += a, sums[1] += b;
+    } else if (a > 0.0f) {
+      load_element(from + 2, rest);
+      load_element(from + 3, moment);
+      const double sum = double(b) + rest;
+      sums[0] += sum;
+      sums[1] += moment;
+      sums[2] += sum * sum / a;
+    }
+  }
+  double* const scratch = static_cast<double*>(shared);
+  SNN_UNROLL
+  for (int k = 0; k < 3; ++k) {
+    scratch[threadIdx.x] = sums[k];
+    for (int half = kTotalThreads / 2; half >= p.lanes; half /= 2) {
+      __syncthreads();
+      if (int(threadIdx.x) < half) scratch[threadIdx.x] += scratch[threadIdx.x + half];
+    }
+    sums[k] = scratch[threadIdx.x];
+    __syncthreads();
+  }
+  if (int(threadIdx.x) >= p.lanes || c >= p.at.channels) return;
+  if (stats) {
+    const double shift = sums[0] / p.count;
+    const double var = (sums[1] + (sums[2] - sums[0] * shift)) / p.count;
+    sums[0] = double(first_element(p.dtype, p.y, c * p.at.inner)) + shift;
+    sums[1] = var < 0 ? 0 : var;
+  }
+  store_element(p.first + c, float(sums[0]));
+  store_element(p.second + c, float(sums[1]));
+}
+
+}  // namespace cuda
+}  // namespace snnfast

@@ -1,0 +1,18 @@
+#include "norm_launch.cuh"
+
+namespace snnfast {
+namespace cuda {
+
+__global__ void __launch_bounds__(kTotalThreads)
+    norm_totals_of(const __grid_constant__ TotalArgs p) {
+  norm_totals(p, snnfast_shared);
+}
+
+int norm_totals(void* stream, const TotalArgs& p) {
+  const i64 blocks = (p.at.channels + p.lanes - 1) / p.lanes;
+  return launch_norm(norm_totals_of, blocks, kTotalThreads, kTotalThreads * int(sizeof(double)),
+                     stream, p);
+}
+
+}  // namespace cuda
+}  // namespace snnfast

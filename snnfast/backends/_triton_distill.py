@@ -1,0 +1,279 @@
+"""Distillation losses on CUDA tensors through Triton: two launches forward, one backward.
+
+``stepwise_call``, ``tssd_call``, ``finish_call`` and ``scale_call`` turn tensors into a kernel's
+arguments. No value is read back on the way, so that a CUDA graph can hold all of it.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from snnfast.backends._triton_call import Call
+from snnfast.backends.spec import SELF_CORRECT, SELF_NONE, StepwiseSpec, TssdSpec
+
+_BUCKETS = (1, 2, 4, 6, 8)
+"""Steps that a program holds in registers; T between two of them takes the larger."""
+_WIDEST = 4096
+"""The most classes of one block. More go through in chunks of _CHUNK."""
+_CHUNK = 2048
+_MANY = 2**18
+"""Logits per step from which a program takes 1024 of them rather than 128: fewer programs would
+leave multiprocessors idle."""
+_LN_2 = math.log(2)
+_LOG2_E = 1 / _LN_2
+_FAR = -200.0
+"""exp(_FAR) is 0 in float32."""
+
+
+class Tile(NamedTuple):
+    """How a problem is cut into programs."""
+
+    steps: int
+    long: bool
+    whole: bool
+    rows: int
+    block: int
+    warps: int
+    chunked: bool
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << (n - 1).bit_length()
+
+
+@functools.lru_cache(maxsize=1024)
+def tile(steps: int, batch: int, classes: int, tensors: int = 1, correct: bool = False) -> Tile:
+    """The tile of so many tensors of [T, B, C] logits: 8 elements of a step a thread for one wide
+    row of one tensor, otherwise 4 or 2, as far as 16 warps go.
+
+    How many steps fit the registers, and how long segments are otherwise, is what compiles without
+    spills; ``correct``, the own target of the right steps, takes more.
+    """
+    block = max(2, _power_of_two(classes))
+    if block > _WIDEST:
+        return Tile(1, True, True, 1, _CHUNK, _CHUNK // 128, True)
+    fit = (2 if correct else 4, 8, 8) if tensors == 1 else (2, 4, 6)
+    most = fit[0] if block == _WIDEST else fit[1] if block == _WIDEST // 2 else fit[2]
+    resident = steps <= most
+    segment = next(s for s in _BUCKETS if s >= steps) if resident else 2 if block == _WIDEST else 4
+    elements = 1024 if batch * block >= _MANY else 128
+    rows = min(max(1, elements // block), _power_of_two(batch))
+    each = 8 // tensors if rows == 1 else 2 if segment > 6 or block < 16 else 4 // tensors
+    warps = min(max(1, rows * block // (each * 32)), 16)
+    return Tile(segment, not resident, steps % segment == 0, rows, block, warps, False)
+
+
+class _Access(NamedTuple):
+    """How wide [T, B, C] tensors can be read: in VEC elements, of which strides are multiples."""
+
+    vec: int
+    dense: bool
+    strides: tuple[tuple[int, int, int], ...]
+
+
+def _access(*tensors: Tensor) -> _Access:
+    """Their strides in units of VEC elements (up to 16 bytes), 0 along axes of one element."""
+    classes, size = tensors[0].shape[2], tensors[0].element_size()
+    strides = []
+    for tensor in tensors:
+        step, row, lane = (st if n > 1 else 0 for st, n in zip(tensor.stride(), tensor.shape))
+        strides.append((step, row, lane if classes > 1 else 1))
+    dense = all(lane == 1 for _, _, lane in strides)
+    vec = 1
+    if dense:
+        vec = math.gcd(16 // size, classes, *(st for step, row, _ in strides for st in (step, row)))
+    return _Access(
+        vec, dense, tuple((step // vec, row // vec, lane) for step, row, lane in strides)
+    )
+
+
+def _shape_constants(cut: Tile, access: _Access) -> dict:
+    constants = {
+        "BLOCK": cut.block,
+        "VEC": access.vec,
+        "DENSE": access.dense,
+        "num_warps": cut.warps,
+        "enable_fp_fusion": False,
+    }
+    if cut.long or cut.rows > 1 or cut.steps > 6:
+        # Left alone, the assembler spills a little to fit more programs.
+        constants["maxnreg"] = min(255, 65536 // (32 * cut.warps))
+    if not cut.chunked:
+        constants |= dict(STEPS=cut.steps, LONG=cut.long, WHOLE=cut.whole, ROWS=cut.rows)
+    return constants
+
+
+@functools.lru_cache(maxsize=1024)
+def _stepwise_plan(spec: StepwiseSpec, steps: int, classes: int, soft: bool, teacher: bool):
+    """Flags of the kernel, and the numbers it takes after the sizes."""
+    from snnfast.kernels.distill_stepwise import CE, OTHER, TAU, StepwiseFlags
+
+    ce_tau, tau, entropy_tau = spec.ce_temperature, spec.temperature, spec.entropy_temperature
+    softmaxes = teacher or spec.self_target != SELF_NONE
+    shared = TAU.value if entropy_tau == tau and softmaxes else OTHER.value
+    shared = CE.value if entropy_tau == ce_tau else shared
+    flags = StepwiseFlags(
+        own=spec.self_target,
+        skip=spec.skip_all_wrong and spec.self_target == SELF_CORRECT,
+        entropy=spec.entropy,
+        soft=soft,
+        tau_is_ce=tau == ce_tau,
+        entropy_is=shared if spec.entropy else OTHER.value,
+        ce=spec.weights[0] != 0,
+        kl=spec.weights[1] != 0,
+        self_=spec.weights[2] != 0,
+        spread=spec.entropy and spec.weights[3] != 0,
+    )
+    ce, kl, own, spread = (weight * spec.gradient_scale for weight in spec.weights)
+    sharpness = spec.kl_scale / tau
+    pulls = (ce / ce_tau, kl * sharpness, own * sharpness, -spread * _LN_2 / entropy_tau)
+    smoothing = (1.0 - spec.label_smoothing, spec.label_smoothing / classes)
+    temperatures = (ce_tau, tau, entropy_tau)
+    rates = (_LOG2_E / temperature for temperature in temperatures)
+    numbers = (*smoothing, *rates, *pulls, 1.0 / steps, _FAR * max(temperatures))
+    return flags, (spec.ignore_index, *numbers)
+
+
+def stepwise_call(spec: StepwiseSpec, logits, target, teacher, gradient) -> tuple[Call, Tensor]:
+    """The first launch behind ``stepwise_loss``, and the sums it leaves."""
+    from snnfast.kernels.distill_stepwise import stepwise_rows
+    from snnfast.kernels.distill_stepwise_chunks import stepwise_chunks
+
+    steps, batch, classes = logits.shape
+    cut = tile(steps, batch, classes, correct=spec.self_target == SELF_CORRECT)
+    access = _access(logits)
+    plan = (spec, steps, classes, target.is_floating_point(), teacher is not None)
+    flags, numbers = _stepwise_plan(*plan)
+    programs, parts = _parts(cut, logits)
+    sizes = (steps, batch, classes // access.vec, *access.strides[0])
+    constants = {"FLAGS": flags, **_shape_constants(cut, access)}
+    tensors = (logits, target, teacher, gradient, parts)
+    if not cut.chunked:
+        return Call(stepwise_rows, programs, (*tensors, *sizes, *numbers), constants), parts
+    scratch = None
+    if flags.own != SELF_NONE:
+        scratch = torch.empty((batch, classes), dtype=torch.float32, device=logits.device)
+    arguments = (*tensors, scratch, *sizes, *numbers)
+    return Call(stepwise_chunks, programs, arguments, constants), parts
+
+
+@functools.lru_cache(maxsize=1024)
+def _tssd_plan(spec: TssdSpec, steps: int, classes: int, soft: bool, aux: bool):
+    """Flags of the kernel, and the numbers it takes after the sizes."""
+    from snnfast.kernels.distill_tssd import EACH, MEAN, NONE, TssdFlags
+
+    task, temporal, spatial = spec.weights
+    flags = TssdFlags(
+        aux=((EACH if spec.per_step else MEAN) if aux else NONE).value,
+        soft=soft,
+        tau_is_ce=spec.temperature == 1,
+        all=spec.ce_all != 0,
+        student=spec.ce_student != 0,
+        task=task != 0,
+        temporal=temporal != 0,
+        spatial=spatial != 0,
+    )
+    sharpness = spec.kl_scale / spec.temperature
+    early = steps / spec.student_steps
+    pulls = (
+        task * spec.ce_all, early * task * spec.ce_student,
+        early * temporal * sharpness, spatial * sharpness,
+    )  # fmt: skip
+    return flags, (
+        spec.ignore_index, 1.0 - spec.label_smoothing, spec.label_smoothing / classes,
+        _LOG2_E, _LOG2_E / spec.temperature, 1.0 / steps, 1.0 / spec.student_steps,
+        spec.ce_all, spec.ce_student, *(pull * spec.gradient_scale for pull in pulls),
+        _FAR * max(1.0, spec.temperature),
+    )  # fmt: skip
+
+
+def tssd_call(
+    spec: TssdSpec, logits, target, aux, gradient, aux_gradient
+) -> tuple[Call, Tensor]:  # fmt: skip
+    """The first launch behind ``tssd_loss``, and the sums it leaves."""
+    from snnfast.kernels.distill_tssd import tssd_rows
+    from snnfast.kernels.distill_tssd_chunks import tssd_chunks
+
+    steps, batch, classes = logits.shape
+    cut = tile(steps, batch, classes, 1 if aux is None else 2)
+    access = _access(logits) if aux is None else _access(logits, aux)
+    plan = (spec, steps, classes, target.is_floating_point(), aux is not None)
+    flags, numbers = _tssd_plan(*plan)
+    programs, parts = _parts(cut, logits)
+    sizes = (steps, spec.student_steps, batch, classes // access.vec)
+    strides = (*access.strides[0], *access.strides[-1])
+    tensors = (logits, target, aux, gradient, aux_gradient, parts)
+    constants = {"FLAGS": flags, **_shape_constants(cut, access)}
+    kernel = tssd_chunks if cut.chunked else tssd_rows
+    return Call(kernel, programs, (*tensors, *sizes, *strides, *numbers), constants), parts
+
+
+def _parts(cut: Tile, logits: Tensor) -> tuple[int, Tensor]:
+    """How many programs there are, and where they leave their sums."""
+    from snnfast.kernels.distill import LINE
+
+    programs = -(-logits.shape[1] // cut.rows)
+    return programs, torch.empty((programs, LINE), dtype=torch.float32, device=logits.device)
+
+
+def finish_call(parts, loss, terms, unit, factors, weights, unit_factor: float) -> Call:
+    """The launch that makes loss, terms and unit of the sums. ``factors`` times a sum, over the
+    rows that count, is a term."""
+    from snnfast.kernels.distill import finish
+
+    none = (0.0,) * (4 - len(weights))
+    # Sums are in bits.
+    factors, weights = (*(_LN_2 * factor for factor in factors), *none), (*weights, *none)
+    programs = parts.shape[0]
+    constants = {
+        "COUNT": terms.numel(),
+        "BLOCK": 128 if programs <= 128 else 1024,
+        "num_warps": 4,
+        "enable_fp_fusion": False,
+    }
+    arguments = (parts, loss, terms, unit, programs, *factors, *weights, unit_factor)
+    return Call(finish, 1, arguments, constants)
+
+
+def scale_call(gradient, grad_output, unit, scaled) -> Call:
+    """The launch behind ``scale_gradient``: 16 bytes a thread."""
+    from snnfast.kernels.distill import scale_gradient as kernel
+
+    block = 16 // gradient.element_size() * 128
+    programs = -(-gradient.numel() // block)
+    constants = {"BLOCK": block, "num_warps": 4, "enable_fp_fusion": False}
+    return Call(
+        kernel, programs, (gradient, grad_output, unit, scaled, gradient.numel()), constants
+    )
+
+
+def stepwise_loss(spec, logits, target, teacher_logits, loss, terms, unit, gradient) -> None:
+    """Fills loss, terms and unit, and gradient where it is given."""
+    steps = logits.shape[0]
+    call, parts = stepwise_call(spec, logits, target, teacher_logits, gradient)
+    call.launch(logits.device)
+    kl = spec.kl_scale / steps
+    factors, unit_factor = (1 / steps, kl, kl, 1 / steps), 1 / (steps * spec.gradient_scale)
+    last = finish_call(parts, loss, terms, unit, factors, spec.weights, unit_factor)
+    last.launch(logits.device)
+
+
+def tssd_loss(
+    spec, logits, target, aux_logits, loss, terms, unit, gradient, aux_gradient
+) -> None:  # fmt: skip
+    """Fills loss, terms and unit, and the gradients that are given."""
+    steps = logits.shape[0]
+    call, parts = tssd_call(spec, logits, target, aux_logits, gradient, aux_gradient)
+    call.launch(logits.device)
+    spatial = spec.kl_scale / steps if spec.per_step else spec.kl_scale
+    factors, unit_factor = (1.0, spec.kl_scale, spatial), 1 / (steps * spec.gradient_scale)
+    last = finish_call(parts, loss, terms, unit, factors, spec.weights, unit_factor)
+    last.launch(logits.device)
+
+
+def scale_gradient(gradient, grad_output, unit, scaled) -> None:
+    """Fills scaled with gradient times (grad_output times unit)."""
+    scale_call(gradient, grad_output, unit, scaled).launch(gradient.device)

@@ -1,0 +1,145 @@
+"""BatchNorm around the LIF kernels through Triton: tiles along the channels, statistics, and the
+second pass of backward. The neurons themselves are launched by ``triton``."""
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from snnfast.backends._triton_call import THREAD, WARPS, Call
+from snnfast.backends.spec import SEGMENT, Norm
+
+_OPTIONS = {"num_warps": WARPS, "enable_fp_fusion": False}
+# A row of channels-last tiles is at most as many bytes: one cache line, and many rows a program, so
+# that there is one partial sum for many neurons.
+_LINE = 128
+# Programs that the statistics are taken by: enough to fill a GPU, few enough that their parts are
+# few beside the data.
+_STATS_PROGRAMS = 1024
+# Steps times tiles that a program of the statistics reads at a time.
+_LOADS = 4
+
+
+class Place(NamedTuple):
+    """What the programs of a launch have of one timestep."""
+
+    tile: Any
+    """A kernels.norm_lif.Tile; None: any BLOCK neurons."""
+    programs: int
+    sizes: tuple
+    """The kernel's rows, chunks, channels, and width in units of tile.align."""
+
+
+def _pow2(number: int) -> int:
+    """The least power of two that is not smaller."""
+    return 1 << (number - 1).bit_length()
+
+
+def _columns(width: int, most: int) -> int:
+    """Columns of a tile: the widest that leaves at most a seventh of its lanes idle on rows of
+    ``width`` neurons, else the one that leaves the fewest."""
+    widest = min(_pow2(width), most)
+    choices = [widest >> i for i in range(widest.bit_length()) if widest >> i >= min(16, widest)]
+    padded = {cols: -(-width // cols) * cols for cols in choices}
+    fitting = [cols for cols in choices if padded[cols] * 6 <= width * 7]
+    return fitting[0] if fitting else min(choices, key=lambda cols: padded[cols])
+
+
+@functools.lru_cache(maxsize=1024)
+def lay(
+    channels: int, inner: int, n: int, dtype: torch.dtype, rates: bool = False, narrow: bool = False
+) -> Place:
+    """Tiles over n neurons, neuron i of channel (i // inner) % channels. ``rates``: the neuron's
+    rate is one per channel; ``narrow``: half as many neurons a thread."""
+    from snnfast.kernels.norm_lif import Tile
+
+    block, itemsize = THREAD[dtype] * 32 * WARPS // (2 if narrow else 1), dtype.itemsize
+    last = inner == 1 and channels > 1
+    if channels == 1:
+        inner = n
+    width = channels if last else inner
+    cols = _columns(width, _LINE // itemsize if last else block)
+    chunks = -(-width // cols)
+    rows = n // channels if last else n // inner * chunks
+    align = min(width & -width, 16 // itemsize)
+    tile = Tile(block // cols, cols, last, not last and chunks > 1, align, rates)
+    programs = -(-rows // tile.rows) * (chunks if last else 1)
+    return Place(tile, programs, (rows, chunks, channels, width // align))
+
+
+def partial_sums(place: Place, count: int, device) -> Tensor:
+    """Where backward puts ``count`` sums over each channel: one float32 for a row or column of a
+    tile, [count, ..., C, ...]."""
+    rows, chunks, channels, _ = place.sizes
+    if place.tile.last:
+        shape = (count, -(-rows // place.tile.rows), channels, 1)
+    else:
+        shape = (count, rows // (channels * chunks), channels, chunks)
+    return torch.empty(shape, dtype=torch.float32, device=device)
+
+
+def add_up(parts: Tensor, sums: Tensor) -> None:
+    """Partial sums into ``sums`` [count, C]."""
+    torch.sum(parts, dim=(1, 3), out=sums)
+
+
+def _steps(steps: int) -> dict:
+    """How a kernel walks the timesteps."""
+    unrolled = min(SEGMENT, _pow2(steps))
+    return {"STEPS": unrolled, "LONG": steps > SEGMENT, "WHOLE": steps % unrolled == 0}
+
+
+def stats_calls(y: Tensor, channels: int, inner: int, mean: Tensor, var: Tensor):
+    """The two launches behind ``norm_stats``."""
+    from snnfast.kernels import norm_lif as kernels
+
+    steps = y.shape[0]
+    n = y.numel() // steps
+    tile, _, (rows, chunks, channels, width) = lay(channels, inner, n, y.dtype)
+    if tile.last:
+        items, across = -(-rows // tile.rows), chunks
+    else:
+        items, rows = rows // (channels * chunks), channels * chunks
+        across = -(-rows // tile.rows)
+    walk = _steps(steps)
+    at_once = max(1, _LOADS // walk["STEPS"])
+    groups = max(1, min(_STATS_PROGRAMS // across, items // at_once))
+    per = -(-items // groups)
+    per = -(-per // at_once) * at_once
+    groups = -(-items // per)
+    even = items % at_once == 0 and (not tile.last or rows % tile.rows == 0)
+    count = groups if tile.last else groups * chunks
+    parts = torch.empty((4, channels, count), dtype=torch.float32, device=y.device)
+    constants = {"TILE": tile, "EVEN": even, "ITEMS": at_once, **walk, **_OPTIONS}
+    sizes = (steps, y.stride(0), items, per, groups, rows, chunks, channels, width)
+    take = Call(kernels.norm_stats, groups * across, (y, parts, *sizes), constants)
+    constants = {"BLOCK": min(1024, max(128, _pow2(count))), **_OPTIONS}
+    finish = Call(
+        kernels.norm_stats_finish, channels, (parts, mean, var, count, channels), constants
+    )
+    return take, finish
+
+
+def norm_stats(y: Tensor, channels: int, inner: int, mean: Tensor, var: Tensor) -> None:
+    """Mean and biased variance [C] over the steps and neurons of y [T, ...]; b bytes an element."""
+    for call in stats_calls(y, channels, inner, mean, var):
+        call.launch(y.device)
+
+
+def norm_backward_call(y, dx, norm: Norm, a, b, c, dy) -> Call:
+    """The launch behind ``norm_backward``."""
+    from snnfast.kernels.norm_lif import norm_backward as kernel
+
+    steps = y.shape[0]
+    tile, programs, places = lay(norm.channels, norm.inner, y.numel() // steps, y.dtype)
+    strides = (y.stride(0), dx.stride(0), dy.stride(0))
+    arguments = (y, dx, dy, norm.mean, a, b, c, steps, *strides, *places)
+    return Call(kernel, programs, arguments, {"TILE": tile, **_steps(steps), **_OPTIONS})
+
+
+def norm_backward(
+    y: Tensor, dx: Tensor, norm: Norm, a: Tensor, b: Tensor, c: Tensor, dy: Tensor
+) -> None:
+    """dy = a dx + b (y - mean) + c, [T, ...] and [C]; dy may be dx. 3b bytes an element."""
+    norm_backward_call(y, dx, norm, a, b, c, dy).launch(y.device)

@@ -1,0 +1,46 @@
+"""Spikes as bits through Triton: one launch each way."""
+
+import torch
+from torch import Tensor
+
+from snnfast.backends._triton_call import Call
+
+# The word of 1, and the bytes of bits that a program makes: 16 bytes of spikes a thread, twice.
+_ONE = {torch.float32: 0x3F800000, torch.float16: 0x3C00, torch.bfloat16: 0x3F80}
+_BYTES = {torch.float32: 128, torch.float16: 256, torch.bfloat16: 256}
+_OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
+
+
+def pack_call(s: Tensor, bits: Tensor, exact: Tensor | None) -> Call:
+    """The launch behind ``pack_spikes``; ``exact`` [1] int32 is 1 before, or None."""
+    from snnfast.kernels.spikes import pack_spikes as kernel
+
+    wide, size = s.dtype == torch.float32, _BYTES[s.dtype]
+    constants = {"ONE": _ONE[s.dtype], "WIDE": wide, "BYTES": size, **_OPTIONS}
+    return Call(kernel, -(-bits.numel() // size), (s, bits, exact, s.numel()), constants)
+
+
+def unpack_call(bits: Tensor, s: Tensor) -> Call:
+    """The launch behind ``unpack_spikes``."""
+    from snnfast.kernels.spikes import unpack_spikes as kernel
+
+    size = _BYTES[s.dtype]
+    constants = {"BYTES": size, **_OPTIONS}
+    return Call(kernel, -(-bits.numel() // size), (bits, s, s.numel()), constants)
+
+
+def pack_spikes(s: Tensor, bits: Tensor) -> None:
+    """Fills ``bits`` [ceil(N / 8)] with those of the dense ``s``, in the order of its memory."""
+    pack_call(s, bits, None).launch(s.device)
+
+
+def pack_if_spikes(s: Tensor, bits: Tensor) -> bool:
+    """The same, and whether all elements are +0 or 1, for which it waits."""
+    exact = torch.ones(1, dtype=torch.int32, device=s.device)
+    pack_call(s, bits, exact).launch(s.device)
+    return bool(exact.item())
+
+
+def unpack_spikes(bits: Tensor, s: Tensor) -> None:
+    """Fills the dense ``s`` with 0 and 1."""
+    unpack_call(bits, s).launch(s.device)

@@ -1,0 +1,235 @@
+"""A symbolic trace of a module's forward that refuses what torch.fx would get wrong in silence.
+
+torch.fx runs forward once on stand-ins and writes down the operations. What forward reads beside
+its tensors is baked in: flags, random numbers, the gradient mode. So the trace is taken in every
+mode and must come out the same, and a forward that computes with real tensors, draws numbers, or
+writes to its module is refused.
+"""
+
+import inspect
+import operator
+import random
+
+import numpy
+import torch
+from torch import fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from snnfast.ops import select
+
+
+class Untraceable(Exception):
+    """Says why, to follow "its forward"."""
+
+
+class _Proxy(fx.Proxy):
+    @property
+    def __class__(self):  # so that isinstance(x, Tensor) takes the branch it takes on tensors
+        return torch.Tensor
+
+    def __setattr__(self, name, value):  # x.data = y would be lost
+        if name not in ("tracer", "node"):
+            raise Untraceable(f"sets {name} of a tensor")
+        super().__setattr__(name, value)
+
+
+def _in_place(name: str):
+    function = getattr(operator, name)
+
+    def method(self, other):
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return method
+
+
+# torch.fx alone would read x += y as x = x + y, whatever else refers to x.
+IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
+for _name in IN_PLACE:
+    setattr(_Proxy, f"__{_name}__", _in_place(_name))
+
+
+class _NoTensors(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        raise Untraceable(f"computes {function} with tensors that do not come from its input")
+
+
+def _context() -> tuple:
+    devices = ("cpu", "cuda")
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        *(torch.is_autocast_enabled(device) for device in devices),
+        *(torch.get_autocast_dtype(device) for device in devices),
+        select._local.backend,
+    )
+
+
+class _Tracer(fx.Tracer):
+    proxy_buffer_attributes = True
+
+    def __init__(self, inlined):
+        super().__init__()
+        self.inlined, self.context = inlined, _context()
+
+    def is_leaf_module(self, module, name):
+        return module not in self.inlined
+
+    def proxy(self, node):
+        return _Proxy(node, self)
+
+    def create_arg(self, value):
+        return value.node if issubclass(type(value), fx.Proxy) else super().create_arg(value)
+
+    def create_node(self, *args, **kwargs):
+        if _context() != self.context:
+            raise Untraceable("changes the gradient mode, autocast or the backend for a part of it")
+        return super().create_node(*args, **kwargs)
+
+
+def _generators() -> tuple:
+    """The state of the generators that _NoTensors does not see."""
+    _, keys, position, *_ = numpy.random.get_state()
+    return random.getstate(), keys.tobytes(), position
+
+
+def _parts(value) -> tuple:
+    if isinstance(value, dict):
+        return (*value.keys(), *value.values())
+    return tuple(value) if isinstance(value, (list, set)) else ()
+
+
+def _same(a: tuple, b: tuple) -> bool:
+    return len(a) == len(b) and all(x is y for x, y in zip(a, b))
+
+
+class _Attributes:
+    """What the modules' attributes are, one level of lists, dicts and sets included."""
+
+    def __init__(self, modules):
+        self.before = [(vars(m), {k: (v, _parts(v)) for k, v in vars(m).items()}) for m in modules]
+
+    def changed(self) -> bool:
+        return any(
+            now.keys() != before.keys()
+            or any(now[k] is not v or not _same(_parts(v), p) for k, (v, p) in before.items())
+            for now, before in self.before
+        )
+
+    def restore(self) -> None:
+        for now, before in self.before:
+            now.clear()
+            for key, (value, parts) in before.items():
+                now[key] = value
+                if isinstance(value, dict):
+                    value.clear()
+                    value.update(zip(parts, parts[len(parts) // 2 :]))
+                elif isinstance(value, (list, set)):
+                    value.clear()
+                    (value.extend if isinstance(value, list) else value.update)(parts)
+
+
+def required(module: nn.Module) -> list[str]:
+    """The arguments that forward cannot be called without."""
+    parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
+    needed = [
+        p
+        for p in parameters
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    if not needed or any(p.kind is p.KEYWORD_ONLY for p in needed):
+        raise Untraceable("must take its tensors as positional arguments")
+    return [p.name for p in needed]
+
+
+def _once(module: nn.Module, inlined) -> fx.Graph:
+    cls, names = type(module), ", ".join(required(module))
+    # torch.fx would give a stand-in to optional arguments, too; this forward has none.
+    call = eval(f"lambda self, {names}: original(self, {names})", {"original": cls.forward})
+    modules = list(module.modules())
+    numbers = _generators()
+    module.__class__ = type(cls.__name__, (cls,), {"forward": call})
+    before = _Attributes(modules)
+    try:
+        with _NoTensors():
+            graph = _Tracer(inlined).trace(module)
+        if before.changed():
+            raise Untraceable("writes to the attributes of a module")
+        if _generators() != numbers:
+            raise Untraceable("draws random numbers")
+    finally:
+        module.__class__ = cls
+        if before.changed():
+            before.restore()
+    return graph
+
+
+def trace(module: nn.Module, inlined) -> dict[bool, fx.Graph]:
+    """The graphs of ``module.forward`` on its required arguments, in training mode (True) and in
+    evaluation mode (False). Calls of the modules in ``inlined`` are traced, too; all others are
+    nodes. Raises Untraceable; leaves the module as it was."""
+    flags = [(m, m.training) for m in module.modules()]
+    graphs = {}
+    try:
+        for training in (True, False):
+            for m, _ in flags:
+                m.training = training
+            with torch.enable_grad():
+                graphs[training] = _once(module, inlined)
+            with torch.no_grad():
+                other = _once(module, inlined)
+            if str(other) != str(graphs[training]):
+                raise Untraceable("depends on the gradient mode")
+    except Untraceable:
+        raise
+    except Exception as error:  # whatever the user's code raises on stand-ins
+        raise Untraceable(f"cannot be traced: {str(error).strip().splitlines()[0]}") from error
+    finally:
+        for m, training in flags:
+            m.training = training
+    return graphs
+
+
+# The last three are set by torch.compile and by fuse.
+_INTERNAL = {*vars(nn.Module()), "_compiled_call_impl", "_is_torch_compile", "_fused"}
+
+
+def _facts(modules) -> tuple:
+    """What a trace of the modules has baked in and their user may change: attributes, children."""
+    facts = []
+    for m in modules:
+        facts += m._modules.values()
+        facts += [p is None for p in (*m._parameters.values(), *m._buffers.values())]
+        for key, value in vars(m).items():
+            if key not in _INTERNAL:
+                facts += (value, *_parts(value))
+    return tuple(facts)
+
+
+class Guard:
+    """Whether the graphs of ``module`` still say what its forward does."""
+
+    def __init__(self, module: nn.Module, inlined):
+        self.inlined, self.modules = inlined, [module, *inlined]
+        self.facts = self._facts()
+
+    def _facts(self) -> tuple:
+        return (*map(type, self.inlined), *_facts(self.modules))
+
+    def broken(self) -> str | None:
+        training = self.modules[0].training
+        if not _same(self._facts(), self.facts):
+            return "an attribute or a submodule was changed"
+        if any(has_hooks(m) for m in self.inlined):
+            return "a hook was added within it"
+        if any(m.training != training for m in self.inlined):
+            return "parts of it are in training mode and others are not"
+        return None
+
+
+def has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )

@@ -1,0 +1,109 @@
+"""Batch normalisation, a residual and spiking neurons as one module."""
+
+from functools import partial
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from snnfast.nn.neuron import LIF, _Neuron
+from snnfast.ops.norm_lif import norm_lif
+
+
+def counted_momentum(norm: nn.Module) -> float:
+    """The weight of the coming batch in the running statistics, after counting that batch; torch's
+    rule: with ``momentum=None`` every batch counts the same."""
+    if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if norm.momentum is None:
+            return 1.0 / float(norm.num_batches_tracked)
+    return 0.0 if norm.momentum is None else norm.momentum
+
+
+def normalised(norm: nn.Module, op=norm_lif, **arguments):
+    """``op`` with the parameters, statistics and mode of ``norm``, a module with the attributes of
+    torch's BatchNorm; to be called once, for it counts the batch."""
+    keep = not norm.training or norm.track_running_stats
+    return partial(
+        op,
+        weight=norm.weight,
+        bias=norm.bias,
+        running_mean=norm.running_mean if keep else None,
+        running_var=norm.running_var if keep else None,
+        training=norm.training,
+        momentum=counted_momentum(norm),
+        eps=norm.eps,
+        **arguments,
+    )
+
+
+class BatchNormLIF(_NormBase):
+    """Batch normalisation, a residual and LIF in one pass over memory; see ``snnfast.norm_lif``.
+
+    Parameters and buffers are those of torch's BatchNorm by name, shape and dtype (``weight``,
+    ``bias``, ``running_mean``, ``running_var``, ``num_batches_tracked``), so the state_dict of one
+    loads into the other.
+
+    Args:
+        num_features: C, the channels.
+        eps, momentum, affine, track_running_stats: as in torch's BatchNorm; ``momentum=None``
+            averages all batches alike.
+        neuron: a neuron of snnfast.nn in place of the arguments below: ``ParametricLIF(...)`` for a
+            learnable tau, whose key is then ``neuron.w``.
+        process_group: ranks of torch.distributed that share the statistics in training. None:
+            every rank has its own.
+        tau, decay_input, v_threshold, v_reset, detach_reset, surrogate, return_state, backend: as
+            in ``snnfast.nn.LIF``.
+
+    Statistics and state are float32 for float16 and bfloat16 input, so do not cast this module to
+    half precision: autocast casts the convolution before it, which is enough.
+
+    Example:
+        >>> block = snnfast.nn.BatchNormLIF(64, surrogate="atan")
+        >>> s = block(y, residual)            # [T, B, 64, H, W] each
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        neuron: nn.Module | None = None,
+        process_group=None,
+        **arguments,
+    ):
+        super().__init__(num_features, eps, momentum, affine, track_running_stats)
+        if neuron is None:
+            neuron = LIF(**arguments)
+        elif not isinstance(neuron, _Neuron):
+            kind = type(neuron).__name__
+            raise TypeError(f"BatchNormLIF: neuron must be LIF, IF or ParametricLIF, got {kind}")
+        elif arguments:
+            raise ValueError(
+                "BatchNormLIF: the neuron's arguments must not be given beside neuron, got "
+                f"{', '.join(arguments)}"
+            )
+        self.neuron = neuron
+        self.process_group = process_group
+
+    def forward(
+        self,
+        y: Tensor,
+        residual: Tensor | None = None,
+        v0: Tensor | None = None,
+        timesteps: int | None = None,
+    ):
+        """Spikes [T, B, C, ...] of y [T, B, C, ...] and a residual of y's shape, or of a static y
+        [B, C, ...] shown for ``timesteps`` steps; (s, v) where ``return_state`` is set. ``v0``: the
+        state to start from. Raises what ``snnfast.norm_lif`` does."""
+        axis = 2 if timesteps is None else 1
+        if y.dim() <= axis or y.shape[axis] != self.num_features:
+            raise ValueError(
+                f"BatchNormLIF: y must have {self.num_features} channels on axis {axis}, "
+                f"got shape {tuple(y.shape)}"
+            )
+        group = self.process_group if self.training else None
+        op = normalised(self, residual=residual, process_group=group)
+        return self.neuron._run(op, y, v0, timesteps)

@@ -1,0 +1,195 @@
+"""``fuse``: rewrite BatchNorm -> (add) -> neuron into one op, in models that know nothing of it."""
+
+import copy
+import functools
+import warnings
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from snnfast.nn._chain import fuse_graph
+from snnfast.nn._pair import NORMS, refusal
+from snnfast.nn._trace import Guard, Untraceable, has_hooks, required, trace
+from snnfast.nn.neuron import _Neuron
+
+
+class Fusion(NamedTuple):
+    """One batch norm of a model: the name of its module, of the neuron it was fused with (None
+    where it was not), and why not (None where it was)."""
+
+    norm: str
+    neuron: str | None
+    reason: str | None
+
+    def __str__(self):
+        if self.reason is None:
+            return f"{self.norm} -> {self.neuron}: fused"
+        return f"{self.norm}: not fused: {self.reason}"
+
+
+class _Fused:
+    """Put before the class of a module whose forward was rewritten."""
+
+    def forward(self, *inputs, **named):
+        runs, count, guard, _ = self._fused
+        plain = not named and len(inputs) == count and all(isinstance(x, Tensor) for x in inputs)
+        why = guard.broken() if plain else f"it is called with other than {count} tensors"
+        if why is None:
+            return runs[self.training](self, *inputs)
+        warnings.warn(f"fuse: {type(self).__name__} runs unfused: {why}", stacklevel=2)
+        return super().forward(*inputs, **named)
+
+    def __reduce_ex__(self, protocol):
+        # As the plain module, fused again by __setstate__: a trace belongs to these very objects.
+        state = {key: value for key, value in vars(self).items() if key != "_fused"}
+        return _blank, (_plain_class(self),), state
+
+    def __setstate__(self, state):
+        own, self.__class__ = type(self), _plain_class(self)
+        self.__setstate__({key: value for key, value in state.items() if key != "_fused"})
+        _search(self)
+        if isinstance(self, _Fused):
+            self.__class__ = own  # which may have more before it, such as checkpoint_spikes
+
+
+def _plain_class(module: _Fused) -> type:
+    order = type(module).__mro__
+    return order[order.index(_Fused) + 1]
+
+
+def _blank(cls: type) -> nn.Module:
+    return object.__new__(_fused_class(cls))
+
+
+@functools.cache
+def _fused_class(cls: type) -> type:
+    return type(cls.__name__, (_Fused, cls), {"__module__": cls.__module__, "__doc__": cls.__doc__})
+
+
+def _inlined(module: nn.Module, wanted, sealed) -> list[nn.Module]:
+    """The submodules to look into: those that have such a batch norm or a neuron within."""
+    found = []
+    for child in module.children():
+        parts = set(child.modules())
+        inner = any(isinstance(m, _Neuron) for m in parts) or wanted & parts
+        if inner and not isinstance(child, (_BatchNorm, _Neuron, _Fused)) and child not in sealed:
+            if not has_hooks(child):
+                found += [child, *_inlined(child, wanted, sealed)]
+    return list(dict.fromkeys(found))
+
+
+def _rewrite(module: nn.Module, wanted, sealed) -> tuple[dict, dict]:
+    """Fuses the pairs that the forward of ``module`` shows; (pairs, reasons) as fuse_graph."""
+    if "forward" in vars(module) or isinstance(module, torch.jit.ScriptModule):
+        raise Untraceable("is not that of its class")
+    inlined = _inlined(module, wanted, sealed)
+    modules, found = dict(module.named_modules()), {}
+    graphs = trace(module, set(inlined))
+    for training, graph in graphs.items():
+        found[training] = fuse_graph(graph, modules, wanted)
+    pairs, reasons = found[True]
+    if pairs != found[False][0]:
+        raise Untraceable("joins other layers in training than in evaluation")
+    if pairs:
+        runs = {mode: type(fx.GraphModule(module, g)).forward for mode, g in graphs.items()}
+        count = len(required(module))
+        module.__class__ = _fused_class(type(module))
+        vars(module)["_fused"] = runs, count, Guard(module, inlined), pairs
+    return pairs, reasons
+
+
+def _search(model: nn.Module) -> tuple[dict, dict]:
+    """Fuses what can be fused in ``model``: ({norm: neuron}, {norm: why not}) for all of them."""
+    names = {module: name for name, module in model.named_modules()}
+    reasons = {m: refusal(m, NORMS) for m in names if isinstance(m, _BatchNorm)}
+    pairs = {}
+    for module in names:
+        if isinstance(module, _Fused):
+            pairs |= module._fused[-1]
+    wanted = {norm for norm, why in reasons.items() if why is None and norm not in pairs}
+    sealed = set()
+    for module in reversed(names):  # children before their parents
+        parts = list(module.modules())
+        inside = [part for part in parts if part in wanted]
+        neurons = any(isinstance(part, _Neuron) for part in parts)
+        if not wanted or isinstance(module, (_BatchNorm, _Neuron, _Fused)):
+            continue
+        if not (inside or neurons) or type(module).forward is nn.Module.forward:
+            continue
+        where = f"{type(module).__name__} {names[module]!r}".removesuffix(" ''")
+        try:
+            found, why = _rewrite(module, wanted, sealed)
+        except Untraceable as error:
+            found, why = {}, dict.fromkeys(inside, f"the forward of {where} {error}")
+            sealed.add(module)
+        pairs |= found
+        for norm in why:
+            hooks = ", which has hooks" if has_hooks(module) else ""
+            reasons[norm] = why[norm] or f"its output leaves {where}{hooks}"
+        wanted.difference_update(inside if found else (n for n in why if why[n] is not None))
+    return pairs, reasons
+
+
+def fuse(model: nn.Module, *, inplace: bool = False, report: list | None = None) -> nn.Module:
+    """Rewrites BatchNorm -> (add) -> neuron into one pass over memory wherever that is safe.
+
+    The pairs are torch's BatchNorm1d, 2d, 3d or SyncBatchNorm and LIF, IF or ParametricLIF of
+    ``snnfast.nn``, with at most one addition between them and time split from the batch there
+    (``unflatten``, ``view`` or ``reshape``), in one module's forward or across several: a
+    ``Sequential``, a wrapper that folds time into the batch, a residual block. What runs in their
+    place is ``snnfast.norm_lif``. Modules, their classes, parameters, buffers and so the state_dict
+    stay as they are; train(), eval(), streaming, deepcopy and pickle work as before.
+
+    The way from a batch norm to its neuron is found with torch.fx. Left alone, with the reason in
+    the report, are batch norms whose output something else reads, too, those in a forward that
+    cannot be traced (it decides by its input's values or shape, say) or would lose something by it
+    (it draws random numbers, writes to its module, changes the gradient mode), subclasses, hooks,
+    and neurons that return their state or are called with ``v0`` or ``timesteps``. A change made
+    later (a hook, an attribute, a submodule, an optional argument) runs the original forward and
+    warns.
+
+    The results are those of the model up to rounding: torch's BatchNorm may compute y scale +
+    (bias - mean scale) where the fused op computes (y - mean) scale + bias, so a neuron whose
+    potential lies on the threshold to the last bits can differ. In float16 and bfloat16 the model
+    rounds what the batch norm and the addition give, and the fused op does not. Training updates
+    the running statistics as torch does.
+
+    Args:
+        model: torch layers and neurons of ``snnfast.nn``. Fuse before DistributedDataParallel and
+            torch.compile, and after convert_sync_batchnorm.
+        inplace: rewrite the model itself, not a copy.
+        report: a list that one ``Fusion`` (norm, neuron, reason) per batch norm is appended to;
+            print them to read what was fused, and why the others were not.
+
+    Returns the rewritten model. Warns where there are batch norms and none could be fused.
+
+    Raises:
+        TypeError: ``model`` is not a module, or ``report`` not a list.
+
+    Example:
+        >>> report = []
+        >>> model = snnfast.nn.fuse(model, report=report)
+        >>> print(*report, sep="\\n")
+        bn1 -> lif1: fused
+        bn2: not fused: its output is read by relu
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"fuse: model must be a torch module, got {type(model).__name__}")
+    if report is not None and not isinstance(report, list):
+        raise TypeError(f"fuse: report must be a list or None, got {type(report).__name__}")
+    model = model if inplace else copy.deepcopy(model)
+    names = {module: name for name, module in model.named_modules()}
+    pairs, reasons = _search(model)
+    entries = [
+        Fusion(names[n], names[pairs[n]], None)
+        if n in pairs
+        else Fusion(names[n], None, reasons[n] or "no call of it was found")
+        for n in reasons
+    ]
+    if entries and not pairs:
+        warnings.warn(f"fuse: nothing was fused: {entries[0]}", stacklevel=2)
+    if report is not None:
+        report += entries
+    return model

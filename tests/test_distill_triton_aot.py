@@ -1,0 +1,202 @@
+"""The distillation kernels compiled ahead of time for sm_80 and sm_90, and their machine code read.
+
+Needs no GPU. What is compiled are the calls that the backend makes, tiles and flags included.
+
+Counting rules. Bytes are what one thread moves with the LDG and STG of the kernel, which has no
+loop where all steps are in registers. A program has ROWS x BLOCK elements of each step, so a tensor
+that is read once costs each of its threads ROWS x BLOCK x b / threads bytes per step, b those of an
+element, lanes past the last class counted. To these come the label and the program's sums.
+"""
+
+import _sass
+import pytest
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from snnfast.backends import _triton_distill as backend
+from snnfast.backends.spec import SELF_CORRECT, SELF_MEAN, SELF_NONE, StepwiseSpec, TssdSpec
+
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.int64: "*i64",
+}
+TWKD = StepwiseSpec(
+    weights=(1.0, 0.2, 0.5, 0.0), ce_temperature=1.0, temperature=3.0, entropy_temperature=1.0,
+    kl_scale=9.0, self_target=SELF_MEAN, skip_all_wrong=False, entropy=False, label_smoothing=0.0,
+    ignore_index=-100, gradient_scale=1.0,
+)  # fmt: skip
+TSER = TWKD._replace(
+    weights=(1.0, 0.2, 0.0, -0.05), temperature=4.0, entropy_temperature=4.0, kl_scale=16.0,
+    self_target=SELF_NONE, entropy=True,
+)  # fmt: skip
+TSSD = TssdSpec(
+    weights=(1.0, 1.0, 1.0), student_steps=2, ce_all=1.0, ce_student=0.0, per_step=True,
+    temperature=2.0, kl_scale=1.0, label_smoothing=0.0, ignore_index=-100, gradient_scale=1.0,
+)  # fmt: skip
+SPECS = {"twkd": TWKD, "tser": TSER, "tssd": TSSD}
+SUMS = 5 * 4  # bytes of a program's sums
+LABEL = 8  # bytes of the label of a program's one row
+
+
+def make_tensor(*sizes, dtype=torch.float32):
+    return torch.empty(sizes, dtype=dtype, device="meta")
+
+
+def make_call(spec, shape, dtype, *, soft=False, other=True, gradient=True, transposed=False):
+    """A loss kernel's call on tensors without memory. ``other``: teacher or auxiliary logits."""
+    steps, batch, classes = shape
+
+    def tensor(*sizes, dtype=dtype):
+        return make_tensor(*sizes, dtype=dtype)
+
+    logits = tensor(batch, steps, classes).transpose(0, 1) if transposed else tensor(*shape)
+    target = tensor(batch, classes) if soft else tensor(batch, dtype=torch.int64)
+    if isinstance(spec, StepwiseSpec):
+        teacher = tensor(batch, classes) if other else None
+        into = tensor(*shape) if gradient else None
+        return backend.stepwise_call(spec, logits, target, teacher, into)[0]
+    aux = tensor(*shape) if other else None
+    into = (tensor(*shape) if gradient else None, tensor(*shape) if gradient and other else None)
+    return backend.tssd_call(spec, logits, target, aux, *into)[0]
+
+
+def compile_call(call, arch, divisible=()):
+    """The machine code of a call; pointers that 16 divides are declared so, as Triton's launcher
+    does, and of the sizes the ``divisible`` ones."""
+    signature, constants, attributes = {}, {}, {}
+    values = dict(zip(call.kernel.arg_names, call.arguments)) | call.constants
+    for i, parameter in enumerate(call.kernel.params):
+        value = values[parameter.name]
+        if parameter.is_constexpr or value is None:
+            signature[parameter.name], constants[parameter.name] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[parameter.name] = POINTERS[value.dtype]
+            attributes[(i,)] = [["tt.divisibility", 16]]
+        else:
+            signature[parameter.name] = parameter.annotation_type or "fp32"
+            assert isinstance(value, int if parameter.annotation_type else float)
+            if parameter.name in divisible:
+                attributes[(i,)] = [["tt.divisibility", 16]]
+    names = call.kernel.arg_names
+    options = {name: value for name, value in call.constants.items() if name not in names}
+    assert options["enable_fp_fusion"] is False
+    source = ASTSource(call.kernel, signature, constants, attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    (kernel,) = _sass.read(compiled.asm["cubin"]).values()
+    return kernel
+
+
+def bytes_per_step(call, dtype):
+    """What one thread moves of one step of one tensor."""
+    constants = call.constants
+    elements = constants["ROWS"] * constants["BLOCK"]
+    return elements * dtype.itemsize // (32 * constants["num_warps"])
+
+
+@pytest.mark.parametrize("arch", (80, 90))
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32), ids=("bfloat16", "float32"))
+@pytest.mark.parametrize("shape", ((4, 512, 1000), (6, 128, 100)), ids=str)
+@pytest.mark.parametrize("name", SPECS)
+def test_logits_are_read_and_gradients_written_once(name, shape, dtype, arch):
+    call = make_call(SPECS[name], shape, dtype)
+    kernel = compile_call(call, arch)
+    assert kernel.spills == 0 and kernel.stack == 0
+    assert not call.constants["LONG"] and not kernel.loops
+    step = bytes_per_step(call, dtype)
+    once = step * shape[0] * (2 if name == "tssd" else 1)  # logits and auxiliary logits
+    teacher = 0 if name == "tssd" else step
+    assert kernel.bytes("LDG") == once + teacher + LABEL
+    assert kernel.bytes("STG") == once + SUMS
+    if name != "tssd":
+        width = max(kernel.widths("LDG")) // 8
+        assert kernel.loads_ahead() >= once // width, "a load waits for another"
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32), ids=("bfloat16", "float32"))
+@pytest.mark.parametrize("name", SPECS)
+def test_accesses_are_as_wide_as_the_shape_allows(name, dtype):
+    """C = 1000 is a multiple of 8, but not of 16: the compiler is told."""
+    call = make_call(SPECS[name], (4, 512, 1000), dtype)
+    kernel = compile_call(call, 90)
+    wide = min(128, 8 * bytes_per_step(call, dtype))
+    assert set(kernel.widths("LDG")) == {wide, 8 * LABEL}
+    assert set(kernel.widths("STG")) == {wide, 32}
+
+
+@pytest.mark.parametrize("arch", (80, 90))
+@pytest.mark.parametrize(
+    "name, shape, dtype, options",
+    (
+        ("correct", (8, 512, 1000), torch.bfloat16, {}),
+        ("correct", (4, 64, 4096), torch.float32, {"soft": True}),
+        ("correct", (9, 64, 1000), torch.float32, {}),
+        ("tser apart", (8, 64, 2000), torch.float32, {"soft": True}),
+        ("tssd both", (8, 512, 1000), torch.float32, {}),
+        ("tssd means", (10, 32, 10), torch.float32, {"soft": True}),
+        ("twkd", (4, 32768, 10), torch.bfloat16, {}),
+        ("twkd", (6, 128, 100), torch.float32, {"transposed": True}),
+        ("twkd", (4, 64, 21841), torch.float32, {}),
+        ("tser", (4, 64, 21840), torch.bfloat16, {}),
+        ("tssd", (4, 64, 21841), torch.float32, {}),
+    ),
+    ids=lambda value: str(value).removeprefix("torch."),
+)
+def test_no_spills(name, shape, dtype, options, arch):
+    correct = TWKD._replace(self_target=SELF_CORRECT, skip_all_wrong=True, label_smoothing=0.1)
+    others = {
+        "correct": correct,
+        "tser apart": TSER._replace(ce_temperature=2.0, entropy_temperature=5.0),
+        "tssd both": TSSD._replace(ce_all=0.5, ce_student=0.5),
+        "tssd means": TSSD._replace(ce_all=0.5, ce_student=0.5, per_step=False),
+    }
+    kernel = compile_call(make_call((SPECS | others)[name], shape, dtype, **options), arch)
+    assert kernel.spills == 0 and kernel.stack == 0
+
+
+def test_equal_temperatures_share_a_softmax():
+    """TSER's entropy is at tau, unless told otherwise: it costs no exponentials of its own."""
+    shape = (4, 512, 1000)
+    shared, alone = (
+        compile_call(make_call(spec, shape, torch.float32), 90).count("MUFU")
+        for spec in (TSER, TSER._replace(entropy_temperature=5.0))
+    )
+    assert alone - shared >= shape[0] * 8
+
+
+def test_steps_do_not_rebuild_kernels():
+    for classes in (10, 1000, 4000, 21841):
+        built = set()
+        for steps in range(1, 101):
+            call = make_call(TWKD, (steps, 32, classes), torch.bfloat16)
+            built.add(tuple(call.constants.items()))
+            assert not set(call.kernel.arg_names[5:12]) & set(call.constants)
+        assert len(built) <= 10
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32), ids=("bfloat16", "float32"))
+def test_scaling_reads_and_writes_once(dtype):
+    gradient, number = make_tensor(4, 512, 1000, dtype=dtype), make_tensor()
+    call = backend.scale_call(gradient, number, number, gradient)
+    kernel = compile_call(call, 90, divisible=("n",))
+    assert kernel.spills == 0
+    assert kernel.widths("LDG") == {128: 1, 32: 2} and kernel.widths("STG") == {128: 1}
+
+
+def test_launches(monkeypatch):
+    """Two forward, one backward; the last one forward needs no more than the sums."""
+    launched = []
+    monkeypatch.setattr(backend.Call, "launch", lambda call, device: launched.append(call))
+    logits, target = make_tensor(4, 32, 10), make_tensor(32, dtype=torch.int64)
+    outputs = (make_tensor(), make_tensor(4), make_tensor())
+    backend.stepwise_loss(TWKD, logits, target, logits[0], *outputs, logits)
+    backend.tssd_loss(TSSD, logits, target, logits, *outputs, logits, logits)
+    backend.scale_gradient(logits, outputs[0], outputs[0], logits)
+    names = [call.kernel.fn.__name__ for call in launched]
+    assert names == ["stepwise_rows", "finish", "tssd_rows", "finish", "scale_gradient"]
+    for call in (launched[1], launched[3]):
+        assert call.programs == 1
+        assert compile_call(call, 90).spills == 0

@@ -1,0 +1,257 @@
+"""The packing kernels of the GPU backends without a GPU: Triton under its interpreter, CUDA C++
+compiled by the host compiler with every access checked, and the machine code of both.
+"""
+
+import ctypes
+import importlib.util
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+import _sass
+import pytest
+import torch
+from spikes_cases import NO_SPIKES, SIZES, expected_bits, round_trip, spikes_of
+
+from snnfast.backends import _cuda_launch, _cuda_spikes, _triton_spikes
+
+ROOT = Path(__file__).resolve().parents[1]
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+# Triton, under its interpreter: one process is one mode, so this file runs once as a program.
+
+
+def interpreted_cases():
+    return [(n, str(d)) for d in DTYPES for n in SIZES if n <= 16385]
+
+
+@pytest.fixture(scope="module")
+def outcomes():
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, __file__]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return {tuple(case): error for case, error in map(json.loads, done.stdout.splitlines())}
+
+
+@pytest.mark.parametrize("case", interpreted_cases(), ids=str)
+def test_triton_interpreted(outcomes, case):
+    assert outcomes[case] is None, outcomes[case]
+
+
+def interpret():
+    torch.manual_seed(0)
+    for n, dtype in interpreted_cases():
+        error = None
+        try:
+            round_trip(n, getattr(torch, dtype.removeprefix("torch.")), "triton")
+        except Exception:
+            error = traceback.format_exc()
+        print(json.dumps([[n, dtype], error]))
+
+
+def compile_triton(call, arch):
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    pointers = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
+    pointers |= {torch.uint8: "*u8", torch.int32: "*i32"}
+    names, signature, constants, attributes = call.kernel.arg_names, {}, {}, {}
+    values = dict(zip(names, call.arguments)) | call.constants
+    for i, name in enumerate(names):
+        value = values[name]
+        if name in call.constants or value is None:
+            signature[name], constants[name] = "constexpr", value
+            continue
+        is_tensor = isinstance(value, torch.Tensor)
+        signature[name] = pointers[value.dtype] if is_tensor else "i64"
+        attributes[(i,)] = [["tt.divisibility", 16]]
+    options = {name: value for name, value in call.constants.items() if name not in names}
+    source = ASTSource(call.kernel, signature, constants, attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    (kernel,) = _sass.read(compiled.asm["cubin"]).values()
+    return kernel
+
+
+@pytest.mark.parametrize("arch", (80, 90))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_triton_ahead_of_time(arch, dtype):
+    """Spikes go 16 bytes at a time, once; bits a byte at a time."""
+    s = torch.empty(1 << 20, dtype=dtype, device="meta")
+    bits = torch.empty(1 << 17, dtype=torch.uint8, device="meta")
+    exact = torch.empty(1, dtype=torch.int32, device="meta")
+    pack, look = _triton_spikes.pack_call(s, bits, None), _triton_spikes.pack_call(s, bits, exact)
+    unpack = _triton_spikes.unpack_call(bits, s)
+    for call, wide, narrow in ((pack, "LDG", "STG"), (look, "LDG", None), (unpack, "STG", "LDG")):
+        code = compile_triton(call, arch)
+        each = call.constants["BYTES"] * 8 // (32 * call.constants["num_warps"])
+        assert code.spills == 0 and code.stack == 0 and code.registers <= 40
+        assert set(code.widths(wide)) == {128}
+        assert code.bytes(wide) == each * dtype.itemsize
+        if narrow:
+            assert set(code.widths(narrow)) == {8}
+            assert code.bytes(narrow) == math.ceil(each / 8)
+
+
+# CUDA C++, compiled by the host compiler: every thread in turn, every access checked.
+
+
+class Shim:
+    """Stands in for snnfast._cuda."""
+
+    def __init__(self, library):
+        self.library, self.moved, self.vector = library, None, None
+        library.shim_allow.argtypes = [ctypes.c_size_t, ctypes.c_size_t]
+        library.shim_moved.restype = ctypes.c_int64
+        assert library.shim_args() == _cuda_spikes._ARGS.size
+
+    def run(self, function, size, args):
+        s, bits, exact, n, _, flags = _cuda_spikes._ARGS.unpack(args)
+        self.library.shim_clear()
+        for at, count in ((s, n * size), (bits, (n + 7) // 8), (exact, 4 if exact else 0)):
+            self.library.shim_allow(at, at + count)
+        status = function(size, args)
+        self.moved = [self.library.shim_moved(i) for i in range(3)]
+        self.vector = bool(flags & _cuda_spikes.VECTOR)
+        return status
+
+    def pack_spikes(self, size, device, stream, args):
+        return self.run(self.library.shim_pack, size, args)
+
+    def unpack_spikes(self, size, device, stream, args):
+        return self.run(self.library.shim_unpack, size, args)
+
+    def error_string(self, status):
+        return f"an illegal memory access was encountered ({status})"
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    cxx = shutil.which("g++") or shutil.which("c++")
+    assert cxx, "the tests of the CUDA device code need a C++ compiler"
+    out = tmp_path_factory.mktemp("spikes_shim") / "shim.so"
+    flags = "-std=c++17 -O1 -shared -fPIC -Wno-unknown-pragmas".split()
+    includes = [f"-I{ROOT / 'csrc' / name}" for name in ("include", "cuda")]
+    driver = ROOT / "tests" / "cuda_shim" / "spikes_driver.cpp"
+    subprocess.run([cxx, *flags, *includes, str(driver), "-o", str(out)], check=True)
+    return ctypes.CDLL(str(out))
+
+
+@pytest.fixture
+def shim(library, monkeypatch):
+    shim = Shim(library)
+    monkeypatch.setattr(_cuda_launch, "ahead_of_time", lambda: shim)
+    monkeypatch.setattr(_cuda_launch, "place", lambda x: (0, 0))
+    return shim
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("offset", (0, 1), ids=("aligned", "not aligned"))
+def test_cuda_on_the_host(shim, dtype, offset):
+    for n in SIZES:
+        s = spikes_of(n + offset, dtype)[offset:]
+        bits = torch.full(((n + 7) // 8,), 255, dtype=torch.uint8)
+        assert _cuda_spikes.pack_if_spikes(s, bits)
+        assert torch.equal(bits, expected_bits(s))
+        assert shim.vector == (offset == 0)
+        # Once each, and not the flag.
+        assert shim.moved == [n * dtype.itemsize, (n + 7) // 8, 0]
+        back = torch.full((n + offset,), math.nan, dtype=dtype)[offset:]
+        _cuda_spikes.unpack_spikes(bits, back)
+        assert torch.equal(back, s)
+        assert shim.moved[:2] == [n * dtype.itemsize, (n + 7) // 8]
+        for at, value in zip((0, n // 2, n - 1), (NO_SPIKES * 2)[n % 6 :]):
+            other = s.clone()
+            other[at] = value
+            assert not _cuda_spikes.pack_if_spikes(other, bits), (at, value)
+            assert torch.equal(bits, expected_bits(other))
+            _cuda_spikes.pack_spikes(other, bits)
+            assert torch.equal(bits, expected_bits(other))
+
+
+HOMES = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+NVCC = shutil.which("nvcc") or next(
+    (str(Path(h, "bin/nvcc")) for h in HOMES if h and Path(h, "bin/nvcc").exists()), None
+)
+
+
+def check_cuda(code, direction, size):
+    """The way of whole blocks: all loads before the first is used; 16 bytes, 4 bytes of bits."""
+    wide, narrow = ("LDG", "STG") if direction == "pack" else ("STG", "LDG")
+    assert code.spills == 0 and code.stack == 0 and code.registers <= 64
+    assert code.widths(wide)[128] * 16 == 4 * 8 * size
+    assert code.widths(narrow)[8] == 4
+    assert code.count("LD") == code.count("ST") == 0
+    assert code.loads_ahead() >= 4
+
+
+@pytest.mark.skipif(NVCC is None, reason="nvcc is not in CUDA_HOME, on PATH or in /usr/local/cuda")
+def test_cuda_ahead_of_time(tmp_path):
+    includes = [f"-I{ROOT / 'csrc' / name}" for name in ("include", "cuda")]
+    archs = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in (80, 90)]
+    source, out = ROOT / "csrc/cuda/spikes.cu", tmp_path / "spikes.o"
+    flags = ["-std=c++17", "-O3", "-fmad=false", "-Xcompiler", "-fPIC", "-c"]
+    command = [NVCC, *flags, *includes, *archs, str(source), "-o", str(out)]
+    subprocess.run(command, check=True)
+    folder = tmp_path / "cubins"
+    folder.mkdir()
+    cubins = _sass.cubins(out, folder)
+    assert len(cubins) == 2
+    for cubin in cubins:
+        kernels = {n: code for n, code in _sass.read(cubin).items() if code.registers}
+        assert len(kernels) == 4
+        for name, code in kernels.items():
+            direction = "unpack" if "unpack" in name else "pack"
+            check_cuda(code, direction, 4 if "Li4E" in name else 2)
+
+
+def libnvrtc() -> str | None:
+    spec = importlib.util.find_spec("nvidia")
+    roots = [Path(p) for p in spec.submodule_search_locations] if spec else []
+    roots += [Path(h) for h in HOMES if h]
+    found = [f for root in roots for f in sorted(root.glob("**/libnvrtc.so*"))]
+    return str(found[0]) if found else None
+
+
+@pytest.mark.skipif(libnvrtc() is None, reason="no libnvrtc: pip install nvidia-cuda-nvrtc")
+@pytest.mark.parametrize("direction", ("pack", "unpack"))
+@pytest.mark.parametrize("size", (2, 4))
+def test_nvrtc_compiles_the_source(direction, size):
+    path = Path(libnvrtc())
+    for builtins in path.parent.glob("libnvrtc-builtins.so*"):
+        ctypes.CDLL(str(builtins), ctypes.RTLD_GLOBAL)
+    nvrtc = ctypes.CDLL(str(path))
+    text, options = _cuda_launch.source("spikes.cuh")
+    names = _cuda_spikes.defines(direction, size)
+    arguments = [o.encode() for o in (*options, *names, "--gpu-architecture=sm_90")]
+    program, length = ctypes.c_void_p(), ctypes.c_size_t()
+    at = ctypes.byref(program)
+    assert not nvrtc.nvrtcCreateProgram(at, text.encode(), b"spikes.cu", 0, None, None)
+    array = (ctypes.c_char_p * len(arguments))(*arguments)
+    status = nvrtc.nvrtcCompileProgram(program, len(arguments), array)
+    nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(length))
+    log = ctypes.create_string_buffer(length.value)
+    nvrtc.nvrtcGetProgramLog(program, log)
+    assert status == 0, log.value.decode()
+    nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(length))
+    cubin = ctypes.create_string_buffer(length.value)
+    nvrtc.nvrtcGetCUBIN(program, cubin)
+    check_cuda(_sass.read(cubin.raw)["snnfast_spikes"], direction, size)
+
+
+def test_constants_are_those_of_the_headers():
+    text = (ROOT / "csrc/cuda/spikes_args.h").read_text()
+    assert f"kPackThreads = {_cuda_spikes._THREADS};" in text
+    assert f"kPackBytes = {_cuda_spikes._BYTES};" in text
+    assert f"kLook = {_cuda_spikes.LOOK}," in text and f"kVector = {_cuda_spikes.VECTOR}," in text
+
+
+if __name__ == "__main__":
+    interpret()
