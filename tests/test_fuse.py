@@ -534,6 +534,7 @@ def test_changes_within_an_inlined_module_are_seen():
         "hook": lambda m: m[0].register_forward_hook(lambda m, i, o: 2 * o),
         "attribute": lambda m: m[0].layers.append(nn.ReLU()),
         "training mode": lambda m: m[0].eval(),
+        "submodule": lambda m: snnfast.nn.checkpoint_spikes(m[0]),
     }
     for why, change in changes.items():
         model = build("folded").double()

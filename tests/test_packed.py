@@ -397,3 +397,17 @@ def test_what_was_pooled_is_looked_at_once(no_look, monkeypatch):
     y = F.conv2d(F.max_pool2d(snnfast.lif(leaf * 2), 2), weight)
     (expected,) = torch.autograd.grad(2 * y.sum(), weight)
     assert torch.equal(grad, expected)
+
+
+def test_ops_mark_what_they_make(no_look, monkeypatch):
+    x = torch.randn(4, 2, 8, 12, 12)
+    weight = torch.randn(5, 8, 3, 3, requires_grad=True)
+    norm = {"weight": None, "bias": None, "running_mean": None, "running_var": None}
+    with counted(monkeypatch) as found, snnfast.packed_spikes():
+        for s in (
+            snnfast.lif(x.clone().requires_grad_()),
+            snnfast.lif(x, return_state=True)[0],
+            snnfast.norm_lif(x.clone().requires_grad_(), **norm, training=True),
+        ):
+            F.conv2d(s.flatten(0, 1), weight)
+    assert len(found) == 3 and not no_look

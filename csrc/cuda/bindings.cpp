@@ -11,6 +11,7 @@
 #include "distill_launch.h"
 #include "launch.h"
 #include "norm_launch.h"
+#include "spikes_launch.h"
 
 namespace py = pybind11;
 using namespace snnfast::cuda;
@@ -121,6 +122,12 @@ void def_map(py::module_& m, const char* name, MapLauncher f32, MapLauncher f16,
   });
 }
 
+int run_spikes(int (*launcher)(int, void*, const SpikesArgs&), int size, int device,
+               std::uintptr_t stream, std::string_view args) {
+  const SpikesArgs p = unpack<SpikesArgs>(args);
+  return on_device(device, [&] { return launcher(size, reinterpret_cast<void*>(stream), p); });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
@@ -154,6 +161,12 @@ PYBIND11_MODULE(_cuda, m) {
                          norm_backward_bfloat16);
   def_map(m, "norm_stats", norm_stats_float32, norm_stats_float16, norm_stats_bfloat16);
   def_map(m, "norm_apply", norm_apply_float32, norm_apply_float16, norm_apply_bfloat16);
+  m.def("pack_spikes", [](int size, int device, std::uintptr_t stream, std::string_view args) {
+    return run_spikes(launch_pack, size, device, stream, args);
+  });
+  m.def("unpack_spikes", [](int size, int device, std::uintptr_t stream, std::string_view args) {
+    return run_spikes(launch_unpack, size, device, stream, args);
+  });
   m.def("error_string",
         [](int status) { return cudaGetErrorString(static_cast<cudaError_t>(status)); });
   m.attr("KERNEL_ARGS") =
@@ -161,4 +174,5 @@ PYBIND11_MODULE(_cuda, m) {
   m.attr("NORM_ARGS") = py::make_tuple(sizeof(NormArgs), sizeof(MapArgs), sizeof(TotalArgs));
   m.attr("DISTILL_ARGS") = py::make_tuple(sizeof(RowArgs), sizeof(StepwiseArgs), sizeof(TssdArgs),
                                           sizeof(FinishArgs), sizeof(ScaleArgs));
+  m.attr("SPIKES_ARGS") = sizeof(SpikesArgs);
 }

@@ -14,6 +14,7 @@ from snnfast import reference
 from snnfast import surrogate as surrogates
 from snnfast.backends import spec as specs
 from snnfast.ops import validation as check
+from snnfast.ops.packed import mark_spikes
 from snnfast.ops.select import module, select
 
 STATE_NONE, STATE_LAST, STATE_ALL = 0, 1, 2
@@ -327,6 +328,10 @@ def lif(
     x = check.with_dense_steps(x, 1 if timesteps is None else 0)
     inputs = (x, v0, rate)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
-        return _Lif.apply(x, v0, rate, layer, state)
-    s, v, _ = torch.ops.snnfast.lif_forward(x, v0, rate, *layer, state, False)
-    return (s, v) if state else s
+        result = _Lif.apply(x, v0, rate, layer, state)
+    else:
+        s, v, _ = torch.ops.snnfast.lif_forward(x, v0, rate, *layer, state, False)
+        result = (s, v) if state else s
+    if chosen.spiking:
+        mark_spikes(result[0] if state else result)
+    return result

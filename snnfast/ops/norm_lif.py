@@ -14,6 +14,7 @@ from snnfast import surrogate as surrogates
 from snnfast.backends import spec as specs
 from snnfast.ops import lif as neurons
 from snnfast.ops import validation as check
+from snnfast.ops.packed import mark_spikes
 from snnfast.ops.select import module
 
 _library = torch.library.Library("snnfast", "FRAGMENT")
@@ -425,10 +426,14 @@ def norm_lif(
     inv_std = torch.rsqrt(var + eps)
     inputs = (y, residual, weight, bias, v0, rate)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
-        return _NormLif.apply(*inputs, mean, inv_std, layer, state, batch, process_group)
-    scale = inv_std if weight is None else weight * inv_std
-    shift = torch.zeros_like(mean) if bias is None else bias
-    s, v, _ = torch.ops.snnfast.norm_lif_forward.default(
-        y, residual, mean, scale, shift, v0, rate, *layer, state, False
-    )
-    return (s, v) if state else s
+        result = _NormLif.apply(*inputs, mean, inv_std, layer, state, batch, process_group)
+    else:
+        scale = inv_std if weight is None else weight * inv_std
+        shift = torch.zeros_like(mean) if bias is None else bias
+        s, v, _ = torch.ops.snnfast.norm_lif_forward.default(
+            y, residual, mean, scale, shift, v0, rate, *layer, state, False
+        )
+        result = (s, v) if state else s
+    if chosen.spiking:
+        mark_spikes(result[0] if state else result)
+    return result
