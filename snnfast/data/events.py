@@ -1,0 +1,195 @@
+"""Recordings of event cameras as sequences of frames: DVS-Gesture and CIFAR10-DVS."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from snnfast.data.aedat import events, read_aedat2, read_aedat3, read_aedat4
+from snnfast.data.augment import pipelines
+from snnfast.data.base import Data, DataError, TensorSplit
+from snnfast.data.decoded import ON_ERROR
+from snnfast.data.extras import place, require
+from snnfast.data.frames import Recording, load_frames
+from snnfast.data.subset import choose, pick
+
+OBJECTS = "airplane automobile bird cat deer dog frog horse ship truck".split()
+GESTURES = 11
+
+
+def cifar10_dvs(
+    root: str | Path = "data",
+    timesteps: int = 10,
+    image_size: int = 48,
+    train: int = 0,
+    test: int = 0,
+    augment: Sequence[str] = ("flip", "events"),
+    workers: int = 2,
+    on_error: str = "stop",
+    device: str | torch.device = "cpu",
+) -> Data:
+    """CIFAR10-DVS (Li et al., Frontiers in Neuroscience 2017): sequences of T = ``timesteps``
+    frames [2, image_size, image_size] of event counts, of 10 classes.
+
+    airplane/*.aedat and so on for all classes, in ``root`` or in cifar10_dvs or CIFAR10DVS there:
+    1,000 files each, as they are published (AEDAT 2.0) or as the package tonic has them (AEDAT 4.0,
+    *.aedat4; needs ``snnfast[events]``). In the order of their names the first nine tenths of every
+    class are for training.
+
+    Every frame has equally many events (:func:`snnfast.data.frames.integrate`), in float16 on
+    ``device``. They are computed by ``workers`` processes and kept in a file beside the recordings.
+    ``train`` and ``test`` are numbers of samples, 0 for all. ``on_error`` is "stop", or "skip" for
+    recordings that cannot be read: their frames are zeros, their targets IGNORED.
+    """
+    options = (timesteps, image_size, train, test, augment, workers, on_error, device)
+    name, root = "cifar10_dvs", place(root, ("cifar10_dvs", "CIFAR10DVS"), OBJECTS[:1])
+    if not (root / OBJECTS[0]).is_dir():
+        raise FileNotFoundError(
+            f"{name}: {root.resolve()} must hold airplane/*.aedat, automobile/*.aedat and so on: "
+            "unpack the published archives there, or set root"
+        )
+    recordings: dict[str, list[Recording]] = {"train": [], "test": []}
+    for label, known in enumerate(OBJECTS):
+        files = sorted((root / known).glob("*.aedat")) or sorted((root / known).glob("*.aedat4"))
+        if len(files) < 2:
+            raise FileNotFoundError(
+                f"{name}: {root.resolve()}/{known} must hold 2 or more recordings (*.aedat, "
+                f"*.aedat4), got {len(files)}"
+            )
+        for number, path in enumerate(files):
+            split = "train" if number < len(files) * 9 // 10 else "test"
+            read = read_aedat2
+            if path.suffix == ".aedat4":
+                require("aedat", "events")  # before the work begins
+                read = read_aedat4
+            recordings[split].append(Recording(path, ((label, None, None),), read))
+    return _data(name, root, recordings, len(OBJECTS), *options)
+
+
+def dvs_gesture(
+    root: str | Path = "data",
+    timesteps: int = 10,
+    image_size: int = 48,
+    train: int = 0,
+    test: int = 0,
+    augment: Sequence[str] = ("events",),
+    workers: int = 2,
+    on_error: str = "stop",
+    device: str | torch.device = "cpu",
+) -> Data:
+    """DVS-Gesture (Amir et al., CVPR 2017): 11 gestures, as :func:`cifar10_dvs`.
+
+    ``root``, or dvs_gesture, DvsGesture or DVSGesture there, holds the published files,
+    trials_to_train.txt, trials_to_test.txt and, for every recording they name, user01_led.aedat
+    (AEDAT 3.1) with user01_led_labels.csv: 1,176 and 288 samples. Or the samples as the package
+    tonic has them, cut out before, ibmGestureTrain/user01_led/3.npy (x, y, p, t in milliseconds;
+    the name is the label, from 0) and ibmGestureTest. To flip gestures of the right hand makes them
+    others of the left hand, hence no "flip" in ``augment``.
+    """
+    options = (timesteps, image_size, train, test, augment, workers, on_error, device)
+    signs = ("trials_to_train.txt", "ibmGestureTrain")
+    name, root = "dvs_gesture", place(root, ("dvs_gesture", "DvsGesture", "DVSGesture"), signs)
+    published = (root / "trials_to_train.txt").is_file()
+    if not published and not (root / "ibmGestureTrain").is_dir():
+        raise FileNotFoundError(
+            f"{name}: {root.resolve()} must hold trials_to_train.txt, trials_to_test.txt and their "
+            "*.aedat and *_labels.csv, or ibmGestureTrain and ibmGestureTest with */*.npy: unpack "
+            "the published archive there, or set root"
+        )
+    find = _trials if published else _cut
+    recordings = {split: find(root, split) for split in ("train", "test")}
+    for split, found in recordings.items():
+        labels = [label for recording in found for label, _, _ in recording.samples]
+        if not labels or not 0 <= min(labels) <= max(labels) < GESTURES:
+            raise ValueError(
+                f"{name}: {GESTURES} classes expected, the labels of its {len(labels)} {split} "
+                f"samples are {min(labels, default=None)} to {max(labels, default=None)}"
+            )
+    return _data(name, root, recordings, GESTURES, *options)
+
+
+def _trials(root: Path, split: str) -> list[Recording]:
+    """The published files: recordings and, beside them, the times and labels of their samples."""
+    recordings = []
+    names = (root / f"trials_to_{split}.txt").read_text().split()
+    for path in (root / name for name in names):
+        table = path.with_name(f"{path.stem}_labels.csv")
+        for needed in (path, table):
+            if not needed.is_file():
+                raise FileNotFoundError(f"dvs_gesture: trials_to_{split}.txt needs {needed}")
+        try:
+            rows = list(csv.reader(table.read_text().split()))[1:]
+            samples = tuple((int(label) - 1, int(start), int(stop)) for label, start, stop in rows)
+        except ValueError as error:
+            raise DataError(
+                f"dvs_gesture: {table} must hold class,startTime_usec,endTime_usec: {error}"
+            ) from error
+        recordings.append(Recording(path, samples, read_aedat3))
+    return recordings
+
+
+def _cut(root: Path, split: str) -> list[Recording]:
+    """Recordings that were cut into one file per sample, named after its label."""
+    files = sorted((root / f"ibmGesture{split.title()}").glob("*/*.npy"))
+    try:
+        labels = [int(path.stem) for path in files]
+    except ValueError as error:
+        raise ValueError(f"dvs_gesture: files must be called LABEL.npy: {error}") from error
+    return [
+        Recording(path, ((label, None, None),), _read_npy) for path, label in zip(files, labels)
+    ]
+
+
+def _read_npy(path: Path) -> np.ndarray:
+    x, y, p, t = np.load(path).T
+    return events(1000 * t, x, y, p)
+
+
+def _data(
+    name: str,
+    root: Path,
+    recordings: dict[str, list[Recording]],
+    classes: int,
+    timesteps: int,
+    image_size: int,
+    train: int,
+    test: int,
+    augment: Sequence[str],
+    workers: int,
+    on_error: str,
+    device,
+) -> Data:
+    for option, value, least in (
+        ("timesteps", timesteps, 1),
+        ("image_size", image_size, 8),
+        ("workers", workers, 0),
+    ):
+        if value < least:
+            raise ValueError(f"{name}: {option} must be >= {least}, got {value}")
+    if on_error not in ON_ERROR:
+        raise ValueError(f"{name}: on_error must be {' or '.join(ON_ERROR)}, got {on_error!r}")
+    steps = pipelines(name, augment, None, channels=2)
+    splits = {}
+    for split, count in (("train", train), ("test", test)):
+        found = recordings[split]
+        labels = torch.tensor([label for r in found for label, _, _ in r.samples])
+        chosen = choose(name, split, labels, count)
+        kept = root / f"{name}-{split}-T{timesteps}-{image_size}.safetensors"
+        frames, targets, skipped = load_frames(
+            name, kept, found, timesteps, image_size, workers, on_error
+        )
+        splits[split] = TensorSplit(
+            pick(frames, chosen).to(device), pick(targets, chosen).to(device), skipped
+        )
+    return Data(
+        splits["train"],
+        splits["test"],
+        num_classes=classes,
+        in_channels=2,
+        image_size=image_size,
+        timesteps=timesteps,
+        augment=steps[0],
+        prepare=steps[1],
+    )

@@ -1,0 +1,193 @@
+"""Frames of event recordings, computed once and kept in a file."""
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from snnfast.data.base import IGNORED, DataError
+from snnfast.data.extras import require
+
+SENSOR = 128  # pixels of a side
+VERSION = 1  # of the frames: counts up when they are computed in another way
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One file and its samples: (label, start, stop) with start <= t < stop in microseconds, or
+    (label, None, None) for all of it."""
+
+    path: Path
+    samples: tuple[tuple[int, int | None, int | None], ...]
+    read: Callable[[Path], np.ndarray]
+
+
+def integrate(events: np.ndarray, timesteps: int, size: int) -> Tensor:
+    """Counts of events in ``timesteps`` frames of equally many, float16 [T, 2, size, size].
+
+    Of N events, frame t has those from t * (N // T), the last frame the rest as well. Channel 0
+    counts events to darker, 1 to brighter. From 128 x 128 pixels the counts are averaged down,
+    bilinearly and over all pixels. Raises ValueError for fewer events than frames and for events
+    outside of the sensor.
+    """
+    count = len(events)
+    if count < timesteps:
+        raise ValueError(f"{count} events are too few for {timesteps} frames")
+    x, y, p = events["x"], events["y"], events["p"]
+    for name, values, most in (("x", x, SENSOR - 1), ("y", y, SENSOR - 1), ("p", p, 1)):
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high > most:
+            raise ValueError(f"{name} must be 0 to {most}, got {low} to {high}")
+    frame = np.minimum(np.arange(count) // (count // timesteps), timesteps - 1)
+    cells = ((frame * 2 + p) * SENSOR + y) * SENSOR + x
+    counts = np.bincount(cells, minlength=timesteps * 2 * SENSOR * SENSOR)
+    frames = torch.from_numpy(counts).float().view(timesteps, 2, SENSOR, SENSOR)
+    if size != SENSOR:
+        frames = F.interpolate(frames, (size, size), mode="bilinear", antialias=True)
+    return frames.half()
+
+
+def load_frames(
+    name: str,
+    path: Path,
+    recordings: Sequence[Recording],
+    timesteps: int,
+    size: int,
+    workers: int,
+    on_error: str,
+) -> tuple[Tensor, Tensor, list[str]]:
+    """Frames float16 [N, T, 2, size, size] and targets int64 [N] of all samples, in their order,
+    and the files that were left out.
+
+    They are kept in the file ``path`` and taken from there while recordings and options are the
+    same: each recording's place, size and time of change are in it. Where they are not, or the file
+    is damaged, it is made anew; where it cannot be written, a warning says so. Raises DataError for
+    a recording that cannot be read; with ``on_error`` "skip" its samples are zeros, with the target
+    IGNORED, and a warning counts them.
+    """
+    mark = _fingerprint(path.parent, recordings, timesteps, size)
+    kept = _read(path, mark)
+    if kept is None:
+        kept = _integrate_all(name, recordings, timesteps, size, workers, on_error)
+        _write(path, mark, *kept)
+    frames, targets, failures = kept
+    if failures and on_error == "stop":
+        raise DataError(next(iter(failures.values())))
+    if failures:
+        first = next(iter(failures.values()))
+        warnings.warn(f"{first}: {len(failures)} left out", stacklevel=4)
+    return frames, targets, list(failures)
+
+
+def _integrate_all(name, recordings, timesteps, size, workers, on_error):
+    """Frames, targets and the errors by the names of their samples."""
+    labels = [label for recording in recordings for label, _, _ in recording.samples]
+    targets, failures, first = torch.tensor(labels), {}, 0
+    frames = torch.empty(len(labels), timesteps, 2, size, size, dtype=torch.float16)
+    reader = _Reader(name, recordings, timesteps, size)
+    loader = DataLoader(reader, batch_size=None, num_workers=workers, generator=torch.Generator())
+    for recording, (made, found) in zip(recordings, _shown(loader, name), strict=True):
+        if found and on_error == "stop":
+            raise DataError(next(iter(found.values())))
+        # Copied, not collected: what workers send holds an open file each.
+        frames[first : first + len(made)] = made
+        for place in found:
+            targets[first + place] = IGNORED
+        failures |= {label_of(recording, place): error for place, error in found.items()}
+        first += len(made)
+    return frames, targets, failures
+
+
+def _shown(loader: DataLoader, name: str):
+    """With a progress bar, where there is a terminal and tqdm: thousands of files take minutes."""
+    if find_spec("tqdm") is None:
+        return loader
+    return require("tqdm").tqdm(loader, desc=f"{name}: frames", unit="file", disable=None)
+
+
+class _Reader:
+    """What a worker runs for each recording: frames [n, T, 2, size, size] and errors by place."""
+
+    def __init__(self, name: str, recordings: Sequence[Recording], timesteps: int, size: int):
+        self.name, self.recordings = name, recordings
+        self.timesteps, self.size = timesteps, size
+
+    def __len__(self) -> int:
+        return len(self.recordings)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[int, str]]:
+        recording = self.recordings[index]
+        shape = (len(recording.samples), self.timesteps, 2, self.size, self.size)
+        frames, failures = torch.zeros(shape, dtype=torch.float16), {}
+        events, problem = None, None
+        try:
+            events = recording.read(recording.path)
+        except Exception as error:  # readers raise errors of nearly every type
+            problem = error
+        for place, (_, start, stop) in enumerate(recording.samples):
+            try:
+                if problem is not None:
+                    raise problem
+                t = events["t"]
+                part = events if start is None else events[(t >= start) & (t < stop)]
+                frames[place] = integrate(part, self.timesteps, self.size)
+            except Exception as error:
+                sample = label_of(recording, place)
+                failures[place] = f"{self.name}: {sample} cannot be read: {error}"
+        return frames, failures
+
+
+def label_of(recording: Recording, place: int) -> str:
+    """What messages call a sample: its file, with its place where there are several."""
+    return f"{recording.path}[{place}]" if len(recording.samples) > 1 else str(recording.path)
+
+
+def _fingerprint(root, recordings, timesteps, size) -> str:
+    """Changes with any file, sample or option."""
+    parts = [VERSION, timesteps, size]
+    for recording in recordings:
+        stat = recording.path.stat()
+        place = os.path.relpath(recording.path, root)
+        parts.append([place, stat.st_size, stat.st_mtime_ns, recording.samples])
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _read(path: Path, mark: str):
+    """What was kept; None if there is nothing, or something else or damaged."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("fingerprint") != mark:
+                return None
+            frames, targets = file.get_tensor("frames"), file.get_tensor("targets")
+    except (SafetensorError, OSError) as error:
+        warnings.warn(f"{path} cannot be read ({error}) and is made anew", stacklevel=5)
+        return None
+    return frames, targets, json.loads(metadata["failures"])
+
+
+def _write(path: Path, mark: str, frames: Tensor, targets: Tensor, failures: dict) -> None:
+    """In one step, so that nobody ever sees a part; several processes may."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    metadata = {"fingerprint": mark, "failures": json.dumps(failures)}
+    try:
+        save_file({"frames": frames, "targets": targets}, part, metadata)
+        os.replace(part, path)
+    except (SafetensorError, OSError) as error:
+        warnings.warn(f"frames are not kept, {path} cannot be written: {error}", stacklevel=5)
+    finally:
+        part.unlink(missing_ok=True)

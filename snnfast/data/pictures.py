@@ -1,0 +1,60 @@
+"""PIL images decoded, cut and scaled to squares."""
+
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from snnfast.data.base import DataError
+from snnfast.data.extras import require
+
+AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
+CROPPED = 224 / 256  # of the shorter side, in testing
+
+
+def decode(content: bytes | str | Path, name: str):
+    """A PIL image in RGB from a file or from its bytes; DataError, naming it, where that fails."""
+    pil = require("PIL.Image")
+    try:
+        with pil.open(io.BytesIO(content) if isinstance(content, bytes) else content) as opened:
+            return opened.convert("RGB")
+    except Exception as error:  # decoders raise errors of nearly every type
+        raise DataError(f"{name} cannot be decoded: {error}") from error
+
+
+def to_tensor(image) -> Tensor:
+    """A PIL image in RGB as uint8 [3, H, W]."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def resized_crop(image, size: int, random: np.random.Generator):
+    """A part of the image, scaled to size x size: 8 to 100 % of its area and of a ratio of sides
+    from 3/4 to 4/3, at a random place (Szegedy et al., CVPR 2015, arXiv 1409.4842)."""
+    width, height = image.size
+    for _ in range(10):
+        area = random.uniform(*AREA) * width * height
+        ratio = math.exp(random.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = random.integers(width - w + 1), random.integers(height - h + 1)
+            break
+    else:  # very long images: the middle, as much of it as the ratios allow
+        w, h = min(width, round(height * RATIO[1])), min(height, round(width / RATIO[0]))
+        left, top = (width - w) // 2, (height - h) // 2
+    part = image.crop((int(left), int(top), int(left) + w, int(top) + h))
+    return part.resize((size, size), require("PIL.Image").Resampling.BILINEAR)
+
+
+def centre_crop(image, size: int):
+    """The middle, size x size, of the image scaled so that its shorter side is size * 256 / 224.
+    An image that is size x size is left as it is."""
+    if image.size == (size, size):
+        return image
+    short = round(size / CROPPED)
+    width, height = (max(short, int(short * side / min(image.size))) for side in image.size)
+    image = image.resize((width, height), require("PIL.Image").Resampling.BILINEAR)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return image.crop((left, top, left + size, top + size))

@@ -1,0 +1,99 @@
+"""Tiny event recordings in the formats in which the data sets are published."""
+
+import struct
+
+import numpy as np
+
+OBJECTS = "airplane automobile bird cat deer dog frog horse ship truck".split()
+
+
+def random_events(seed, count=300, start=0):
+    """t (rising, microseconds), x, y and p of events of a sensor of 128 x 128 pixels."""
+    random = np.random.default_rng(seed)
+    t = start + np.sort(random.integers(0, 10_000, count))
+    x, y = random.integers(0, 128, (2, count))
+    return t, x, y, random.integers(0, 2, count)
+
+
+def write_aedat2(path, t, x, y, p):
+    """A DVS128's recording as CIFAR10-DVS has it: mirrored, on its side, 0 for brighter."""
+    address = (127 - x) << 8 | (127 - y) << 1 | (1 - p)
+    words = np.stack([address, t], 1).astype(">u4")
+    header = "#!AER-DAT2.0\r\n# This is a raw AE data file - do not edit\r\n"
+    path.write_bytes(header.encode() + words.tobytes())
+
+
+def write_aedat3(path, t, x, y, p, size=100):
+    """Packets of ``size`` polarity events, after one of another kind."""
+    with path.open("wb") as file:
+        file.write(b"#!AER-DAT3.1\r\n#Format: RAW\r\n#!END-HEADER\r\n")
+        file.write(struct.pack("<HHIIIIII", 0, 1, 12, 4, 0, 1, 1, 1) + bytes(12))
+        words = np.stack([x << 17 | y << 2 | p << 1 | 1, t & 0x7FFFFFFF], 1).astype("<u4")
+        for at in range(0, len(t), size):
+            part = words[at : at + size]
+            count, overflows = len(part), int(t[at]) >> 31
+            file.write(struct.pack("<HHIIIIII", 1, 1, 8, 4, overflows, count, count, count))
+            file.write(part.tobytes())
+
+
+def write_aedat4(path, t, x, y, p):
+    """One stream of events, one uncompressed packet: FlatBuffers laid out by hand."""
+    info = (
+        b'<dv version="2.0"><node name="outInfo" path="/mainloop/Recorder/outInfo/">'
+        b'<node name="0" path="/mainloop/Recorder/outInfo/0/">'
+        b'<attr key="compression" type="string">NONE</attr>'
+        b'<attr key="typeIdentifier" type="string">EVTS</attr>'
+        b'<node name="info" path="/mainloop/Recorder/outInfo/0/info/">'
+        b'<attr key="sizeX" type="int">128</attr><attr key="sizeY" type="int">128</attr>'
+        b"</node></node></node></dv>"
+    )
+    # Root offset, identifier, vtable (at 8), table (at 24), string.
+    header = struct.pack("<I4s5H6xiiqI", 24, b"IOHE", 10, 20, 4, 8, 16, 16, 0, -1, 4)
+    header += struct.pack("<I", len(info)) + info + bytes(4 - len(info) % 4)
+    records = np.zeros(len(t), [("t", "<i8"), ("x", "<i2"), ("y", "<i2"), ("p", "?"), ("_", "V3")])
+    records["t"], records["x"], records["y"], records["p"] = t, x, y, p
+    # Root offset, identifier, vtable (at 8), table (at 16), vector (at 28).
+    packet = struct.pack("<I4s3H2xiI4xI", 16, b"EVTS", 6, 8, 4, 8, 8, len(t)) + records.tobytes()
+    with path.open("wb") as file:
+        file.write(b"#!AER-DAT4.0\r\n" + struct.pack("<I", len(header)) + header)
+        file.write(struct.pack("<iiI", 0, len(packet) + 4, len(packet)) + packet)
+
+
+def write_cifar10_dvs(root, per_class=3, kind="aedat"):
+    """CIFAR10-DVS: a folder of recordings for each class."""
+    write = {"aedat": write_aedat2, "aedat4": write_aedat4}[kind]
+    for label, name in enumerate(OBJECTS):
+        (root / name).mkdir(parents=True)
+        for number in range(per_class):
+            path = root / name / f"cifar10_{name}_{number}.{kind}"
+            write(path, *random_events([label, number]))
+    return root
+
+
+def write_dvs_gesture(root, cut=False):
+    """DVS-Gesture: two users for training and one for testing, all gestures of each; published
+    files, or ``cut`` into one file per sample."""
+    root.mkdir(exist_ok=True)
+    splits = {"train": ("user01_led", "user02_lab"), "test": ("user24_led",)}
+    for split, users in splits.items():
+        if not cut:
+            names = "".join(f"{user}.aedat\n" for user in users)
+            (root / f"trials_to_{split}.txt").write_text(names)
+        for user in users:
+            parts = [gesture_events(user, label) for label in range(11)]
+            if cut:
+                folder = root / f"ibmGesture{split.title()}" / user
+                folder.mkdir(parents=True)
+                for label, (t, x, y, p) in enumerate(parts):
+                    np.save(folder / f"{label}.npy", np.stack([x, y, p, t // 1000], 1))
+                continue
+            write_aedat3(root / f"{user}.aedat", *(np.concatenate(part) for part in zip(*parts)))
+            times = [f"{i + 1},{20_000 * i},{20_000 * i + 10_000}\n" for i in range(11)]
+            table = "class,startTime_usec,endTime_usec\n" + "".join(times)
+            (root / f"{user}_labels.csv").write_text(table)
+    return root
+
+
+def gesture_events(user, label):
+    """The events of one sample."""
+    return random_events([*user.encode(), label], start=20_000 * label)

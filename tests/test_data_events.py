@@ -1,0 +1,271 @@
+"""Event recordings: published files in, sequences of frames out."""
+
+import os
+import sys
+
+import pytest
+import torch
+from event_files import (
+    OBJECTS,
+    gesture_events,
+    random_events,
+    write_aedat3,
+    write_cifar10_dvs,
+    write_dvs_gesture,
+)
+
+from snnfast.data import IGNORED, DataError, load_data
+
+NO_WORKERS = {"workers": 0}
+
+
+def read(split):
+    images, targets = zip(*split.batches(torch.arange(len(split)).split(4)))
+    return torch.cat(images, 1), torch.cat(targets)
+
+
+def counts(t, x, y, p, timesteps):
+    """Frames [T, 2, 128, 128], event by event."""
+    frames = torch.zeros(timesteps, 2, 128, 128)
+    for i in range(len(t)):
+        frame = min(i // (len(t) // timesteps), timesteps - 1)
+        frames[frame, p[i], y[i], x[i]] += 1
+    return frames
+
+
+@pytest.mark.parametrize("kind", ["aedat", "aedat4"])
+def test_cifar10_dvs_counts_events_in_equal_frames(tmp_path, kind):
+    write_cifar10_dvs(tmp_path / "CIFAR10DVS", per_class=3, kind=kind)
+    data = load_data("cifar10_dvs", root=tmp_path, timesteps=7, image_size=128, **NO_WORKERS)
+    assert (data.num_classes, data.in_channels, data.timesteps) == (10, 2, 7)
+    assert len(data.train) == 20 and len(data.test) == 10
+    for split, numbers in ((data.train, (0, 1)), (data.test, (2,))):
+        images, targets = read(split)
+        assert images.shape == (7, len(split), 2, 128, 128) and images.dtype == torch.float32
+        assert targets.tolist() == [label for label in range(10) for _ in numbers]
+        for i in (0, 1, len(split) - 1):
+            label, number = divmod(i, len(numbers))
+            expected = counts(*random_events([label, numbers[number]]), 7)
+            assert torch.equal(images[:, i], expected)
+        # 300 events: six frames of 42 and one of 48.
+        assert images[:, 0].sum((1, 2, 3)).tolist() == [42] * 6 + [48]
+
+
+def test_nine_tenths_of_every_class_are_for_training(tmp_path):
+    write_cifar10_dvs(tmp_path, per_class=11)
+    options = {"timesteps": 1, "image_size": 128, "workers": 0}
+    data = load_data("cifar10_dvs", root=tmp_path, **options)
+    assert len(data.train) == 90 and len(data.test) == 20
+    # In the order of their names: 0, 1, 10, 2 ... 7 and 8, 9.
+    for split, place, number in ((data.train, 2, 10), (data.train, 8, 7), (data.test, 0, 8)):
+        expected = counts(*random_events([0, number]), 1)
+        assert torch.equal(read(split)[0][:, place], expected)
+
+
+def test_frames_are_averaged_down(tmp_path):
+    write_cifar10_dvs(tmp_path, per_class=2)
+    large, _ = read(load_data("cifar10_dvs", root=tmp_path, image_size=128, **NO_WORKERS).train)
+    data = load_data("cifar10_dvs", root=tmp_path, **NO_WORKERS)
+    assert (data.image_size, data.timesteps) == (48, 10)
+    small, _ = read(data.train)
+    assert small.shape == (10, 10, 2, 48, 48) and data.train.images.dtype == torch.float16
+    # A triangle of the width of a small pixel on both sides of its centre, per direction.
+    ratio = 128 / 48
+    centres = (torch.arange(48) + 0.5) * ratio
+    weights = (1 - (torch.arange(128) + 0.5 - centres[:, None]).abs() / ratio).clamp_min(0)
+    weights /= weights.sum(1, keepdim=True)
+    expected = weights @ large @ weights.T
+    torch.testing.assert_close(small, expected, atol=5e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["published", "cut"])
+def test_dvs_gesture(tmp_path, cut):
+    write_dvs_gesture(tmp_path / ("DVSGesture" if cut else "DvsGesture"), cut=cut)
+    data = load_data("dvs_gesture", root=tmp_path, timesteps=3, image_size=128, **NO_WORKERS)
+    assert data.num_classes == 11 and len(data.train) == 22 and len(data.test) == 11
+    for split, users in ((data.train, ("user01_led", "user02_lab")), (data.test, ("user24_led",))):
+        images, targets = read(split)
+        # The files of cut samples go by their names: 10.npy before 2.npy.
+        labels = sorted(range(11), key=str) if cut else list(range(11))
+        assert targets.tolist() == labels * len(users)
+        for place in (0, 2, len(split) - 1):
+            expected = counts(*gesture_events(users[place // 11], labels[place % 11]), 3)
+            assert torch.equal(images[:, place], expected)
+
+
+def test_long_recordings_go_on_after_31_bits_of_time(tmp_path):
+    write_dvs_gesture(tmp_path)
+    t, x, y, p = random_events(0, start=2**31 + 5)
+    write_aedat3(tmp_path / "user24_led.aedat", t, x, y, p)
+    (tmp_path / "user24_led_labels.csv").write_text(f"class,start,end\n3,{t[0]},{t[-1] + 1}\n")
+    split = load_data("dvs_gesture", root=tmp_path, timesteps=2, image_size=128, workers=0).test
+    images, targets = read(split)
+    assert targets.tolist() == [2] and torch.equal(images[:, 0], counts(t, x, y, p, 2))
+
+
+def test_frames_are_kept_until_anything_changes(tmp_path, monkeypatch):
+    from snnfast.data import aedat
+
+    def load(**options):
+        return load_data("cifar10_dvs", root=tmp_path, **{"timesteps": 2, "workers": 0} | options)
+
+    write_cifar10_dvs(tmp_path, per_class=2)
+    first, _ = read(load().train)
+    kept = sorted(path.name for path in tmp_path.glob("*.*"))
+    assert kept == [f"cifar10_dvs-{split}-T2-48.safetensors" for split in ("test", "train")]
+    recordings = sorted(tmp_path.glob("*/*.aedat"))
+
+    def broken(path):
+        raise AssertionError("read again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("snnfast.data.events.read_aedat2", broken)
+        assert torch.equal(read(load().train)[0], first)
+        for changed in ({"timesteps": 3}, {"image_size": 32}):
+            with pytest.raises(DataError, match="read again"):
+                load(**changed)
+        os.utime(recordings[0], ns=(1, 1))
+        with pytest.raises(DataError, match="read again"):
+            load()
+    # A file of the same name with other events, and a damaged file of frames.
+    recordings[0].write_bytes(recordings[2].read_bytes())
+    second, _ = read(load().train)
+    assert torch.equal(second[:, 0], first[:, 1]) and torch.equal(second[:, 1:], first[:, 1:])
+    (tmp_path / "cifar10_dvs-train-T2-48.safetensors").write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="cannot be read .* made anew"):
+        assert torch.equal(read(load().train)[0], second)
+    assert aedat.read_aedat2(recordings[0]).size == 300
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_frames_that_cannot_be_kept_are_used_all_the_same(tmp_path, monkeypatch):
+    write_cifar10_dvs(tmp_path, per_class=2)
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.warns(UserWarning, match=r"-T10-48.safetensors cannot be written.*No sp") as warned:
+        data = load_data("cifar10_dvs", root=tmp_path, **NO_WORKERS)
+    assert len(warned) == 2
+    assert len(data.train) == 10 and not list(tmp_path.glob("*.*"))
+
+
+def damage(tmp_path):
+    write_cifar10_dvs(tmp_path, per_class=2)
+    paths = [tmp_path / name / f"cifar10_{name}_0.aedat" for name in ("bird", "cat", "dog")]
+    paths[0].write_bytes(paths[0].read_bytes()[:-3])
+    paths[1].write_bytes(b"")
+    paths[2].write_bytes(paths[2].read_bytes()[:150])
+    return [str(path) for path in paths]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_corrupt_recording_stops_and_is_named(tmp_path, workers):
+    damage(tmp_path)
+    with pytest.raises(DataError, match=r"cifar10_bird_0.aedat cannot be read: .* multiple of 8"):
+        load_data("cifar10_dvs", root=tmp_path, workers=workers)
+
+
+def test_corrupt_recordings_are_skipped_and_counted(tmp_path):
+    paths = damage(tmp_path)
+    for _ in range(2):  # the second time from what was kept
+        with pytest.warns(UserWarning, match=r"bird_0.aedat cannot be read.*: 3 left out"):
+            split = load_data("cifar10_dvs", root=tmp_path, on_error="skip", **NO_WORKERS).train
+        images, targets = read(split)
+        assert targets.tolist() == [0, 1, *[IGNORED] * 2, 4, IGNORED, 6, 7, 8, 9]
+        assert split.skipped == paths
+        assert images.any(4).any(3).any(2).all(0).tolist() == [t != IGNORED for t in targets]
+    with pytest.raises(DataError, match=r"cifar10_bird_0.aedat cannot be read"):
+        load_data("cifar10_dvs", root=tmp_path, **NO_WORKERS)
+
+
+def test_a_gesture_out_of_time_is_one_sample_lost(tmp_path):
+    write_dvs_gesture(tmp_path)
+    table = tmp_path / "user24_led_labels.csv"
+    table.write_text(table.read_text().replace("4,60000,70000", "4,990000,999000"))
+    with pytest.warns(UserWarning, match=r"user24_led.aedat\[3\] .* 0 events are too few for 10"):
+        split = load_data("dvs_gesture", root=tmp_path, on_error="skip", **NO_WORKERS).test
+    assert split.targets.tolist() == [0, 1, 2, IGNORED, *range(4, 11)]
+    assert split.skipped == [f"{tmp_path / 'user24_led.aedat'}[3]"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c[:-9], "incomplete packet of 100 events"),
+        (lambda c: c + c[-20:], "incomplete packet header"),
+        (lambda c: c.replace(b"DAT3.1", b"DAT2.0"), "AEDAT 3.1 expected, got 2.0"),
+        (lambda c: c[1:], "AEDAT 3.1 expected, got no AEDAT header"),
+        (lambda c: c[:-8] + b"\xff" * 8, r"x must be 0 to 127, got 0 to 32767"),
+    ],
+)
+def test_damaged_gestures_say_how(tmp_path, change, message):
+    write_dvs_gesture(tmp_path)
+    path = tmp_path / "user01_led.aedat"
+    path.write_bytes(change(path.read_bytes()))
+    table = tmp_path / "user01_led_labels.csv"
+    table.write_text("class,start,end\n1,0,5000000000000\n")
+    with pytest.raises(DataError, match=rf"user01_led.aedat cannot be read: {message}"):
+        load_data("dvs_gesture", root=tmp_path, **NO_WORKERS)
+
+
+def test_what_is_missing_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"cifar10_dvs: .* must hold airplane/\*.aedat"):
+        load_data("cifar10_dvs", root=tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"dvs_gesture: .*trials_to_train.txt.*ibmGestureT"):
+        load_data("dvs_gesture", root=tmp_path)
+    write_cifar10_dvs(tmp_path, per_class=1)
+    with pytest.raises(FileNotFoundError, match=r"airplane must hold 2 or more .* got 1"):
+        load_data("cifar10_dvs", root=tmp_path)
+    write_dvs_gesture(tmp_path)
+    (tmp_path / "user02_lab_labels.csv").unlink()
+    with pytest.raises(FileNotFoundError, match=r"trials_to_train.txt needs .*02_lab_labels.csv"):
+        load_data("dvs_gesture", root=tmp_path)
+
+
+def test_a_missing_package_is_named_before_the_work(tmp_path, monkeypatch):
+    write_cifar10_dvs(tmp_path, per_class=2, kind="aedat4")
+    monkeypatch.setitem(sys.modules, "aedat", None)
+    with pytest.raises(ImportError, match=r'aedat is not installed: pip install "snnfast.events.'):
+        load_data("cifar10_dvs", root=tmp_path, on_error="skip")
+
+
+def test_labels_that_do_not_fit_are_named(tmp_path):
+    write_dvs_gesture(tmp_path)
+    table = tmp_path / "user02_lab_labels.csv"
+    good = table.read_text()
+    table.write_text(good + "12,220000,230000\n")
+    with pytest.raises(ValueError, match=r"11 classes expected, the labels .* are 0 to 11"):
+        load_data("dvs_gesture", root=tmp_path)
+    table.write_text(good + "x,220000,230000\n")
+    with pytest.raises(DataError, match=r"user02_lab_labels.csv must hold class,startTime"):
+        load_data("dvs_gesture", root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"timesteps": 0}, "cifar10_dvs: timesteps must be >= 1, got 0"),
+        ({"image_size": 7}, "cifar10_dvs: image_size must be >= 8, got 7"),
+        ({"on_error": "go"}, "cifar10_dvs: on_error must be stop or skip, got 'go'"),
+        ({"augment": ["autoaugment"]}, "autoaugment needs images of 3 channels, these have 2"),
+        ({"normalise": True}, "load_data: cifar10_dvs has no option 'normalise'"),
+        ({"test": 11}, r"cifar10_dvs: test must be 0 \(all\) to 10, got 11"),
+    ],
+)
+def test_options_out_of_range(tmp_path, options, message):
+    write_cifar10_dvs(tmp_path, per_class=2)
+    with pytest.raises(ValueError, match=message):
+        load_data("cifar10_dvs", root=tmp_path, **NO_WORKERS | options)
+
+
+def test_workers_change_nothing(tmp_path):
+    write_cifar10_dvs(tmp_path, per_class=2)
+    results = []
+    for workers in (0, 2):
+        results.append(read(load_data("cifar10_dvs", root=tmp_path, workers=workers).train))
+        for path in tmp_path.glob("*.safetensors"):
+            path.unlink()
+    assert torch.equal(results[0][0], results[1][0])
+    assert OBJECTS[results[0][1][3]] == "cat"

@@ -1,0 +1,249 @@
+"""Folders of images, decoded by workers; sets of the hub's package from a copy on disk."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from data_files import cifar_images, write_images
+from PIL import Image
+
+from snnfast.data import IGNORED, DataError, load_data
+
+
+def read(split, order=None, size=5, seed=0):
+    order = torch.arange(len(split)) if order is None else order
+    images, targets = zip(*split.batches(order.split(size), seed=seed))
+    return torch.cat(images), torch.cat(targets)
+
+
+@pytest.mark.parametrize("inside", ["", "imagenet"])
+def test_imagenet_sorted_folders_are_the_labels(tmp_path, inside):
+    write_images(tmp_path / inside, classes=3, per_class=2, kind="jpeg")
+    data = load_data("imagenet", root=tmp_path, workers=0)
+    assert (data.num_classes, data.in_channels, data.image_size) == (3, 3, 224)
+    for split in (data.train, data.test):
+        images, targets = read(split)
+        assert images.shape == (6, 3, 224, 224) and images.dtype == torch.float32
+        assert targets.tolist() == [0, 0, 1, 1, 2, 2]
+        assert 0 <= images.min() < 0.2 and 0.8 < images.max() <= 1
+    ready = data.prepare(images, seed=0)
+    torch.testing.assert_close(ready[:, 1], (images[:, 1] - 0.456) / 0.224)
+
+
+@pytest.mark.parametrize("size", [(40, 30), (30, 47), (64, 64)])
+def test_testing_scales_and_takes_the_middle(tmp_path, size):
+    write_images(tmp_path, splits=("train", "test"), classes=1, per_class=1, size=size)
+    split = load_data("folder", root=tmp_path, workers=0, image_size=28).test
+    image = Image.open(tmp_path / "test" / "n000" / "000.png")
+    short = 32 / min(size)
+    image = image.resize([int(side * short) for side in size], Image.Resampling.BILINEAR)
+    left, top = (round((side - 28) / 2) for side in image.size)
+    expected = np.asarray(image)[top : top + 28, left : left + 28]
+    (got, _) = read(split)
+    assert torch.equal((got[0] * 255).round().byte().permute(1, 2, 0), torch.tensor(expected))
+
+
+def test_images_of_the_right_size_are_left_alone(tmp_path):
+    write_images(tmp_path, splits=("train", "valid"), classes=2, per_class=1, size=(32, 32))
+    options = {"image_size": 32, "augment": ["crop4", "flip"]}
+    data = load_data("folder", root=tmp_path, workers=0, **options)
+    images, _ = read(data.train)
+    for label in range(2):
+        file = tmp_path / "train" / f"n{label:03d}" / "000.png"
+        expected = torch.tensor(np.asarray(Image.open(file)))
+        assert torch.equal((images[label] * 255).round().byte().permute(1, 2, 0), expected)
+
+
+def test_a_sample_depends_on_seed_and_number_alone(tmp_path):
+    write_images(tmp_path, per_class=4)
+    results = {}
+    state = torch.get_rng_state()
+    for workers in (0, 2):
+        split = load_data("imagenet", root=tmp_path, workers=workers, image_size=24).train
+        results[workers] = read(split, size=5, seed=7)
+        order = torch.tensor([11, 2, 5])
+        images, targets = read(split, order, size=2, seed=7)
+        assert torch.equal(images, results[workers][0][order])
+        assert torch.equal(targets, results[workers][1][order])
+    assert torch.equal(results[0][0], results[2][0])
+    assert torch.equal(state, torch.get_rng_state()), "the caller's stream moved"
+    other, _ = read(split, seed=8)
+    assert (other != results[0][0]).flatten(1).any(1).all()
+
+
+def test_resized_crops_are_parts_of_the_image(tmp_path):
+    """A crop of a picture whose colours are its coordinates says where it came from."""
+    y, x = np.mgrid[:120, :160]
+    pixels = np.stack([x * 255 / 159, y * 255 / 119, 0 * x], -1).round().astype(np.uint8)
+    for split in ("train", "test"):
+        (tmp_path / split / "c").mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / split / "c" / "0.png")
+    split = load_data("folder", root=tmp_path, workers=0, image_size=16).train
+    areas, ratios = [], []
+    for seed in range(200):
+        image = read(split, seed=seed)[0][0]
+        width = (image[0, :, -1] - image[0, :, 0]).mean() * 160 * 16 / 15
+        height = (image[1, -1] - image[1, 0]).mean() * 120 * 16 / 15
+        areas.append((width * height / 160 / 120).item())
+        ratios.append((width / height).item())
+    assert 0.07 < min(areas) < 0.15 and 0.85 < max(areas) < 1.05
+    assert 0.70 < min(ratios) < 0.8 and 1.25 < max(ratios) < 1.42
+
+
+def damage(tmp_path, kind):
+    write_images(tmp_path, classes=2, per_class=3, kind=kind)
+    path = tmp_path / "train" / "n001" / f"001.{kind}"
+    path.write_bytes(path.read_bytes()[:150])
+    (tmp_path / "train" / "n000" / f"002.{kind}").write_bytes(b"no image")
+    return str(path)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_corrupt_image_stops_and_is_named(tmp_path, workers):
+    damage(tmp_path, "png")
+    split = load_data("imagenet", root=tmp_path, workers=workers, image_size=16).train
+    with pytest.raises(DataError, match=r"n001.001\.png cannot be decoded: "):
+        read(split, torch.tensor([0, 1, 4]))
+    images, _ = read(split, torch.tensor([0, 1, 3]))
+    assert len(images) == 3
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg"])
+def test_corrupt_images_are_skipped_and_counted(tmp_path, kind):
+    path = damage(tmp_path, kind)
+    options = {"workers": 0, "image_size": 16, "on_error": "skip"}
+    split = load_data("imagenet", root=tmp_path, **options).train
+    with pytest.warns(UserWarning, match="cannot be decoded") as warned:
+        images, targets = read(split, size=2)
+        again, _ = read(split, seed=0)
+    assert len(warned) == 1
+    assert targets.tolist() == [0, 0, IGNORED, 1, IGNORED, 1]
+    assert not images[[2, 4]].any() and images[[0, 1, 3, 5]].flatten(1).any(1).all()
+    assert split.skipped == [str(tmp_path / "train" / "n000" / f"002.{kind}"), path]
+    assert torch.equal(images, again)
+    loss = torch.nn.functional.cross_entropy(torch.zeros(6, 2), targets)
+    torch.testing.assert_close(loss, torch.tensor(2.0).log())
+
+
+def test_what_is_missing_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"imagenet: .* must hold train/CLASS.*val/CLASS"):
+        load_data("imagenet", root=tmp_path)
+    write_images(tmp_path, splits=("train",))
+    with pytest.raises(FileNotFoundError, match=r"folder: .* must hold train/CLASS.*test/CLASS"):
+        load_data("folder", root=tmp_path)
+    (tmp_path / "val").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no class folders in .*val"):
+        load_data("imagenet", root=tmp_path)
+    write_images(tmp_path, splits=("val",), classes=4)
+    with pytest.raises(ValueError, match=r"got 3 for training and 4 for testing .*: n003"):
+        load_data("imagenet", root=tmp_path)
+    (tmp_path / "train" / "n003").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no images in .*n003"):
+        load_data("imagenet", root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_size": 0}, "imagenet: image_size must be >= 1, got 0"),
+        ({"workers": -1}, "imagenet: workers must be >= 0, got -1"),
+        ({"on_error": "retry"}, "imagenet: on_error must be stop or skip, got 'retry'"),
+        ({"train": 13}, r"imagenet: train must be 0 \(all\) to 12, got 13"),
+        ({"augment": ["resizecrop"]}, r"\(did you mean 'resizedcrop'\?\)"),
+    ],
+)
+def test_options_out_of_range(tmp_path, options, message):
+    write_images(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        load_data("imagenet", root=tmp_path, **options)
+
+
+def test_subsets_of_folders_have_all_classes(tmp_path):
+    write_images(tmp_path, classes=3, per_class=4)
+    data = load_data("imagenet", root=tmp_path, train=6, test=3, workers=0, image_size=8)
+    assert read(data.train)[1].tolist() == [0, 0, 1, 1, 2, 2]
+    assert read(data.test)[1].tolist() == [0, 1, 2]
+
+
+def hub_rows(classes, split, labels=("label",)):
+    import datasets
+
+    pixels, targets = cifar_images(classes, split)
+    images = [Image.fromarray(p.reshape(3, 32, 32).transpose(1, 2, 0)) for p in pixels]
+    features = {"img": datasets.Image()}
+    columns = {"img": images}
+    for column in labels:
+        coarse = column == "coarse_label"
+        features[column] = datasets.ClassLabel(num_classes=classes // (5 if coarse else 1))
+        columns[column] = (targets // 5 if coarse else targets).tolist()
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+@pytest.mark.parametrize("parquet", [False, True], ids=["saved", "parquet"])
+@pytest.mark.parametrize("classes", [10, 100])
+def test_cifar_from_a_copy_of_the_hubs_set(tmp_path, monkeypatch, parquet, classes):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    labels = ("label",) if classes == 10 else ("coarse_label", "fine_label")
+    rows = {split: hub_rows(classes, split, labels) for split in ("train", "test")}
+    if parquet:
+        for split in rows:
+            rows[split].to_parquet(tmp_path / f"{split}-00000-of-00001.parquet")
+    else:
+        datasets.DatasetDict(rows).save_to_disk(tmp_path)
+    data = load_data(f"cifar{classes}", root=tmp_path, source="hub")
+    for split in ("train", "test"):
+        pixels, targets = cifar_images(classes, split)
+        images, known = read(getattr(data, split), size=50)
+        assert torch.equal((images * 255).round().byte().flatten(1), torch.from_numpy(pixels))
+        assert known.tolist() == targets.tolist()
+
+
+def test_imagenet_from_a_copy_of_the_hubs_set(tmp_path):
+    import datasets
+
+    rows = {"train": hub_rows(10, "train"), "validation": hub_rows(10, "test")}
+    datasets.DatasetDict(rows).save_to_disk(tmp_path)
+    data = load_data("imagenet", root=tmp_path, source="hub", workers=2, image_size=32)
+    assert data.num_classes == 10 and data.in_channels == 3
+    images, targets = read(data.test)
+    assert images.shape == (10, 3, 32, 32) and targets.tolist() == list(range(10))
+    pixels, _ = cifar_images(10, "test")
+    assert torch.equal((images * 255).round().byte().flatten(1), torch.from_numpy(pixels))
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ImportError, match=r'datasets is not installed: pip install "snnfast.hub.'):
+        load_data("cifar10", root=tmp_path, source="hub")
+
+
+def test_hub_sets_that_do_not_fit(tmp_path):
+    import datasets
+
+    rows = hub_rows(10, "train")
+    for number, (splits, message) in enumerate(
+        (
+            ({"train": rows}, "must have a split test, got train"),
+            ({"train": rows.remove_columns("label"), "test": rows}, "one of class labels, got img"),
+            ({split: hub_rows(100, split) for split in ("train", "test")}, r"10 .*/train has 100"),
+            ({"train": rows, "test": rows.map(lambda row: {"label": -1})}, "without a label"),
+        )
+    ):
+        root = tmp_path / str(number)
+        datasets.DatasetDict(splits).save_to_disk(root)
+        with pytest.raises(ValueError, match=message):
+            load_data("cifar10", root=root, source="hub")
+
+
+def test_a_hub_that_cannot_be_reached(tmp_path, monkeypatch):
+    import datasets
+
+    def unreachable(*args, **kwargs):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(FileNotFoundError, match=r"'me/mine' cannot be had .*no route.*save_to_"):
+        load_data("cifar10", root=tmp_path, source="hub:me/mine")

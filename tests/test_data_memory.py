@@ -1,0 +1,184 @@
+"""Data sets in memory: the published files in, batches out."""
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from data_files import cifar_images, write_cifar, write_data
+
+from snnfast.data import DataError, data_options, list_data, load_data
+
+
+def order(split, size):
+    return torch.arange(len(split)).split(size)
+
+
+def everything(split, size=7):
+    images, targets = zip(*split.batches(order(split, size)))
+    return torch.cat(images), torch.cat(targets)
+
+
+def test_digits_are_real_split_and_fixed():
+    data = load_data("digits")
+    images, targets = everything(data.train, 1000)
+    assert images.shape == (4000, 1, 28, 28) and images.dtype == torch.float32
+    assert (data.num_classes, data.in_channels, data.image_size) == (10, 1, 28)
+    assert images.min() == 0 and images.max() == 1
+    assert torch.bincount(targets).tolist() == [400] * 10
+    tested, known = everything(data.test, 1000)
+    assert torch.bincount(known).tolist() == [100] * 10
+    flat = {image.numpy().tobytes() for image in images}
+    assert not flat & {image.numpy().tobytes() for image in tested}
+    # Fixed: the pixel sums of the first images of three classes.
+    sums = [int((images[targets == c][0] * 255).sum().round()) for c in (0, 1, 9)]
+    assert sums == [33358, 11394, 30375]
+
+    small = load_data("digits", train=100, test=50)
+    first, labels = everything(small.train)
+    assert len(first) == 100 and len(small.test) == 50
+    for digit in range(10):
+        assert torch.equal(first[labels == digit], images[targets == digit][:10])
+    small.train.images.zero_()
+    assert load_data("digits", train=100, test=50).train.images.any()
+
+
+@pytest.mark.parametrize("sizes", [{"train": 15}, {"train": 4010}, {"test": -10}, {"test": 1010}])
+def test_digits_refuses_other_sizes(sizes):
+    with pytest.raises(ValueError, match=r"digits: .* must be a multiple of 10 from 10 to"):
+        load_data("digits", **sizes)
+
+
+@pytest.mark.parametrize("binary", [False, True], ids=["pickle", "binary"])
+@pytest.mark.parametrize("classes", [10, 100])
+def test_cifar_from_published_files(tmp_path, classes, binary):
+    folder = write_cifar(tmp_path, classes, per_class=2, binary=binary)
+    for root in (tmp_path, folder):
+        data = load_data(f"cifar{classes}", root=root)
+        assert (data.num_classes, data.in_channels, data.image_size) == (classes, 3, 32)
+        for split in ("train", "test"):
+            pixels, labels = cifar_images(classes, split, per_class=2)
+            images, targets = everything(getattr(data, split))
+            # Three planes of 32 rows each, one after the other.
+            assert torch.equal((images * 255).round().byte().flatten(1), torch.from_numpy(pixels))
+            assert targets.tolist() == labels.tolist()
+            assert images.dtype == torch.float32 and getattr(data, split).skipped == []
+    assert data.train.images.dtype == torch.uint8
+
+
+def test_batches_follow_the_order_given(tmp_path):
+    write_cifar(tmp_path)
+    split = load_data("cifar10", root=tmp_path).train
+    wanted = torch.tensor([49, 3, 3, 0])
+    ((images, targets),) = split.batches([wanted])
+    everyone, labels = everything(split)
+    assert torch.equal(images, everyone[wanted]) and torch.equal(targets, labels[wanted])
+
+
+def test_subsets_are_balanced_and_nested(tmp_path):
+    write_cifar(tmp_path, per_class=5)
+    sizes = {}
+    for count in (10, 13, 30):
+        split = load_data("cifar10", root=tmp_path, train=count, test=5).train
+        counts = torch.bincount(split.targets, minlength=10)
+        assert len(split) == count and counts.max() - counts.min() <= 1
+        sizes[count] = {image.numpy().tobytes() for image in split.images}
+    assert sizes[10] < sizes[13] < sizes[30]
+    for name in ("train", "test"):
+        with pytest.raises(ValueError, match=rf"cifar10: {name} must be 0 .all. to 50, got 51"):
+            load_data("cifar10", root=tmp_path, **{name: 51})
+
+
+def test_missing_files_say_what_goes_where(tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        load_data("cifar10", root=tmp_path / "nothing")
+    for part in ("cifar-10-batches-py/data_batch_1", "cifar-10-batches-bin/data_batch_1.bin"):
+        assert part in str(error.value)
+    assert str(tmp_path / "nothing") in str(error.value) and "root" in str(error.value)
+    (write_cifar(tmp_path) / "data_batch_3").unlink()
+    with pytest.raises(DataError, match="data_batch_3 cannot be read"):
+        load_data("cifar10", root=tmp_path)
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("was-here",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lambda: b"", "cannot be read"),
+        (lambda: pickle.dumps({"data": np.zeros((2, 3072), np.uint8)}), "has no 'labels'"),
+        (lambda: pickle.dumps(np.zeros(3), protocol=2), "cannot be read"),
+        (lambda: pickle.dumps(Evil(), protocol=2), "mkdir is not an array"),
+        (
+            lambda: pickle.dumps({"data": np.zeros((2, 3072)), "labels": [0, 1]}, protocol=2),
+            r"must hold uint8 \[2, 3072\], got float64",
+        ),
+        (
+            lambda: pickle.dumps(
+                {"data": np.zeros((2, 3071), np.uint8), "labels": [0, 1]}, protocol=2
+            ),
+            r"got uint8 \[2, 3071\]",
+        ),
+    ],
+)
+def test_damaged_and_hostile_pickles_are_named(tmp_path, monkeypatch, content, message):
+    monkeypatch.chdir(tmp_path)
+    path = write_cifar(tmp_path) / "data_batch_2"
+    path.write_bytes(content())
+    with pytest.raises(DataError, match=message) as error:
+        load_data("cifar10", root=tmp_path)
+    assert "data_batch_2" in str(error.value)
+    assert not (tmp_path / "was-here").exists()
+
+
+def test_damaged_binary_file_is_named(tmp_path):
+    path = write_cifar(tmp_path, binary=True) / "test_batch.bin"
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(DataError, match=r"test_batch.bin must hold records of 3073 bytes, got"):
+        load_data("cifar10", root=tmp_path)
+
+
+def test_wrong_number_of_classes_names_both(tmp_path):
+    folder = write_cifar(tmp_path, classes=10)
+    pixels, _ = cifar_images(10, "train", 1)
+    content = {"labels": list(range(5, 15)), "data": pixels}
+    (folder / "data_batch_1").write_bytes(pickle.dumps(content, protocol=2))
+    with pytest.raises(ValueError, match=r"10 classes expected, the labels .* are 0 to 14"):
+        load_data("cifar10", root=tmp_path)
+
+
+@pytest.mark.parametrize("name", list_data())
+def test_every_set_gives_batches_that_its_augmentation_takes(tmp_path, name):
+    data = load_data(name, root=write_data(name, tmp_path)) if name != "digits" else load_data(name)
+    batch = next(data.train.batches([torch.arange(5)], seed=1))
+    shape = (5, data.in_channels, data.image_size, data.image_size)
+    if data.timesteps:
+        shape = (data.timesteps, *shape)
+    assert batch[0].shape == shape and batch[0].dtype == torch.float32
+    assert batch[1].dtype == torch.int64 and batch[1].max() < data.num_classes
+    out = data.augment(batch[0], seed=2)
+    assert out.shape == shape and out.isfinite().all() and not torch.equal(out, batch[0])
+    ready = data.prepare(next(data.test.batches([torch.arange(5)]))[0], seed=0)
+    assert ready.shape == shape and ready.isfinite().all()
+
+
+def test_options_are_refused_by_name(tmp_path):
+    assert {"cifar10", "cifar100", "digits"} <= set(list_data())
+    with pytest.raises(ValueError, match=r"name must be one of cifar10, .*did you mean 'cifar10'"):
+        load_data("cifar")
+    with pytest.raises(ValueError, match=r"digits has no option 'root': it has augment, norm"):
+        load_data("digits", root=tmp_path)
+    with pytest.raises(ValueError, match=r"no option 'normalize' \(did you mean 'normalise'\?\)"):
+        load_data("cifar10", normalize=True)
+    assert data_options("digits") == ["augment", "normalise", "test", "train"]
+    with pytest.raises(ValueError, match="must be files, hub or hub:OWNER/NAME, got 'web'"):
+        load_data("cifar10", root=tmp_path, source="web")
+    for names in (["flop"], [4], "flip"):
+        with pytest.raises(ValueError, match="cifar10: augment must"):
+            load_data("cifar10", root=tmp_path, augment=names)
+    with pytest.raises(ValueError, match="autoaugment needs images of 3 channels, these have 1"):
+        load_data("digits", augment=["autoaugment"])
