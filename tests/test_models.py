@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from snnfast.models import create_model, list_models
-from snnfast.models.layers import StemBatchNorm2d
-from snnfast.nn import LIF
+from snnfast.models import create_model, exported_weights, list_models
+from snnfast.nn import IF, LIF, BatchNormLIF, ParametricLIF
+from snnfast.surrogate import Rect
 
 NEURON = {"tau": 2.0, "decay_input": False}
 
@@ -23,7 +23,7 @@ def images(batch=3, channels=1, size=28, seed=1):
 
 def settle(model):
     """Running statistics from one batch, so that neurons fire in evaluation mode, too."""
-    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    norms = [m for m in model.modules() if isinstance(m, (torch.nn.BatchNorm2d, BatchNormLIF))]
     for norm in norms:
         norm.momentum = 1.0
     model(images(16, seed=2).to(norms[0].weight.dtype))
@@ -31,9 +31,21 @@ def settle(model):
 
 
 def test_names():
-    assert list_models() == ["ann_digits_cnn", "digits_cnn"]
-    assert list_models("ann_*") == ["ann_digits_cnn"]
-    assert list_models("resnet*") == []
+    spiking = [
+        "digits_cnn",
+        "digits_resnet",
+        "preact_resnet34",
+        "resnet18",
+        "resnet19",
+        "sew_resnet18",
+    ]
+    spiking += ["sew_resnet34", "vgg11", "vgg9", "vggsnn"]
+    teachers = ["ann_digits_cnn", "ann_resnet18", "ann_resnet19", "ann_resnet34", "ann_vgg11"]
+    teachers += ["ann_vgg9", "ann_vggsnn"]
+    assert list_models() == teachers + spiking
+    assert list_models("ann_*") == teachers
+    assert list_models("*resnet18") == ["ann_resnet18", "resnet18", "sew_resnet18"]
+    assert list_models("lstm*") == []
 
 
 @pytest.mark.parametrize(("channels", "size", "classes"), [(1, 28, 10), (3, 32, 7), (2, 8, 2)])
@@ -65,17 +77,6 @@ def test_an_image_stands_for_its_repetition():
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12, msg=name)
 
 
-def test_stem_counts_every_timestep():
-    """With two samples a channel the unbiased factor is 2 once and 8/7 four times."""
-    bn = StemBatchNorm2d(1, momentum=1.0)
-    x = torch.tensor([0.0, 2.0]).view(2, 1, 1, 1)
-    bn(x, repeats=1)
-    assert bn.running_var.item() == pytest.approx(2.0)
-    bn(x, repeats=4)
-    assert bn.running_var.item() == pytest.approx(8 / 7)
-    assert bn.running_mean.item() == pytest.approx(1.0) and bn.num_batches_tracked == 2
-
-
 def test_prefixes_of_a_run_are_shorter_runs():
     model = settle(build(**NEURON).double())
     x = images().double()
@@ -89,30 +90,82 @@ def test_neuron_arguments_reach_the_neurons():
     x = images()
     silent = settle(build(v_threshold=1e9))
     assert (silent(x) == silent.head.bias).all()
-    neurons = [m for m in build(tau=3.0).modules() if isinstance(m, LIF)]
+    model = build(tau=3.0, v_reset=None, surrogate=Rect(2.0), detach_reset=True)
+    neurons = [m for m in model.modules() if isinstance(m, LIF)]
     assert [neuron.tau for neuron in neurons] == [3.0] * 3
+    for neuron in neurons:
+        assert neuron.v_reset is None and neuron.surrogate == Rect(2.0) and neuron.detach_reset
     assert (settle(build(**NEURON))(x) != silent.head.bias).any()
 
 
+def test_other_neurons():
+    """By name; a learnable tau starts at tau and gets a gradient."""
+    model = build(neuron="plif", tau=3.0)
+    model(images()).sum().backward()
+    learnable = [m for m in model.modules() if isinstance(m, ParametricLIF)]
+    assert len(learnable) == 3 and "bn1.neuron.w" in model.state_dict()
+    for neuron in learnable:
+        assert 1 / neuron.w.sigmoid().item() == pytest.approx(3.0) and neuron.w.grad != 0
+    assert sum(isinstance(m, IF) for m in build(neuron="if").modules()) == 3
+
+
 def test_the_fused_network_is_the_network_over_the_time_loop():
-    """Same weights, same logits to the bit, in training and in evaluation mode."""
+    """Same weights, in evaluation mode the same statistics, too: same logits to the bit."""
     fused, loop = build(**NEURON), build(**NEURON, backend="reference")
     x = images()
-    assert torch.equal(fused(x), loop(x))
-    z = settle(fused)(x)
-    assert (z.std(1) > 0).any() and torch.equal(z, settle(loop)(x))
+    torch.testing.assert_close(fused(x), loop(x), rtol=1e-4, atol=1e-4)
+    settle(fused)
+    loop.load_state_dict(fused.state_dict())
+    z = fused(x)
+    assert (z.std(1) > 0).any() and torch.equal(z, loop.eval()(x))
+
+
+@pytest.mark.unpoisoned
+def test_compiles_as_one_graph():
+    model = build(**NEURON, aux_head="layer1")
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for made, expected in zip(compiled(images()), build(**NEURON, aux_head="layer1")(images())):
+        torch.testing.assert_close(made, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_auxiliary_head():
+    """A linear layer on the mean of that stage's spikes, in training only, on top of the weights
+    that the model has without it."""
+    plain, model = build(**NEURON), build(**NEURON, aux_head="layer2")
+    x, seen = images(), []
+    model.bn2.register_forward_hook(lambda module, args, s: seen.append(s))
+    logits, aux_logits = model(x, timesteps=3)
+    assert torch.equal(logits, plain(x, timesteps=3)) and aux_logits.shape == (3, 3, 10)
+    expected = seen[0].mean((3, 4)) @ model.aux_head.weight.T + model.aux_head.bias
+    torch.testing.assert_close(aux_logits, expected)
+    assert model.eval()(x).shape == (4, 3, 10)
+    state = exported_weights(model.state_dict())
+    assert model.state_dict().keys() - state.keys() == {"aux_head.weight", "aux_head.bias"}
+    plain.load_state_dict(state)
+    assert torch.equal(plain.eval()(x), model(x))
 
 
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
         ({"name": "digit_cnn"}, ValueError, "name must be one of .*did you mean 'digits_cnn'"),
-        ({"name": "zzz"}, ValueError, "name must be one of ann_digits_cnn, digits_cnn, got 'zzz'$"),
+        ({"name": "zzz"}, ValueError, "name must be one of ann_digits_cnn, .*, vggsnn, got 'zzz'$"),
         ({"num_classes": 0}, ValueError, "num_classes must be >= 1, got 0"),
         ({"timesteps": 2.0}, TypeError, "timesteps must be an int, got float"),
         ({"in_channels": True}, TypeError, "in_channels must be an int, got bool"),
         ({"image_size": 7}, ValueError, "image_size must be >= 8, got 7"),
         ({"name": "ann_digits_cnn", "tau": 2.0}, TypeError, "ann_digits_cnn has no neurons, got t"),
+        ({"name": "ann_vgg9", "aux_head": "layer2"}, ValueError, "aux_head must be None for ann_v"),
+        (
+            {"aux_head": "layer4"},
+            ValueError,
+            "aux_head must be one of layer1, layer2, layer3 or No",
+        ),
+        ({"neuron": "lfi"}, ValueError, "neuron must be one of lif, if, plif, got 'lfi'"),
+        ({"taus": 2.0}, TypeError, r"lif neurons take .*, got taus \(did you mean 'tau'\?\)"),
+        ({"neuron": "if", "tau": 2.0}, TypeError, "if neurons take .*, got tau$"),
+        ({"return_state": True}, TypeError, "lif neurons take .*, got return_state"),
+        ({"name": "vgg9", "image_size": 15}, ValueError, "image_size must be >= 16, got 15"),
     ],
 )
 def test_bad_arguments_are_refused(change, error, message):
@@ -128,3 +181,5 @@ def test_bad_input_is_refused():
         model(torch.zeros(3, 2, 1, 28, 28), timesteps=4)
     with pytest.raises(ValueError, match="model: timesteps must be >= 1, got 0"):
         model(images(), timesteps=0)
+    with pytest.raises(ValueError, match=r"model: x must have the image_size .*576 features"):
+        model(images(size=20))

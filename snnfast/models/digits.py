@@ -10,15 +10,11 @@ The max-pool of spikes is a spike again, so every layer but the first reads bina
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from snnfast.models.layers import StemBatchNorm2d, over_time, timesteps_of
+from snnfast.models.layers import BatchNorm2d, Neurons, conv3x3, flat, over_time
+from snnfast.models.network import SpikingNetwork
 from snnfast.models.registry import register
-from snnfast.nn import LIF
 
 WIDTHS = (16, 32, 64)
-
-
-def _conv(channels: int, width: int) -> nn.Conv2d:
-    return nn.Conv2d(channels, width, 3, padding=1, bias=False)
 
 
 def _features(image_size: int) -> int:
@@ -34,49 +30,46 @@ def _pool(x: Tensor) -> Tensor:
 
 
 @register("digits_cnn")
-class DigitsCNN(nn.Module):
+class DigitsCNN(SpikingNetwork):
     """The spiking network: LIF neurons after every batch norm, logits [T, B, classes] per step.
 
-    For an image the first convolution and batch norm run once, and the first LIF reads their output
-    at every step. Time is folded into the batch everywhere else.
+    ``layer1`` to ``layer3`` are the spikes of the three blocks.
     """
 
-    def __init__(self, num_classes, in_channels, image_size, timesteps, **neuron):
-        super().__init__()
+    def __init__(self, num_classes, in_channels, image_size, timesteps, aux_head, **neuron):
+        super().__init__(timesteps)
         a, b, c = WIDTHS
-        self.timesteps = timesteps
-        self.conv1, self.bn1, self.lif1 = _conv(in_channels, a), StemBatchNorm2d(a), LIF(**neuron)
-        self.conv2, self.bn2, self.lif2 = _conv(a, b), nn.BatchNorm2d(b), LIF(**neuron)
-        self.conv3, self.bn3, self.lif3 = _conv(b, c), nn.BatchNorm2d(c), LIF(**neuron)
+        neurons = Neurons(**neuron)
+        self.conv1, self.bn1 = conv3x3(in_channels, a), neurons.norm(a)
+        self.conv2, self.bn2 = conv3x3(a, b), neurons.norm(b)
+        self.conv3, self.bn3 = conv3x3(b, c), neurons.norm(c)
         self.head = nn.Linear(_features(image_size), num_classes)
+        self.add_head(aux_head, {"layer1": a, "layer2": b, "layer3": c}, num_classes)
 
-    def forward(self, x: Tensor, timesteps: int | None = None) -> Tensor:
-        static, steps = timesteps_of(x, timesteps, self.timesteps)
-        if static:
-            s = self.lif1(self.bn1(self.conv1(x), repeats=steps), timesteps=steps)
-        else:
-            s = self.lif1(over_time(lambda x: self.bn1(self.conv1(x)), x))
-        s = self.lif2(over_time(lambda s: self.bn2(self.conv2(_pool(s))), s))
-        s = self.lif3(over_time(lambda s: self.bn3(self.conv3(_pool(s))), s))
-        return over_time(lambda s: self.head(_pool(s).flatten(1)), s)
+    def stage(self, name: str, s: Tensor) -> Tensor:
+        if name == "layer1":  # which is the stem
+            return s
+        conv, bn = (self.conv2, self.bn2) if name == "layer2" else (self.conv3, self.bn3)
+        return bn(over_time(lambda s: conv(_pool(s)), s))
+
+    def classify(self, s: Tensor) -> Tensor:
+        return over_time(lambda s: self.head(flat(_pool(s), self.head.in_features)), s)
 
 
-@register("ann_digits_cnn")
+@register("ann_digits_cnn", ann=True)
 class AnnDigitsCNN(nn.Module):
     """The teacher: the same layers with ReLU in place of LIF and no time, logits [B, classes]."""
 
-    def __init__(self, num_classes, in_channels, image_size, timesteps, **neuron):
+    def __init__(self, num_classes, in_channels, image_size):
         super().__init__()
-        if neuron:
-            raise TypeError(f"create_model: ann_digits_cnn has no neurons, got {', '.join(neuron)}")
         a, b, c = WIDTHS
-        self.conv1, self.bn1 = _conv(in_channels, a), nn.BatchNorm2d(a)
-        self.conv2, self.bn2 = _conv(a, b), nn.BatchNorm2d(b)
-        self.conv3, self.bn3 = _conv(b, c), nn.BatchNorm2d(c)
+        self.conv1, self.bn1 = conv3x3(in_channels, a), BatchNorm2d(a)
+        self.conv2, self.bn2 = conv3x3(a, b), BatchNorm2d(b)
+        self.conv3, self.bn3 = conv3x3(b, c), BatchNorm2d(c)
         self.head = nn.Linear(_features(image_size), num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = _pool(F.relu(self.bn1(self.conv1(x))))
         x = _pool(F.relu(self.bn2(self.conv2(x))))
         x = _pool(F.relu(self.bn3(self.conv3(x))))
-        return self.head(x.flatten(1))
+        return self.head(flat(x, self.head.in_features))

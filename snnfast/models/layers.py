@@ -1,10 +1,20 @@
-"""What spiking models share: time folded into the batch, and the stem that runs once."""
+"""What the networks share: time folded into the batch, neurons by name, and batch norm for images
+that stand still and for several processes."""
 
+import difflib
+import inspect
 from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from snnfast.nn import IF, LIF, BatchNormLIF, ParametricLIF
+
+NEURONS = {"lif": LIF, "if": IF, "plif": ParametricLIF}
+LARGE = 96
+"""Pixels from which the stem of a ResNet is that for ImageNet, a fourth of the side behind it."""
 
 
 def over_time(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -31,24 +41,185 @@ def timesteps_of(x: Tensor, timesteps: int | None, default: int) -> tuple[bool, 
     return False, x.shape[0]
 
 
-class StemBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d for a static image that stands for ``repeats`` equal timesteps.
+def conv3x3(inputs: int, outputs: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:
+    """3x3 with padding 1; without a bias, which the batch norm behind it would take out again."""
+    return nn.Conv2d(inputs, outputs, 3, stride, 1, bias=bias)
 
-    Mean and variance are those of one image batch; only the unbiased running variance, which
-    divides by n - 1, must count n = repeats * B * H * W, as if the image had been repeated.
+
+def stem_conv(inputs: int, outputs: int, image_size: int, bias: bool = False) -> nn.Conv2d:
+    """A ResNet's first convolution: 3x3 of stride 1, from ``LARGE`` pixels up 7x7 of stride 2."""
+    if image_size < LARGE:
+        return conv3x3(inputs, outputs, bias=bias)
+    return nn.Conv2d(inputs, outputs, 7, 2, 3, bias=bias)
+
+
+def stem_pool(image_size: int) -> Callable[[Tensor], Tensor] | None:
+    """What follows that convolution from ``LARGE`` pixels up: the 3x3 max-pool of stride 2, which
+    of spikes makes spikes. On folded input [N, C, H, W]."""
+    return None if image_size < LARGE else nn.MaxPool2d(3, 2, 1)
+
+
+def pooled(x: Tensor) -> Tensor:
+    """The mean over space: [..., C, H, W] -> [..., C]."""
+    return x.mean((-2, -1))
+
+
+def flat(x: Tensor, features: int) -> Tensor:
+    """[N, C, H, W] as [N, features]."""
+    x = x.flatten(1)
+    if x.shape[1] != features:
+        raise ValueError(
+            f"model: x must have the image_size that the model was made for ({features} features "
+            f"behind the last pool), got one that leaves {x.shape[1]}"
+        )
+    return x
+
+
+def kaiming_fan_out(model: nn.Module) -> None:
+    """He et al.'s (2015, arXiv 1502.01852) initial weights of convolutions, by their fan-out."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+class Neurons:
+    """Makes the neurons of one network: ``neuron`` is lif, if or plif (learnable tau, for which
+    ``tau`` is the first), the rest are arguments of that module in ``snnfast.nn``.
+
+    Raises TypeError or ValueError, ``create_model: ...``, that names the argument.
     """
 
+    def __init__(self, neuron: str = "lif", **arguments):
+        if neuron not in NEURONS:
+            raise ValueError(
+                f"create_model: neuron must be one of {', '.join(NEURONS)}, got {neuron!r}"
+            )
+        self._make, self._arguments = NEURONS[neuron], arguments
+        if neuron == "plif" and "tau" in arguments:
+            arguments["init_tau"] = arguments.pop("tau")
+        known = set()
+        for cls in (self._make, *self._make.__bases__):
+            known |= set(inspect.signature(cls.__init__).parameters)
+        # A network needs spikes, and one tau for each channel needs to know how many there are.
+        known -= {"self", "neuron", "return_state", "channels"}
+        for name in arguments:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f" (did you mean {near[0]!r}?)" if near else ""
+                raise TypeError(
+                    f"create_model: {neuron} neurons take {', '.join(sorted(known))}, "
+                    f"got {name}{hint}"
+                )
+        self.neuron()  # what it refuses is refused before weights are drawn
+
+    def neuron(self) -> nn.Module:
+        """Neurons alone: x [T, ...] -> spikes."""
+        return self._make(**self._arguments)
+
+    def norm(self, channels: int) -> BatchNormLIF:
+        """Batch norm, a residual if one is given, and neurons."""
+        return BatchNormLIF(channels, neuron=self.neuron())
+
+
+class _SharedNorm(torch.autograd.Function):
+    """(x - mean) * weight / sqrt(var + eps) + bias, where mean and var are the statistics of
+    ``count`` values a channel over all ranks of ``group``."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, mean, var, count, eps, group):
+        ctx.save_for_backward(x, weight, mean, var)
+        ctx.count, ctx.eps, ctx.group = count, eps, group
+        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, weight, mean, var = ctx.saved_tensors
+        # As if the statistics were constants; what flows through them is in the sums of all ranks.
+        dx, dweight, dbias = torch.ops.aten.native_batch_norm_backward(
+            dy, x, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
+        )
+        sums = torch.stack([dweight, dbias])
+        dist.all_reduce(sums, group=ctx.group)
+        inv_std = torch.rsqrt(var + ctx.eps)
+        slope = weight * inv_std * inv_std * sums[0] / ctx.count
+        shift = weight * inv_std * sums[1] / ctx.count - mean * slope
+        through = torch.addcmul(shift.view(-1, 1, 1), x, slope.view(-1, 1, 1))
+        return dx - through.to(dx.dtype), dweight, dbias, *[None] * 5
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """torch's BatchNorm2d, state_dict and all, for static images and for several processes.
+
+    Args:
+        num_features, eps, momentum: as in torch.
+        process_group: ranks of torch.distributed that share the statistics in training, forward and
+            backward, on any backend (torch's SyncBatchNorm refuses a CPU); each may have another
+            number of samples. None: every rank has its own.
+    """
+
+    def __init__(
+        self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, *, process_group=None
+    ):
+        super().__init__(num_features, eps, momentum)
+        self.process_group = process_group
+
     def forward(self, x: Tensor, repeats: int = 1) -> Tensor:
-        if not self.training or repeats == 1:
+        """y [N, C, H, W] of x [N, C, H, W]. ``repeats`` equal timesteps that x stands for: mean and
+        variance are those of x, but the unbiased running variance, which divides by n - 1, counts
+        n = repeats * N * H * W."""
+        if not self.training or (repeats == 1 and self.process_group is None):
             return super().forward(x)
+        self.num_batches_tracked.add_(1)
+        n = x.numel() // x.shape[1]
+        if self.process_group is not None:
+            mean, var, n = self._joined(x.detach(), n)
+            y = _SharedNorm.apply(
+                x, self.weight, self.bias, mean, var, n, self.eps, self.process_group
+            )
+            factor = repeats * n / (repeats * n - 1)
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(var * factor, self.momentum)
+            return y
         # On copies: what autograd keeps of this call must not be written to afterwards.
         mean, var = self.running_mean.clone(), self.running_var.clone()
         y = F.batch_norm(x, mean, var, self.weight, self.bias, True, self.momentum, self.eps)
-        n = x.numel() // x.shape[1]
         factor = repeats * (n - 1) / (repeats * n - 1)
         with torch.no_grad():
             kept = (1 - self.momentum) * self.running_var
             self.running_mean.copy_(mean)
             self.running_var.copy_(kept + (var - kept) * factor)
-            self.num_batches_tracked += 1
         return y
+
+    def _joined(self, x: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, biased variance [C] and count [] over all ranks."""
+        wide = x.to(self.running_mean.dtype)
+        var, mean = (s.double() for s in torch.var_mean(wide, (0, 2, 3), correction=0))
+        sums = torch.cat([n * mean, mean.new_tensor([n])])
+        dist.all_reduce(sums, group=self.process_group)
+        count = sums[-1]
+        joined = sums[:-1] / count
+        spread = n * (var + (mean - joined).square())
+        dist.all_reduce(spread, group=self.process_group)
+        return tuple(t.to(self.running_mean.dtype) for t in (joined, spread / count, count))
+
+
+def set_process_group(model: nn.Module, group) -> None:
+    """Let the ranks of ``group`` share the statistics of every batch norm of ``model`` in training;
+    None gives each rank its own. ``group`` is not part of the state_dict, nor can it be copied:
+    copy a model before.
+
+    Raises TypeError where the model has a batch norm that cannot: neither ``BatchNormLIF`` nor
+    this module's ``BatchNorm2d``. Nothing is set then.
+    """
+    norms = []
+    for name, module in model.named_modules():
+        if isinstance(module, (BatchNormLIF, BatchNorm2d)):
+            norms.append(module)
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise TypeError(
+                "set_process_group: batch norms must be BatchNormLIF or "
+                f"snnfast.models.layers.BatchNorm2d, got {type(module).__name__} {name!r}"
+            )
+    for module in norms:
+        module.process_group = group

@@ -4,19 +4,33 @@ import difflib
 import fnmatch
 from collections.abc import Callable
 
-from torch import nn
+from torch import Tensor, nn
+
+AUX_HEAD = "aux_head"
+"""The name of the module that is there for training only."""
 
 _MODELS: dict[str, Callable[..., nn.Module]] = {}
+_ANNS: set[str] = set()
 
 
-def register(name: str):
-    """Class decorator: make the class what ``create_model(name)`` builds."""
+def register(*names: str, ann: bool = False):
+    """Decorator: make a class, or a function that returns a model, what ``create_model`` builds for
+    each of the names. It is called with ``num_classes``, ``in_channels``, ``image_size``, and
+    unless ``ann`` with ``timesteps``, ``aux_head`` and the arguments of its neurons."""
 
-    def add(cls):
-        _MODELS[name] = cls
-        return cls
+    def add(build):
+        for name in names:
+            _MODELS[name] = build
+            if ann:
+                _ANNS.add(name)
+        return build
 
     return add
+
+
+def is_ann(name: str) -> bool:
+    """Whether the model of that name is an ANN: no neurons, no timesteps."""
+    return name in _ANNS
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -31,21 +45,30 @@ def create_model(
     in_channels: int = 3,
     image_size: int = 32,
     timesteps: int = 4,
+    aux_head: str | None = None,
     **neuron,
 ) -> nn.Module:
     """A new model with random weights (from torch's global generator).
 
     Spiking models are called as ``model(image [B, C, H, W], timesteps=None)`` or
     ``model(sequence [T, B, C, H, W])`` and return logits [T, B, num_classes], one per timestep;
-    predictions are the argmax of their mean over time. ANN models take images and return
-    [B, num_classes].
+    predictions are the argmax of their mean over time. For an image, what comes before the first
+    neurons runs once. ANN models take images and return [B, num_classes].
 
     Args:
-        name: one of :func:`list_models`.
-        image_size: height and width of the images, in pixels.
+        name: one of :func:`list_models`. ``ann_*`` are the teachers: the same shapes with ReLU, and
+            the same state_dict keys wherever the layers are the same.
+        image_size: height and width of the images, in pixels. From 96 up the first convolution of a
+            ResNet is 7x7 of stride 2 with a max-pool behind it; the VGG-9's classifier and those of
+            the digits' networks fit this size alone.
         timesteps: T for images, where the call names none.
-        neuron: arguments of :class:`snnfast.nn.LIF` (``tau``, ``surrogate``, ``backend``, ...);
-            ANN models have none.
+        aux_head: the stage (``"layer1"``, ``"layer2"``, ...) whose output a second, weak classifier
+            reads, global average pooling and a linear layer; the model then returns (logits,
+            aux_logits), both [T, B, num_classes], in training mode, and logits alone in evaluation
+            mode. :func:`exported_weights` leaves it out.
+        neuron: arguments of :class:`snnfast.nn.LIF` (``tau``, ``surrogate``, ``backend``, ...), and
+            ``neuron="plif"`` or ``"if"`` for those of ``snnfast.nn.ParametricLIF`` and ``IF``. ANN
+            models have none.
 
     Raises ValueError or TypeError that names the argument.
     """
@@ -66,4 +89,17 @@ def create_model(
             raise TypeError(f"create_model: {key} must be an int, got {type(value).__name__}")
         if value < 1:
             raise ValueError(f"create_model: {key} must be >= 1, got {value}")
-    return _MODELS[name](**sizes, **neuron)
+    if name in _ANNS:
+        if neuron:
+            raise TypeError(f"create_model: {name} has no neurons, got {', '.join(neuron)}")
+        if aux_head is not None:
+            raise ValueError(f"create_model: aux_head must be None for {name}, got {aux_head!r}")
+        del sizes["timesteps"]
+        return _MODELS[name](**sizes)
+    return _MODELS[name](**sizes, aux_head=aux_head, **neuron)
+
+
+def exported_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A model's state_dict without the auxiliary head, which no inference needs: it loads into the
+    same model made with ``aux_head=None``."""
+    return {key: value for key, value in state.items() if not key.startswith(f"{AUX_HEAD}.")}
