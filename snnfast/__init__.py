@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from snnfast.ops.packed import packed_spikes
     from snnfast.ops.select import BackendUnavailable, backend, explain
     from snnfast.ops.spikes import pack_spikes, unpack_spikes
+    from snnfast.train.load import load
 
 __version__ = "0.1.0"
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "explain",
     "info",
     "lif",
+    "load",
     "mean_cross_entropy",
     "models",
     "nn",
@@ -52,6 +54,7 @@ _HOMES = {
     "explain": "snnfast.ops.select",
     "info": "snnfast._info",
     "lif": "snnfast.ops.lif",
+    "load": "snnfast.train.load",
     "mean_cross_entropy": "snnfast.ops.distill",
     "models": None,
     "nn": None,

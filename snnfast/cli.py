@@ -1,4 +1,4 @@
-"""The command ``snnfast``: train, profile, info.
+"""The command ``snnfast``: train, eval, report, profile, info.
 
 Exit status: 0 done, 1 the run failed, 2 the command cannot be run as given, 130 interrupted. What
 needs torch is imported by the subcommand that needs it.
@@ -8,8 +8,6 @@ import argparse
 import sys
 from importlib import metadata
 from pathlib import Path
-
-from snnfast.train import config as recipes
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -26,23 +24,22 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line ``argv`` (default sys.argv[1:]) and return its exit status."""
-    parser = _parser()
+    argv = sys.argv[1:] if argv is None else argv
     try:
+        parser = _parser(argv)
         arguments, extra = parser.parse_known_args(argv)
-        if extra and arguments.run is _train:
-            name = extra[0].partition("=")[0]
-            if name.startswith("--"):
-                raise recipes.unknown(name[2:], "the command line")
+        if extra and arguments.run is _train and extra[0].startswith("--"):
+            return _fail(_unknown(extra[0].partition("=")[0][2:]), 2)
         if extra:
             parser.error(f"unrecognized arguments: {' '.join(extra)}")
         return arguments.run(arguments)
-    except recipes.ConfigError as error:
-        return _fail(error, 2)
+    except ImportError as error:
+        return _fail(f"{argv[0] if argv else 'snnfast'}: {error}", 1)
     except SystemExit as stop:  # argparse: --help, --version and its errors
         return stop.code
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(argv: list[str]) -> argparse.ArgumentParser:
     parser = _Parser(prog="snnfast", description="Deep spiking neural networks on PyTorch.")
     parser.add_argument("--version", action="version", version=f"snnfast {_version()}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -51,22 +48,40 @@ def _parser() -> argparse.ArgumentParser:
         "train",
         help="train a network from a recipe",
         description="Train what a recipe describes. DIR then holds model.safetensors, "
-        "teacher.safetensors, config.toml, metrics.jsonl and accuracy.png, in place of those of an "
-        "earlier run. Every key of the recipe is an option.",
+        "ema.safetensors and teacher.safetensors where there are such, config.toml, metrics.jsonl, "
+        "accuracy.png and a checkpoint, in place of those of an earlier run. Every key of the "
+        "recipe is an option.",
     )
     train.add_argument("recipe", metavar="RECIPE", help="a TOML file, or the name of a shipped one")
-    tables = {"": train.add_argument_group("keys")}
-    for name, item in recipes.keys():
-        table = name.rpartition(".")[0]
-        if table not in tables:
-            tables[table] = train.add_argument_group(f"table [{table}]")
-        tables[table].add_argument(
-            f"--{name}",
-            metavar="DIR" if name == "output" else item.name.rpartition("_")[2].upper(),
-            default=argparse.SUPPRESS,
-            help=item.metadata["help"].replace("%", "%%"),
-        )
+    if argv[:1] == ["train"]:  # the recipes' schema is not everybody's to wait for
+        _add_keys(train)
     train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser(
+        "eval",
+        help="accuracy at every number of timesteps, early exit and energy of a trained run",
+        description="Evaluate the network in DIR on its test data: accuracy at every number of "
+        "timesteps out of one pass, early exit, firing rates, synaptic operations and energy of "
+        "every layer. Prints tables and writes eval.json and plots into DIR.",
+    )
+    evaluate.add_argument("directory", metavar="DIR", type=Path, help="the output of a run")
+    evaluate.add_argument("--timesteps", metavar="1..T", type=_range,
+                          help="T, or a range from 1; default as trained")  # fmt: skip
+    evaluate.add_argument("--weights", choices=("model", "ema"), default="model")
+    evaluate.add_argument("--data.root", dest="root", metavar="DIR", help="where the data lies now")
+    evaluate.add_argument("--device", default="auto", help="cpu, cuda; default cuda where there is")
+    evaluate.set_defaults(run=_eval)
+
+    report = commands.add_parser(
+        "report",
+        help="compare runs over their seeds",
+        description="Compare runs: those that differ in the seed and the output alone are one row, "
+        "with mean and spread. Writes Markdown and the curves.",
+    )
+    report.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="outputs of runs")
+    report.add_argument("--output", metavar="DIR", type=Path, default=Path("report"),
+                        help="for report.md and curves.png; default ./report")  # fmt: skip
+    report.set_defaults(run=_report)
 
     profile = commands.add_parser(
         "profile",
@@ -95,35 +110,105 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_keys(train: argparse.ArgumentParser) -> None:
+    """Every key of a recipe as an option."""
+    from snnfast.train import config as recipes
+
+    tables = {"": train.add_argument_group("keys")}
+    for name, item in recipes.keys():
+        table = name.rpartition(".")[0]
+        if table not in tables:
+            tables[table] = train.add_argument_group(f"table [{table}]")
+        tables[table].add_argument(
+            f"--{name}",
+            *(["--teacher"] if name == "teacher.checkpoint" else []),
+            dest=name,
+            metavar="DIR" if name == "output" else name.rpartition("_")[2].upper(),
+            default=argparse.SUPPRESS,
+            help=item.description.replace("%", "%%"),
+        )
+
+
+def _unknown(name: str) -> Exception:
+    from snnfast.train import config as recipes
+
+    return recipes.unknown(name, "the command line")
+
+
 def _train(arguments: argparse.Namespace) -> int:
+    from snnfast.train import config as recipes
+
     given = vars(arguments)
     overrides = {name: given[name] for name, _ in recipes.keys() if name in given}
-    config = recipes.load(arguments.recipe, overrides)
+    try:
+        config = recipes.load(arguments.recipe, overrides)
+    except recipes.ConfigError as error:
+        return _fail(error, 2)
 
+    from snnfast.train.checkpoint import CheckpointError
     from snnfast.train.loop import TrainingError
     from snnfast.train.report import summary
-    from snnfast.train.run import FILES, train
+    from snnfast.train.run import FILES, DataError, Interrupted, resumable, train
 
     output = Path(config.output)
+    again = f"to go on: snnfast train {arguments.recipe} --output {output} --resume auto"
     try:
         metrics = train(config)
-    except KeyboardInterrupt:
-        there = [name for name in FILES if (output / name).exists()]
-        held = f"{output} holds {', '.join(there)}" if there else "nothing was written"
-        print(f"\ninterrupted: {held}", file=sys.stderr)
+    except Interrupted as stop:
+        print(f"\ninterrupted {stop}, saved; {again}", file=sys.stderr)
         return 130
-    except TrainingError as error:
-        return _fail(f"train: {error}; the run so far lies in {output}", 1)
-    except ImportError as error:
-        return _fail(f"train: {error}", 1)
-    print(summary(metrics))
-    for name in FILES:
-        print(output / name)
+    except KeyboardInterrupt:
+        hint = again if resumable(output) else "nothing was saved"
+        print(f"\ninterrupted; {hint}", file=sys.stderr)
+        return 130
+    except (recipes.ConfigError, CheckpointError) as error:
+        return _fail(error, 2)
+    except (TrainingError, DataError) as error:
+        hint = f"the last checkpoint is in {output / 'checkpoint'}, {again}"
+        hint = hint if resumable(output) else "there is no checkpoint yet"
+        return _fail(f"train: {error}; {hint}", 1)
+    if metrics.write:
+        print(summary(metrics))
+        for name in FILES:
+            if (output / name).exists():
+                print(output / name)
+    return 0
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from snnfast.train import eval_run
+    from snnfast.train.checkpoint import CheckpointError
+    from snnfast.train.config import ConfigError
+
+    try:
+        print(
+            eval_run.run(
+                arguments.directory,
+                timesteps=arguments.timesteps,
+                weights=arguments.weights,
+                root=arguments.root,
+                device=arguments.device,
+            )
+        )
+    except (ConfigError, CheckpointError) as error:
+        return _fail(f"eval: {error}", 2)
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from snnfast.train import compare
+    from snnfast.train.config import ConfigError
+
+    try:
+        print(compare.run(arguments.runs, arguments.output))
+    except ConfigError as error:
+        return _fail(f"report: {error}", 2)
     return 0
 
 
 def _profile(arguments: argparse.Namespace) -> int:
     from snnfast.train import profile_report
+    from snnfast.train.config import ConfigError
 
     try:
         lines = profile_report.run(
@@ -137,6 +222,8 @@ def _profile(arguments: argparse.Namespace) -> int:
             dtype=arguments.dtype,
             output=arguments.output,
         )
+    except ConfigError as error:
+        return _fail(error, 2)
     except ImportError as error:
         return _fail(f"profile: {error}", 1)
     print(lines)
@@ -147,6 +234,14 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
     return int(text)
+
+
+def _range(text: str) -> int:
+    """T of "T" or "1..T"."""
+    first, dots, last = text.rpartition("..")
+    if dots and first != "1":
+        raise argparse.ArgumentTypeError(f"must be T or 1..T, got {text!r}")
+    return _positive(last)
 
 
 def _info(arguments: argparse.Namespace) -> int:

@@ -1,56 +1,33 @@
 """Training on real digits, end to end and in its parts."""
 
-import json
 import math
 import os
-import signal
 import subprocess
 import sys
 import warnings
 
 import pytest
 import torch
+from train_cases import TINY, arguments, one_thread, phase, rows
 
+import snnfast
 from snnfast.cli import main
-from snnfast.data import digits, load_data, random_shift
+from snnfast.data import Augment, Data, TensorSplit, load_data
 from snnfast.models import create_model
 from snnfast.train import config as recipes
-from snnfast.train import run
-from snnfast.train.checkpoint import load_model, write_atomic
+from snnfast.train.checkpoint import CheckpointError, save_weights, write_atomic
 from snnfast.train.config import Config
 from snnfast.train.evaluate import accuracy
-from snnfast.train.loop import Schedule, fit, make_optimizer
+from snnfast.train.loop import Options, Trainer, TrainingError
+from snnfast.train.optim import Average, Schedule, make_optimizer
 
 FILES = {"model.safetensors", "teacher.safetensors", "config.toml", "metrics.jsonl", "accuracy.png"}
-TINY = {
-    "epochs": "2",
-    "teacher.epochs": "2",
-    "batch_size": "10",
-    "data.train": "200",
-    "data.test": "100",
-}
-
-
-def arguments(output, **changes):
-    options = {"output": str(output)} | TINY | changes
-    return ["train", "digits_twkd", *(f"--{name}={value}" for name, value in options.items())]
-
-
-def rows(output):
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-
-
-def phase(output, name):
-    return [row for row in rows(output) if row["phase"] == name]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for a busy core make steps of a millisecond take a hundred."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def threads():
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +38,7 @@ def trained(tmp_path_factory):
 
 
 def test_a_run_leaves_its_files(trained):
-    assert {file.name for file in trained.iterdir()} == FILES
+    assert {file.name for file in trained.iterdir()} == FILES | {"checkpoint"}
     assert (trained / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     expected = recipes.load("digits_twkd", TINY | {"output": str(trained)})
     assert recipes.load(str(trained / "config.toml")) == expected
@@ -72,7 +49,8 @@ def test_a_run_learns(trained):
     teacher, student = (phase(trained, name) for name in ("teacher", "student"))
     assert [(row["epoch"], row["step"]) for row in student] == [(1, 20), (2, 40)]
     assert student[-1]["loss"] < student[0]["loss"]
-    assert set(student[0]) >= {"ce", "kl", "self", "lr", "seconds"}
+    assert student[-1]["train_accuracy"] > student[0]["train_accuracy"]
+    assert set(student[0]) >= {"ce", "kl", "self", "lr", "seconds", "loading_seconds"}
     assert teacher[-1]["test_accuracy"][0] > 0.5
     final = student[-1]["test_accuracy"]
     assert len(final) == 4 and final[-1] > 0.5
@@ -84,18 +62,27 @@ def test_a_run_measures_both_networks(trained):
     assert result["step_ms"] > 0 and result["loop_step_ms"] > 0
 
 
-def test_weights_come_back(trained):
-    data = digits(200, 100)
-    config = recipes.load(str(trained / "config.toml"))
-    student = create_model(
-        "digits_cnn", num_classes=10, in_channels=1, image_size=28, decay_input=False
-    )
-    assert not config.neuron.decay_input
-    load_model(student, trained / "model.safetensors")
+def test_a_run_comes_back_as_a_model(trained):
+    data = load_data("digits", train=200, test=100)
+    model = snnfast.load(trained)
     final = phase(trained, "student")[-1]
-    assert accuracy(student, data.test_images, data.test_targets) == final["test_accuracy"]
-    with pytest.raises(RuntimeError, match="size mismatch"):
-        load_model(create_model("digits_cnn", num_classes=10), trained / "model.safetensors")
+    assert not model.training and model.timesteps == 4
+    assert accuracy(model, data.test, data.prepare) == final["test_accuracy"]
+    with pytest.raises(ValueError, match="weights must be model or ema, got 'best'"):
+        snnfast.load(trained, weights="best")
+    with pytest.raises(CheckpointError, match=r"it has no config.toml or no ema.safetensors"):
+        snnfast.load(trained, weights="ema")
+
+
+def test_damaged_weights_are_refused(tmp_path, trained):
+    (tmp_path / "config.toml").write_text((trained / "config.toml").read_text())
+    path = tmp_path / "model.safetensors"
+    path.write_bytes((trained / "model.safetensors").read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match=r"model.safetensors: damaged"):
+        snnfast.load(tmp_path)
+    save_weights({"w": torch.zeros(1)}, path)
+    with pytest.raises(CheckpointError, match=r"not a run's"):
+        snnfast.load(tmp_path)
 
 
 def test_a_seed_fixes_the_weights(tmp_path, trained):
@@ -110,40 +97,71 @@ def test_a_seed_fixes_the_weights(tmp_path, trained):
         assert (tmp_path / "other" / file).read_bytes() != weights
 
 
+def test_a_teacher_can_be_given(tmp_path, trained):
+    """Of a run, or as a file: the student is that of the run that trained it."""
+    for i, given in enumerate((trained, trained / "teacher.safetensors")):
+        output = tmp_path / str(i)
+        assert main([*arguments(output), f"--teacher={given}"]) == 0
+        assert not phase(output, "teacher")
+        weights = (output / "model.safetensors").read_bytes()
+        assert weights == (trained / "model.safetensors").read_bytes()
+        assert (output / "teacher.safetensors").is_file()
+
+
+def test_a_teacher_of_other_classes_is_refused(tmp_path, capsys):
+    teacher = create_model("ann_digits_cnn", num_classes=7, in_channels=1, image_size=28)
+    save_weights(teacher.state_dict(), tmp_path / "t.safetensors")
+    assert main([*arguments(tmp_path / "run"), f"--teacher={tmp_path / 't.safetensors'}"]) == 2
+    error = capsys.readouterr().err
+    assert "teacher.checkpoint: " in error and "size mismatch for head.weight" in error
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"objective": "mean_ce"},
+        {"objective": "step_ce", "label_smoothing": "0.1", "mixup": "0.2"},
+        {"objective": "twkd", "twkd__self_target": "correct", "amp": "bf16"},
+        {"objective": "tser", "channels_last": "true", "accumulate": "3"},
+        {"objective": "tssd", "tssd__beta": "0", "clip_norm": "1", "ema": "0.5"},
+        {"objective": "mean_ce", "schedule": "step", "lr_epochs": "1", "warmup": "1"},
+    ],
+)
+def test_objectives_and_options_train(tmp_path, changes):
+    sizes = {"data__train": "100", "teacher__epochs": "1", "time_step": "false", "lr": "0.02"}
+    assert main(arguments(tmp_path, **sizes, **changes)) == 0
+    student = phase(tmp_path, "student")
+    assert student[-1]["loss"] < student[0]["loss"]
+    wanted = 2 if changes["objective"] == "tssd" else 4
+    assert len(student[-1]["test_accuracy"]) == wanted
+    assert snnfast.load(tmp_path).timesteps == wanted
+    if "ema" in changes:
+        assert not torch.equal(
+            *(snnfast.load(tmp_path, weights=w).conv1.weight for w in ("model", "ema"))
+        )
+
+
 def test_the_command_as_a_process(tmp_path):
-    command = [sys.executable, "-m", "snnfast", *arguments("run", **{"data.train": "40"})]
+    command = [sys.executable, "-m", "snnfast", *arguments("run", data__train="40")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert "teacher: 100%" in done.stderr and "student: 100%" in done.stderr
-    for part in ("T=1", "T=4", "fused neurons", "torch time loop", "same logits to the bit"):
+    for part in ("kl", "images/s", "GiB", "train"):
+        assert part in done.stderr
+    for part in ("T=1", "T=4", "from the loader", "fused neurons", "same logits to the bit"):
         assert part in done.stdout
     for name in FILES:
         assert f"run/{name}" in done.stdout and (tmp_path / "run" / name).is_file()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
-    assert main(arguments(tmp_path, **{"teacher.lr": "1e30"})) == 1
+    sizes = {"teacher__lr": "1e30", "checkpoint_every": "1"}
+    assert main(arguments(tmp_path, **sizes)) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert "not finite at step " in error and " (epoch 1): loss=" in error and " ce=" in error
-    assert str(tmp_path) in error and not (tmp_path / "model.safetensors").exists()
-
-
-def test_an_interrupt_says_where_things_lie(tmp_path, capsys, monkeypatch):
-    calls = []
-
-    def interrupted(model, images, targets):
-        calls.append(1)
-        if len(calls) == 4:  # the student's second epoch
-            signal.raise_signal(signal.SIGINT)
-        return accuracy(model, images, targets)
-
-    monkeypatch.setattr(run, "accuracy", interrupted)
-    assert main(arguments(tmp_path)) == 130
-    error = capsys.readouterr().err.splitlines()[-1]
-    held = "model.safetensors, teacher.safetensors, config.toml, metrics.jsonl"
-    assert error == f"interrupted: {tmp_path} holds {held}"
-    assert [row["phase"] for row in rows(tmp_path)] == ["teacher", "teacher", "student"]
+    assert f"{tmp_path / 'checkpoint'}, to go on" in error and "--resume auto" in error
+    assert not (tmp_path / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("package", ["tqdm", "matplotlib", "mlxtend.data"])
@@ -161,7 +179,7 @@ def test_missing_extras_are_named(tmp_path, capsys, monkeypatch, package):
 def test_an_earlier_run_is_replaced(tmp_path):
     for name in (*FILES, "notes.txt"):
         (tmp_path / name).write_text("old")
-    assert main(arguments(tmp_path, **{"teacher.lr": "1e30"})) == 1
+    assert main(arguments(tmp_path, teacher__lr="1e30")) == 1
     assert not (tmp_path / "model.safetensors").exists()
     assert (tmp_path / "notes.txt").read_text() == "old"
 
@@ -181,22 +199,9 @@ def test_files_are_written_whole_or_not_at_all(tmp_path):
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
 
 
-def schedule(**changes):
-    values = {
-        "epochs": 2,
-        "lr": 0.5,
-        "batch_size": 4,
-        "momentum": 0.0,
-        "weight_decay": 0.1,
-        "shift": 0,
-        "seed": 0,
-    }
-    return Schedule(**values | changes)
-
-
 def test_weight_decay_is_on_conv_and_linear_weights_only():
     model = create_model("digits_cnn", num_classes=10, in_channels=1, image_size=28)
-    decayed, plain = make_optimizer(model, schedule()).param_groups
+    decayed, plain = make_optimizer(model, momentum=0.9, weight_decay=0.1).param_groups
     assert decayed["weight_decay"] == 0.1 and plain["weight_decay"] == 0.0
     names = {id(p): name for name, p in model.named_parameters()}
     convs = {f"conv{i}.weight" for i in (1, 2, 3)}
@@ -204,30 +209,72 @@ def test_weight_decay_is_on_conv_and_linear_weights_only():
     assert len(decayed["params"]) + len(plain["params"]) == len(names)
 
 
-def test_fit_is_sgd_along_half_a_cosine():
-    """One weight w, the loss -w: every step adds lr; each image is seen once an epoch."""
-    data = digits(10, 10)
-    model = torch.nn.Linear(1, 1, bias=False)
+def test_schedules():
+    cosine = Schedule("cosine", lr=0.5, epochs=2, epoch_steps=3)
+    assert [cosine.at(k) for k in range(6)] == pytest.approx(
+        [0.25 * (1 + math.cos(math.pi * k / 6)) for k in range(6)]
+    )
+    steps = Schedule("step", lr=1.0, epochs=5, epoch_steps=2, warmup=1, lr_epochs=2, lr_gamma=0.1)
+    expected = [0.5, 1, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01]
+    assert [steps.at(k) for k in range(10)] == pytest.approx(expected)
+
+
+def toy(count=10, **options):
+    """One weight w, the loss -w: every step adds lr."""
+    split = TensorSplit(torch.rand(count, 1, 1, 1), torch.arange(count))
+    data = Data(split, split, num_classes=10, in_channels=1, image_size=1, augment=Augment())
+    model = torch.nn.Linear(1, 10, bias=False)
     torch.nn.init.zeros_(model.weight)
     seen = []
 
-    def objective(model, images, targets):
-        assert model.training
+    def objective(output, targets, teacher_logits):
         seen.extend(targets.tolist())
         return -model.weight.sum(), {"gain": model.weight.detach().sum()}
 
+    values = {"seed": 0, "epochs": 2, "batch_size": 4, "lr": 0.5, "momentum": 0.0} | options
+    wrapped = torch.nn.Sequential(torch.nn.Flatten(), model)
+    trainer = Trainer("toy", wrapped, objective, data, Options(**values),
+                      device=torch.device("cpu"))  # fmt: skip
+    return trainer, model, seen
+
+
+def test_the_loop_is_sgd_along_half_a_cosine():
+    """Each image is seen once an epoch; a batch in parts is one step."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        steps = []
-        for step in fit(model, objective, data, schedule(weight_decay=0.0)):
-            steps.append(step)
-            model.eval()  # as the caller does to test
-    assert [(s.epoch, s.step) for s in steps] == [(1, 1), (1, 2), (1, 3), (2, 4), (2, 5), (2, 6)]
-    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10)) and seen[:10] != seen[10:]
-    lrs = [0.25 * (1 + math.cos(math.pi * k / 6)) for k in range(6)]
-    assert [s.lr for s in steps] == pytest.approx(lrs)
-    assert model.weight.item() == pytest.approx(sum(lrs))
-    assert steps[-1].losses["loss"] == -steps[-1].losses["gain"]
+        for parts in (1, 3):
+            trainer, model, seen = toy(accumulate=parts)
+            steps = []
+            for step in trainer.steps():
+                steps.append(step)
+                model.eval()  # as the caller does to test
+            found = [(s.epoch, s.step, s.last) for s in steps]
+            assert found == [(1, 1, False), (1, 2, False), (1, 3, True),
+                             (2, 4, False), (2, 5, False), (2, 6, True)]  # fmt: skip
+            assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
+            assert seen[:10] != seen[10:]
+            lrs = [0.25 * (1 + math.cos(math.pi * k / 6)) for k in range(6)]
+            assert [s.lr for s in steps] == pytest.approx(lrs)
+            assert model.weight.mean().item() == pytest.approx(sum(lrs))
+
+
+def test_a_remainder_without_a_variance_is_left_out():
+    assert toy(count=9)[0].batches == [4, 4]
+    assert toy(count=10)[0].batches == [4, 4, 2]
+    with pytest.raises(TrainingError, match="1 training samples are too few"):
+        toy(count=1)
+
+
+def test_averaged_weights():
+    model = torch.nn.Linear(2, 1)
+    torch.nn.init.zeros_(model.weight)
+    average = Average(model, 0.75)
+    torch.nn.init.ones_(model.weight)
+    average.update(model)
+    assert average.weights(model)["weight"].tolist() == [[0.25, 0.25]]
+    with average.applied(model):
+        assert model.weight.tolist() == [[0.25, 0.25]]
+    assert model.weight.tolist() == [[1.0, 1.0]]
 
 
 def test_defaults_are_the_papers():
@@ -236,57 +283,3 @@ def test_defaults_are_the_papers():
     assert (neuron.tau, neuron.v_threshold, neuron.v_reset) == (2.0, 1.0, 0.0)
     assert not neuron.decay_input and not neuron.detach_reset and neuron.surrogate == "sigmoid"
     assert (twkd.alpha, twkd.beta, twkd.temperature) == (0.2, 0.5, 3.0)
-
-
-def test_digits_are_real_split_and_fixed():
-    data = digits()
-    assert data.train_images.shape == (4000, 1, 28, 28) and data.train_images.dtype == torch.float32
-    assert data.train_images.min() == 0 and data.train_images.max() == 1
-    assert data.train_targets.bincount().tolist() == [400] * 10
-    assert data.test_targets.bincount().tolist() == [100] * 10
-    assert data.test_targets.dtype == torch.int64
-    keys = {image.numpy().tobytes() for image in (*data.train_images, *data.test_images)}
-    assert len(keys) == 5000
-    # A fixed split: the sum of all pixels of both parts.
-    parts = (data.train_images, data.test_images)
-    ink = [(255 * images.double()).round().sum().item() for images in parts]
-    assert ink == [105211133, 26055969]
-
-    small = digits(100, 50)
-    assert small.train_targets.bincount().tolist() == [10] * 10
-    assert {image.numpy().tobytes() for image in small.train_images} < {
-        image.numpy().tobytes() for image in data.train_images
-    }
-    # Labels belong to their images: the nearest class mean is right far beyond chance.
-    means = torch.stack([data.train_images[data.train_targets == d].mean(0) for d in range(10)])
-    nearest = (data.test_images[:, None] - means).square().flatten(2).sum(-1).argmin(-1)
-    assert (nearest == data.test_targets).float().mean() > 0.75
-    # A caller's copy is its own.
-    small.train_images.zero_()
-    assert digits(100, 50).train_images.any()
-
-
-def test_bad_data_requests_are_refused():
-    for sizes in ({"train": 5}, {"train": 4010}, {"test": 1010}, {"test": 0}, {"train": 101}):
-        with pytest.raises(ValueError, match=r"digits: .* must be a multiple of 10 from 10 to"):
-            digits(**sizes)
-    with pytest.raises(ValueError, match="name must be one of digits, got 'mnist'"):
-        load_data("mnist")
-
-
-def test_random_shift_moves_every_image_by_itself():
-    images = torch.rand(64, 2, 5, 6, generator=torch.Generator().manual_seed(0)) + 1
-    shifted = random_shift(images, 2, torch.Generator().manual_seed(0))
-    found = set()
-    for image, moved in zip(images, shifted, strict=True):
-        hits = []
-        for dy in range(-2, 3):
-            for dx in range(-2, 3):
-                padded = torch.zeros(2, 9, 10)
-                padded[:, 2 + dy : 7 + dy, 2 + dx : 8 + dx] = image
-                if torch.equal(padded[:, 2:7, 2:8], moved):
-                    hits.append((dy, dx))
-        assert len(hits) == 1
-        found.update(hits)
-    assert len(found) > 15
-    assert random_shift(images, 0) is images

@@ -1,99 +1,179 @@
-"""Recipes: TOML files read into typed, frozen dataclasses.
+"""Recipes: TOML files read into typed, frozen models (pydantic).
 
-A key is a field below; ``twkd.alpha`` is ``alpha`` in the table ``[twkd]``. What is unknown, of the
-wrong type or out of range is refused with a ConfigError that names the key. TOML has no null: the
-string "none" stands for None where None is allowed.
+A key is a field below; ``twkd.alpha`` is ``alpha`` in the table ``[twkd]``. ``base = "name"`` takes
+everything that a recipe does not say from another one. What is unknown, of the wrong type or out of
+range is refused with a ConfigError that names the key. TOML has no null: the string "none" stands
+for None where None is allowed.
 """
 
 import difflib
-import json
-import math
 import tomllib
 import types
-import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
+from typing import Annotated, Literal
+
+import tomli_w
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
 RECIPES = Path(__file__).parent.parent / "recipes"
+
+Positive = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _none(value):
+    return None if value == "none" else value
+
+
+def _listed(value):
+    """A list on the command line: its values with commas between them."""
+    return [item for item in value.split(",") if item] if isinstance(value, str) else value
+
+
+Names = Annotated[list[str] | None, BeforeValidator(_listed), BeforeValidator(_none)]
 
 
 class ConfigError(ValueError):
     """A recipe or an override that cannot be used; the message is one line."""
 
 
-def key(default, help: str, low=None, above=None, choices=None):
-    """A field with its help line and its range: low <= value, above < value, or one of choices."""
-    return field(
-        default=default,
-        metadata={"help": help, "low": low, "above": above, "choices": choices},
-    )
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-@dataclass(frozen=True)
-class DataConfig:
-    name: str = key("digits", "data set")
-    train: int = key(4000, "training images", low=1)
-    test: int = key(1000, "test images", low=1)
-    shift: int = key(2, "random shift of training images, pixels each way", low=0)
+def key(default, help: str):
+    """A field with its help line."""
+    return Field(default=default, description=help)
 
 
-@dataclass(frozen=True)
-class NeuronConfig:
+def maybe(kind):
+    """``kind``, or None, written "none"."""
+    return Annotated[kind | None, BeforeValidator(_none)]
+
+
+class DataConfig(_Table):
+    name: str = key("digits", "data set, one of snnfast.data.list_data()")
+    root: str = key("data", "directory of the data set's files")
+    source: Literal["files", "hub"] = key("files", "local files, or Hugging Face datasets")
+    train: Natural = key(0, "training samples; 0: all")
+    test: Natural = key(0, "test samples; 0: all")
+    augment: Names = key(None, "augmentations, in order; none: the data set's own")
+    normalise: maybe(bool) = key(None, "mean and standard deviation; none: the data set's own")
+    image_size: Natural = key(0, "height and width, pixels; 0: the data set's own")
+    frames: Natural = key(0, "frames of an event recording; 0: as many as timesteps")
+    workers: Natural = key(2, "processes that decode image files")
+    on_error: Literal["stop", "skip"] = key("stop", "at a file that cannot be read")
+
+
+class NeuronConfig(_Table):
     """Arguments of snnfast.nn.LIF; the defaults are the neuron of arXiv 2501.15925 for CIFAR."""
 
-    tau: float = key(2.0, "membrane time constant, timesteps", low=1)
-    v_threshold: float = key(1.0, "firing threshold")
-    v_reset: float | None = key(0.0, "hard reset to this value; none: soft reset")
+    tau: Annotated[float, Field(ge=1)] = key(2.0, "membrane time constant, timesteps")
+    v_threshold: Rate = key(1.0, "firing threshold")
+    v_reset: maybe(float) = key(0.0, "hard reset to this value; none: soft reset")
     decay_input: bool = key(False, "divide the input by tau, too")
     detach_reset: bool = key(False, "no gradient through the reset")
     surrogate: str = key("sigmoid", "surrogate gradient, by name")
-    backend: str | None = key(None, "backend of the neurons; none: chosen for the device")
+    backend: maybe(str) = key(None, "backend of the neurons; none: chosen for the device")
 
 
-@dataclass(frozen=True)
-class TwkdConfig:
-    alpha: float = key(0.2, "weight of the teacher's term", low=0)
-    beta: float = key(0.5, "weight of the self-distillation term", low=0)
-    temperature: float = key(3.0, "distillation temperature", above=0)
-    self_target: str = key("mean", "self-distillation target", choices=("mean", "correct"))
+class TwkdConfig(_Table):
+    alpha: Weight = key(0.2, "weight of the teacher's term")
+    beta: Weight = key(0.5, "weight of the self-distillation term")
+    temperature: Rate = key(3.0, "distillation temperature")
+    self_target: Literal["mean", "correct"] = key("mean", "self-distillation target")
     scale_by_temperature: bool = key(True, "multiply both terms by temperature^2")
+    skip_all_wrong: bool = key(False, "no self term where no step is right")
 
 
-@dataclass(frozen=True)
-class TeacherConfig:
-    model: str = key("ann_digits_cnn", "the teacher's network")
-    epochs: int = key(8, "epochs of the teacher", low=1)
-    lr: float = key(0.02, "peak learning rate of the teacher", above=0)
+class TserConfig(_Table):
+    alpha: Weight = key(0.2, "weight of the teacher's term")
+    lam: Weight = key(0.05, "weight of the entropy")
+    temperature: Rate = key(4.0, "distillation temperature")
+    ce_temperature: Rate = key(1.0, "temperature of the cross-entropy")
+    entropy_temperature: maybe(Rate) = key(None, "temperature of the entropy; none: as temperature")
+    convex: bool = key(False, "1 - alpha before the cross-entropy")
+    scale_by_temperature: bool = key(True, "multiply the teacher's term by temperature^2")
 
 
-@dataclass(frozen=True)
-class Config:
+class TssdConfig(_Table):
+    student_steps: Positive = key(2, "T_s, the timesteps of inference; timesteps is T_t")
+    alpha: Weight = key(1.0, "weight of the temporal term")
+    beta: Weight = key(1.0, "weight of the spatial term")
+    temperature: Rate = key(2.0, "distillation temperature")
+    ce_steps: Literal["all", "student", "both"] = key("all", "steps that the cross-entropy sees")
+    aux_per_step: bool = key(True, "the spatial term per step; false: of the means over time")
+    scale_by_temperature: bool = key(False, "multiply both terms by temperature^2")
+
+
+class TeacherConfig(_Table):
+    model: maybe(str) = key("ann_digits_cnn", "the teacher's network; none: no teacher")
+    checkpoint: maybe(str) = key(None, "its weights (.safetensors, or a run's directory)")
+    epochs: Positive = key(8, "epochs of the teacher, where there is no checkpoint")
+    lr: Rate = key(0.02, "peak learning rate of the teacher")
+    label_smoothing: Share = key(0.0, "label smoothing of the teacher")
+    weight_decay: Weight = key(5e-4, "weight decay of the teacher")
+
+
+class Config(_Table):
     """A whole recipe."""
 
-    output: str = key("runs/digits_twkd", "directory for weights, metrics and plot")
-    epochs: int = key(10, "epochs of the student", low=1)
-    seed: int = key(0, "seed of weights, order and augmentation", low=0)
+    output: str = key("runs/digits_twkd", "directory for weights, metrics and plots")
+    epochs: Positive = key(10, "epochs of the student")
+    seed: Natural = key(0, "seed of weights, order and augmentation")
     device: str = key("auto", "torch device; auto: cuda where there is one, else cpu")
+    resume: Literal["auto", "none"] = key("none", "auto: go on from the checkpoint in output")
     model: str = key("digits_cnn", "the student's network")
-    timesteps: int = key(4, "timesteps T", low=1)
-    batch_size: int = key(64, "images per step", low=2)
-    lr: float = key(0.05, "peak learning rate of the student, cosine to 0", above=0)
-    momentum: float = key(0.9, "momentum of SGD", low=0)
-    weight_decay: float = key(5e-4, "weight decay on conv and linear weights only", low=0)
+    aux_head: maybe(str) = key(None, "stage with an auxiliary classifier, for TSSD")
+    timesteps: Positive = key(4, "timesteps T")
+    objective: Literal["mean_ce", "step_ce", "twkd", "tser", "tssd"] = key("twkd", "the loss")
+    label_smoothing: Share = key(0.0, "label smoothing of the student")
+    mixup: Weight = key(0.0, "alpha of Mixup's beta distribution; 0: none")
+    batch_size: Annotated[int, Field(ge=2)] = key(64, "samples per step, over all ranks")
+    accumulate: Positive = key(1, "parts of a batch, one after the other")
+    lr: Rate = key(0.05, "peak learning rate of the student")
+    schedule: Literal["cosine", "step"] = key("cosine", "cosine to 0, or times gamma by steps")
+    warmup: Natural = key(0, "epochs of a linear warm-up")
+    lr_epochs: Positive = key(30, "schedule step: epochs between the steps")
+    lr_gamma: Rate = key(0.1, "schedule step: factor of a step")
+    momentum: Weight = key(0.9, "momentum of SGD")
+    weight_decay: Weight = key(5e-4, "weight decay on conv and linear weights only")
+    clip_norm: Weight = key(0.0, "largest norm of the gradient; 0: any")
+    ema: Share = key(0.0, "decay of the averaged weights, per step; 0: none")
+    amp: Literal["none", "bf16", "fp16"] = key("none", "autocast")
+    channels_last: bool = key(False, "channels-last weights and images")
+    packed_spikes: bool = key(True, "keep spikes as bits for the weight gradients")
+    compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = key(
+        "none", "torch.compile of the network; reduce-overhead: with CUDA graphs"
+    )
+    time_step: bool = key(False, "at the end, time a step against the reference's time loop")
+    threads: Natural = key(0, "CPU threads; 0: torch's choice")
+    checkpoint_every: Natural = key(0, "steps between checkpoints; 0: at the end of epochs only")
     data: DataConfig = DataConfig()
     neuron: NeuronConfig = NeuronConfig()
     twkd: TwkdConfig = TwkdConfig()
+    tser: TserConfig = TserConfig()
+    tssd: TssdConfig = TssdConfig()
     teacher: TeacherConfig = TeacherConfig()
 
 
-def keys(cls: type = Config, prefix: str = "") -> Iterator[tuple[str, Field]]:
+def keys(cls: type[_Table] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """All keys with their fields, tables dotted: ("epochs", ...), ("twkd.alpha", ...)."""
-    for item in fields(cls):
-        if is_dataclass(item.type):
-            yield from keys(item.type, f"{prefix}{item.name}.")
+    for name, item in cls.model_fields.items():
+        if _is_table(item):
+            yield from keys(item.annotation, f"{prefix}{name}.")
         else:
-            yield prefix + item.name, item
+            yield prefix + name, item
+
+
+def list_recipes() -> dict[str, Path]:
+    """The recipes that come with snnfast, by name."""
+    return {file.stem: file for file in sorted(RECIPES.glob("[!_]*.toml"))}
 
 
 def find_recipe(recipe: str) -> Path:
@@ -101,7 +181,7 @@ def find_recipe(recipe: str) -> Path:
     path = Path(recipe)
     if path.is_file():
         return path
-    shipped = {file.stem: file for file in sorted(RECIPES.glob("*.toml"))}
+    shipped = list_recipes()
     if recipe in shipped:
         return shipped[recipe]
     near = difflib.get_close_matches(path.stem, shipped, n=1)
@@ -111,29 +191,38 @@ def find_recipe(recipe: str) -> Path:
 
 def load(recipe: str, overrides: Mapping[str, str] | None = None) -> Config:
     """The Config of a recipe file; ``overrides`` are dotted keys with their values as text."""
-    path = find_recipe(recipe)
-    try:
-        with path.open("rb") as file:
-            table = tomllib.load(file)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from error
-    values = dict(_flatten(table, path))
+    table = _read(find_recipe(recipe), ())
     for name, text in (overrides or {}).items():
-        values[name] = _parse(name, text, _field(name, "the command line"))
-    return _build(Config, values, "")
+        *parents, last = name.split(".")
+        inner = table
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[last] = _parse(name, text)
+    return build(table)
+
+
+def build(table: dict) -> Config:
+    """A Config from nested dicts of values. Raises ConfigError."""
+    try:
+        return Config.model_validate(table)
+    except ValidationError as error:
+        raise ConfigError(_message(error.errors()[0])) from None
 
 
 def dump(config: Config) -> str:
     """The config as TOML text that :func:`load` reads back."""
-    lines, tables = [], []
-    for item in fields(config):
-        value = getattr(config, item.name)
-        if is_dataclass(value):
-            rows = [f"{f.name} = {_toml(getattr(value, f.name))}" for f in fields(value)]
-            tables.append("\n".join([f"\n[{item.name}]", *rows]))
-        else:
-            lines.append(f"{item.name} = {_toml(value)}")
-    return "\n".join(lines + tables) + "\n"
+    return tomli_w.dumps(_named(config.model_dump()))
+
+
+def differences(one: Config, other: Config) -> list[str]:
+    """The keys in which two configs differ."""
+
+    def value(config, name):
+        for part in name.split("."):
+            config = getattr(config, part)
+        return config
+
+    return [name for name, _ in keys() if value(one, name) != value(other, name)]
 
 
 def unknown(name: str, where: str) -> ConfigError:
@@ -141,87 +230,104 @@ def unknown(name: str, where: str) -> ConfigError:
     known = [dotted for dotted, _ in keys()]
     last = name.rpartition(".")[2]
     near = [dotted for dotted in known if dotted.rpartition(".")[2] == last]  # the wrong table
-    tables = [item.name for item in fields(Config) if is_dataclass(item.type)]
+    tables = [table for table, item in Config.model_fields.items() if _is_table(item)]
     near = near or difflib.get_close_matches(name, known + tables, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     return ConfigError(f"unknown key {name!r} in {where}{hint}")
 
 
-def _field(name: str, where: str) -> Field:
-    for dotted, item in keys():
-        if dotted == name:
-            return item
-    raise unknown(name, where)
+def _is_table(item: FieldInfo) -> bool:
+    return isinstance(item.annotation, type) and issubclass(item.annotation, _Table)
 
 
-def _flatten(table: dict, path: Path, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Dotted keys and checked values of a TOML table."""
-    tables = {item.name for item in fields(Config) if is_dataclass(item.type)}
-    for name, value in table.items():
-        if not prefix and name in tables and isinstance(value, dict):
-            yield from _flatten(value, path, f"{name}.")
-        elif not prefix and name in tables:
-            raise ConfigError(f"{name} must be a table [{name}], got {value!r}")
-        else:
-            yield prefix + name, _check(prefix + name, value, _field(prefix + name, str(path)))
-
-
-def _kinds(item: Field) -> tuple[type, ...]:
-    return typing.get_args(item.type) if isinstance(item.type, types.UnionType) else (item.type,)
-
-
-def _parse(name: str, text: str, item: Field):
-    """The value that a text on the command line stands for."""
-    kind = _kinds(item)[0]
+def _read(path: Path, inside: tuple[Path, ...]) -> dict:
+    """The values of a recipe over those of its base; unknown keys are refused with their file."""
+    if path in inside:
+        raise ConfigError(f"{path}: it is its own base")
     try:
-        if kind is bool:
-            value = {"true": True, "false": False}[text.lower()]
-        elif text.lower() == "none" and type(None) in _kinds(item):
-            value = None
-        else:
-            value = kind(text)
-    except (KeyError, ValueError):
-        wanted = "true or false" if kind is bool else f"{kind.__name__}"
-        raise ConfigError(f"{name} must be {wanted}, got {text!r}") from None
-    return _check(name, value, item)
+        with path.open("rb") as file:
+            table = tomllib.load(file)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    base = table.pop("base", None)
+    if not isinstance(base, str | types.NoneType):
+        raise ConfigError(f"{path}: base must be the name of a recipe, got {base!r}")
+    known = {dotted for dotted, _ in keys()}
+    for name, value in table.items():
+        is_table = isinstance(value, dict) and name in Config.model_fields
+        for dotted in [f"{name}.{inner}" for inner in value] if is_table else [name]:
+            if dotted not in known and dotted not in Config.model_fields:
+                raise unknown(dotted, str(path))
+    if base is None:
+        return table
+    beside = path.with_name(f"{base}.toml")
+    merged = _read(beside if beside.is_file() else find_recipe(base), (*inside, path))
+    for name, value in table.items():
+        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = merged[name] | value if both else value
+    return merged
 
 
-def _check(name: str, value, item: Field):
-    """The value in the field's type, or a ConfigError."""
-    kind, *rest = _kinds(item)
-    if rest and (value is None or value == "none"):
-        return None
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind:
-        raise ConfigError(f"{name} must be {kind.__name__}, got {value!r}")
-    if kind is float and math.isnan(value):
-        raise ConfigError(f"{name} must be a number, got nan")
-    low, above, choices = (item.metadata[limit] for limit in ("low", "above", "choices"))
-    if low is not None and value < low:
-        raise ConfigError(f"{name} must be >= {low}, got {value}")
-    if above is not None and not value > above:
-        raise ConfigError(f"{name} must be > {above}, got {value}")
-    if choices and value not in choices:
-        raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-    return value
+def _parse(name: str, text: str):
+    """The value that a text on the command line stands for."""
+    item = dict(keys()).get(name)
+    if item is None:
+        raise unknown(name, "the command line")
+    kind = Annotated[item.annotation, *item.metadata] if item.metadata else item.annotation
+    try:
+        return TypeAdapter(kind).validate_python(text, strict=False)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(_message(first | {"loc": (*name.split("."),)})) from None
 
 
-def _build(cls: type, values: Mapping[str, object], prefix: str):
-    arguments = {}
-    for item in fields(cls):
-        name = prefix + item.name
-        if is_dataclass(item.type):
-            arguments[item.name] = _build(item.type, values, f"{name}.")
-        elif name in values:
-            arguments[item.name] = values[name]
-    return cls(**arguments)
+def _message(error: dict) -> str:
+    """One line for what pydantic refused: "epochs must be ..., got ..."."""
+    where = ".".join(str(part) for part in error["loc"] if part in _PARTS)
+    if error["type"] == "extra_forbidden":
+        return str(unknown(where, "the config"))
+    if error["type"] == "model_type":
+        return f"{where} must be a table [{where}], got {error['input']!r}"
+    text = error["msg"]
+    for wordy, short in _SHORT.items():
+        text = text.replace(wordy, short)
+    return f"{where} {text}, got {error['input']!r}"
 
 
-def _toml(value) -> str:
-    if value is None:
-        return '"none"'
-    if isinstance(value, float):
-        return repr(value)  # inf, 1e-05 and 0.1 are TOML as Python writes them
-    # A JSON string is a TOML basic string but for the escape of DEL.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+_PARTS = {part for dotted, _ in keys() for part in dotted.split(".")}
+_SHORT = {
+    "Input should be a finite number": "must be a number",
+    "Input should be": "must be",
+    "greater than or equal to": ">=",
+    "less than or equal to": "<=",
+    "greater than": ">",
+    "less than": "<",
+    ", unable to parse string as an integer": "",
+    ", unable to parse string as a number": "",
+    ", unable to interpret input": "",
+    "a valid boolean": "true or false",
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid string": "text",
+}
+
+
+def _named(value):
+    """The same nested values with "none" for None."""
+    if isinstance(value, dict):
+        return {name: _named(inner) for name, inner in value.items()}
+    return "none" if value is None else value
+
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "build",
+    "differences",
+    "dump",
+    "find_recipe",
+    "keys",
+    "list_recipes",
+    "load",
+    "unknown",
+]

@@ -1,31 +1,78 @@
-"""Accuracy at every number of timesteps, and the time of one training step."""
+"""A trained network's logits and accuracy at every number of timesteps, and the time of a step."""
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from snnfast.data.base import Augment, Split
 from snnfast.distill import full_range
+from snnfast.train.distributed import World
+from snnfast.train.loop import show, spiking, still
+
+BATCH = 250
 
 
 @torch.no_grad()
-def predict(model: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
-    """Logits in evaluation mode, in batches: [T, N, C] of a spiking model, [N, C] of an ANN."""
+def logits_of(model: nn.Module, images: Tensor, timesteps: int | None = None) -> Tensor:
+    """Logits [T, B, C] of images [B, C, H, W] or sequences [T, B, C, H, W], which are cut or
+    repeated to ``timesteps``; of an ANN [1, B, C]."""
+    if not spiking(model):
+        return model(still(images))[None]
+    if images.dim() == 4:
+        return model(images, timesteps=timesteps)
+    return model(show(images, timesteps or 0)[:timesteps])
+
+
+def batches(
+    model: nn.Module,
+    split: Split,
+    prepare: Augment,
+    timesteps: int | None = None,
+    *,
+    batch_size: int = BATCH,
+    world: World | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(logits [T, B, C], targets [B]) of a split in evaluation mode, this rank's part of it;
+    samples that could not be read (target -100) are left out."""
     training = model.training
     model.eval()
     try:
-        logits = [model(batch) for batch in images.split(batch_size)]
+        order = torch.arange(len(split))[(world or World()).part(len(split))]
+        for images, targets in split.batches(order.split(batch_size)):
+            logits = logits_of(model, prepare(images, seed=0), timesteps)
+            known = targets != -100
+            yield (logits, targets) if known.all() else (logits[:, known], targets[known])
     finally:
         model.train(training)
-    return torch.cat(logits, dim=-2)
 
 
-def accuracy(model: nn.Module, images: Tensor, targets: Tensor) -> list[float]:
-    """Fraction right at 1 .. T timesteps out of one pass; of an ANN a list of one."""
-    logits = predict(model, images)
-    return full_range(logits if logits.dim() == 3 else logits[None], targets).tolist()
+def accuracy(
+    model: nn.Module,
+    split: Split,
+    prepare: Augment,
+    timesteps: int | None = None,
+    *,
+    batch_size: int = BATCH,
+    world: World | None = None,
+) -> list[float]:
+    """Fraction right at 1 .. T timesteps out of one pass over all ranks' parts; of an ANN a list of
+    one."""
+    sums = None
+    for logits, targets in batches(
+        model, split, prepare, timesteps, batch_size=batch_size, world=world
+    ):
+        if len(targets) == 0:
+            continue
+        right = (full_range(logits, targets) * len(targets)).round()
+        row = torch.cat([right, right.new_tensor([len(targets)])])
+        sums = row if sums is None else sums + row
+    if sums is None:
+        raise ValueError("accuracy: there are no samples to test on")
+    *right, count = (world or World()).sum(sums).tolist()
+    return [value / count for value in right]
 
 
 def time_steps(

@@ -1,16 +1,29 @@
-"""The training loop: SGD with momentum, cosine to 0, on a data set in memory."""
+"""The training loop: one network, one objective, steps that can be stopped and gone on from.
 
+Everything that is drawn (order, augmentation, Mixup) comes from the seed and the number of the
+epoch or step, never from a stream: where a run goes on, nothing of it has to be replayed.
+"""
+
+import contextlib
+import hashlib
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from snnfast.data import ImageData, random_shift
+from snnfast.data.base import Data
+from snnfast.ops.packed import packed_spikes
+from snnfast.train.distributed import World
+from snnfast.train.objective import Objective, step_logits
+from snnfast.train.optim import Average, Schedule, make_optimizer
 
-# (model, images, targets) -> (loss, its terms by name)
-Objective = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TrainingError(RuntimeError):
@@ -18,81 +31,288 @@ class TrainingError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """How long and how fast: lr falls from ``lr`` to 0 along half a cosine over all steps."""
+class Options:
+    """How a network is trained; the names are those of the recipe's keys."""
 
-    epochs: int
-    lr: float
-    batch_size: int
-    momentum: float
-    weight_decay: float
-    shift: int
     seed: int
-
-    def steps(self, data: ImageData) -> int:
-        """Steps of one epoch; the last batch may be smaller."""
-        return math.ceil(len(data.train_targets) / self.batch_size)
+    epochs: int
+    batch_size: int
+    lr: float
+    schedule: str = "cosine"
+    warmup: int = 0
+    lr_epochs: int = 30
+    lr_gamma: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    accumulate: int = 1
+    clip_norm: float = 0.0
+    mixup: float = 0.0
+    ema: float = 0.0
+    amp: str = "none"
+    channels_last: bool = False
+    packed_spikes: bool = True
+    compile: str = "none"
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one step reports: epoch and step from 1, and the losses of that batch."""
+    """What one step reports; epoch and step count from 1."""
 
     epoch: int
     step: int
+    last: bool  # of its epoch
     lr: float
-    losses: dict[str, float]
 
 
-def make_optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.SGD:
-    """SGD; weight decay on the weights of convolutions and linear layers only."""
-    decayed = {
-        id(module.weight)
-        for module in model.modules()
-        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear))
-    }
-    weights = [p for p in model.parameters() if id(p) in decayed]
-    others = [p for p in model.parameters() if id(p) not in decayed]
-    return torch.optim.SGD(
-        [
-            {"params": weights, "weight_decay": schedule.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ],
-        lr=schedule.lr,
-        momentum=schedule.momentum,
-    )
+class Trainer:
+    """Trains ``model`` in place: iterate over :meth:`steps`, save :meth:`state` between any two.
 
-
-def fit(
-    model: nn.Module, objective: Objective, data: ImageData, schedule: Schedule
-) -> Iterator[Step]:
-    """Train ``model`` in place and yield every step.
-
-    Order and augmentation come from ``schedule.seed`` alone, so that a CPU run with the same number
-    of threads gives the same weights. Raises TrainingError at the first loss that is not finite,
-    before its gradient reaches the weights.
+    Args:
+        name: "teacher" or "student"; seeds differ with it.
+        objective: (output, targets, teacher's logits) -> (loss, terms).
+        teacher: gives the logits that the objective sees, once per batch, without gradient.
+        frames: sequences with fewer frames are repeated from their first to this many; 0: as given.
     """
-    generator = torch.Generator().manual_seed(schedule.seed)
-    optimizer = make_optimizer(model, schedule)
-    total = schedule.epochs * schedule.steps(data)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=total)
-    step = 0
-    for epoch in range(1, schedule.epochs + 1):
-        order = torch.randperm(len(data.train_targets), generator=generator)
-        for index in order.to(data.train_images.device).split(schedule.batch_size):
-            step += 1
-            # The caller may have evaluated the model since the last step.
-            model.train()
-            images = random_shift(data.train_images[index], schedule.shift, generator)
-            loss, terms = objective(model, images, data.train_targets[index])
-            values = torch.stack([loss.detach(), *terms.values()]).tolist()
-            losses = dict(zip(("loss", *terms), values, strict=True))
+
+    def __init__(
+        self,
+        name: str,
+        model: nn.Module,
+        objective: Objective,
+        data: Data,
+        options: Options,
+        *,
+        device: torch.device,
+        world: World | None = None,
+        teacher: nn.Module | None = None,
+        frames: int = 0,
+    ):
+        self.name, self.model, self.objective, self.data = name, model, objective, data
+        self.options, self.device, self.world = options, device, world or World()
+        self.teacher, self.frames = teacher, frames
+        self.epoch, self.done = 0, 0  # epochs, and steps of the present one, that are behind us
+        self.batches = _batch_sizes(len(data.train), options.batch_size, self.world.size)
+        if not self.batches:
+            raise TrainingError(
+                f"{len(data.train)} training samples are too few for {self.world.size} ranks"
+            )
+        self.schedule = Schedule(
+            options.schedule, options.lr, options.epochs, len(self.batches),
+            options.warmup, options.lr_epochs, options.lr_gamma,
+        )  # fmt: skip
+        self.optimizer = make_optimizer(
+            model, momentum=options.momentum, weight_decay=options.weight_decay
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=options.amp == "fp16")
+        self.average = Average(model, options.ema) if options.ema else None
+        self.sums: dict[str, float] = {}
+        # Of this process in this epoch: less than the epoch where a run went on in its middle.
+        self.seconds, self.images = {"loading": 0.0, "step": 0.0}, 0
+        self._pending: list[tuple[Step, dict[str, Tensor]]] = []
+        # On a GPU reading a loss waits for it: seldom.
+        self._patience = 20 if device.type == "cuda" else 1
+        self._run = self._callable()
+
+    def steps(self) -> Iterator[Step]:
+        """Train, and yield after every step. Raises TrainingError at a loss that is not finite; on
+        a GPU up to 19 steps late, but always before :meth:`state` returns."""
+        while self.epoch < self.options.epochs:
+            yield from self._epoch()
+
+    def flush(self) -> None:
+        """Add the losses of the steps since the last call to ``sums``, over all ranks."""
+        if not self._pending:
+            return
+        names = list(self._pending[0][1])
+        rows = torch.stack([torch.stack(list(row.values())) for _, row in self._pending])
+        rows = self.world.sum(rows.double()).tolist()
+        steps, self._pending = [step for step, _ in self._pending], []
+        for step, row in zip(steps, rows, strict=True):
+            values = dict(zip(names, row, strict=True))
+            count = values["count"]
+            losses = {n: v / count for n, v in values.items() if n not in ("count", "right")}
             if not math.isfinite(losses["loss"]):
                 shown = " ".join(f"{name}={value:g}" for name, value in losses.items())
-                raise TrainingError(f"not finite at step {step} (epoch {epoch}): {shown}")
-            lr = cosine.get_last_lr()[0]
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            cosine.step()
-            yield Step(epoch, step, lr, losses)
+                raise TrainingError(f"not finite at step {step.step} (epoch {step.epoch}): {shown}")
+            for name, value in values.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def means(self) -> dict[str, float]:
+        """The epoch's mean loss and terms so far, and the fraction right of the training images as
+        they were shown."""
+        self.flush()
+        count = self.sums.get("count", 0.0)
+        if not count:
+            return {}
+        means = {n: v / count for n, v in self.sums.items() if n not in ("count", "right")}
+        return means | {"train_accuracy": self.sums["right"] / count}
+
+    def state(self) -> dict:
+        """All that a run needs to go on, but the weights. Loadable with ``weights_only=True``."""
+        self.flush()
+        state = {
+            "name": self.name,
+            "epoch": self.epoch,
+            "done": self.done,
+            "sums": dict(self.sums),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "rng": torch.get_rng_state(),
+        }
+        if self.device.type == "cuda":
+            state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    def restore(self, state: dict) -> None:
+        """Go on from :meth:`state`; the model's weights are the caller's to load."""
+        self.epoch, self.done = state["epoch"], state["done"]
+        self.sums = dict(state["sums"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["rng"])
+        if "cuda_rng" in state and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+
+    def _epoch(self) -> Iterator[Step]:
+        epoch_seed = seed_of(self.options.seed, self.name, "epoch", self.epoch)
+        generator = torch.Generator().manual_seed(epoch_seed)
+        order = torch.randperm(len(self.data.train), generator=generator)
+        whole = order[: sum(self.batches)].split(self.batches)[self.done :]
+        own = [batch[self.world.part(len(batch))] for batch in whole]
+        loaded = self.data.train.batches(own, seed=epoch_seed)
+        for batch in whole:
+            start = time.perf_counter()
+            images, targets = next(loaded)
+            middle = time.perf_counter()
+            number = self.epoch * len(self.batches) + self.done
+            lr = self.schedule.at(number)
+            row = self._step(images, targets, number, len(batch), lr)
+            self.done += 1
+            last = self.done == len(self.batches)
+            step = Step(self.epoch + 1, number + 1, last, lr)
+            self._pending.append((step, row))
+            if last or len(self._pending) >= self._patience:
+                self.flush()
+            self.images += len(batch)
+            self.seconds["loading"] += middle - start
+            self.seconds["step"] += time.perf_counter() - middle
+            yield step
+        self.epoch, self.done, self.sums = self.epoch + 1, 0, {}
+        self.seconds, self.images = {"loading": 0.0, "step": 0.0}, 0
+
+    def _step(self, images: Tensor, targets: Tensor, number: int, total: int, lr: float):
+        """One step of the optimiser on this rank's part of a global batch of ``total`` samples;
+        returns sums over the part."""
+        options, world = self.options, self.world
+        seed = seed_of(options.seed, self.name, "step", number)
+        self.model.train()  # the caller may have evaluated it since
+        images = self.data.augment(images, seed, world.part(total).start, total)
+        labels = targets
+        if options.mixup:
+            images, targets = _mixup(images, targets, self.data.num_classes, options.mixup, seed)
+        images = show(images, self.frames, options.channels_last)
+        if not spiking(self.model):
+            images = still(images)
+        with torch.no_grad(), self._autocast():
+            taught = self.teacher(still(images)) if self.teacher else None
+
+        parts = min(options.accumulate, len(labels))
+        sums: dict[str, Tensor] = {}
+        for part in range(parts):
+            at = slice(len(labels) * part // parts, len(labels) * (part + 1) // parts)
+            count = at.stop - at.start
+            waits = isinstance(self._run, DistributedDataParallel) and part < parts - 1
+            with self._run.no_sync() if waits else contextlib.nullcontext():
+                with self._autocast(), packed_spikes() if options.packed_spikes else _nothing():
+                    output = self._run(images[..., at, :, :, :])
+                    loss, terms = self.objective(
+                        output, targets[at], None if taught is None else taught[at]
+                    )
+                # DistributedDataParallel divides by the ranks; parts need not be of one size.
+                self.scaler.scale(loss * (count * world.size / total)).backward()
+            logits = step_logits(output).detach()
+            right = (logits.float().mean(0).argmax(-1) == labels[at]).sum()
+            row = {"loss": loss.detach() * count}
+            row |= {name: value * count for name, value in terms.items()}
+            row |= {"right": right, "count": torch.full_like(right, count)}
+            for name, value in row.items():
+                sums[name] = sums[name] + value if name in sums else value
+        self._update(sums["loss"], lr)
+        return {name: value.double() for name, value in sums.items()}
+
+    def _update(self, loss: Tensor, lr: float) -> None:
+        """Apply the gradients. On a CPU not where the loss is not finite: the weights stay good."""
+        if self.device.type != "cuda" and self.world.any(not loss.isfinite(), self.device):
+            return
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        if self.options.clip_norm:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average:
+            self.average.update(self.model)
+
+    def _callable(self) -> Callable:
+        """The network as it is run: over ranks, and compiled where asked for."""
+        run = self.model
+        if self.options.compile != "none":
+            run = torch.compile(run, mode=self.options.compile)
+        if self.world.size > 1:
+            devices = [self.device] if self.device.type == "cuda" else None
+            run = DistributedDataParallel(run, device_ids=devices, broadcast_buffers=False)
+        return run
+
+    def _autocast(self):
+        dtype = DTYPES.get(self.options.amp)
+        return torch.autocast(self.device.type, dtype) if dtype else _nothing()
+
+
+def show(images: Tensor, frames: int = 0, channels_last: bool = False) -> Tensor:
+    """Images as a network takes them: sequences [T, B, C, H, W] repeated from their first frame to
+    ``frames``, images and frames channels-last where asked for."""
+    if images.dim() == 5 and frames > len(images):
+        images = images[torch.arange(frames, device=images.device) % len(images)]
+    if channels_last:
+        flat = images.flatten(0, -4).contiguous(memory_format=torch.channels_last)
+        images = flat.view(images.shape)
+    return images
+
+
+def spiking(model: nn.Module) -> bool:
+    """Whether a model gives logits [T, B, C], one row a timestep; ANNs give [B, C]."""
+    return hasattr(model, "timesteps")
+
+
+def seed_of(*what) -> int:
+    """A seed for the thing that is described, independent of all others."""
+    return int.from_bytes(hashlib.blake2b(repr(what).encode(), digest_size=7).digest(), "big")
+
+
+def _batch_sizes(count: int, batch_size: int, ranks: int) -> list[int]:
+    """Sizes of an epoch's global batches; a remainder that gives a rank less than two samples, of
+    which batch normalisation has no variance, is left out."""
+    sizes = [batch_size] * (count // batch_size)
+    rest = count % batch_size
+    return [*sizes, rest] if rest >= 2 * ranks else sizes
+
+
+def still(images: Tensor) -> Tensor:
+    """What an ANN sees: an image, or the mean of a sequence's frames (arXiv 2501.15925)."""
+    return images.mean(0) if images.dim() == 5 else images
+
+
+def _mixup(images: Tensor, targets: Tensor, classes: int, alpha: float, seed: int):
+    """Mixup (arXiv 1710.09412): lam x_i + (1 - lam) x_j of a batch and its reverse, and the same of
+    the targets [B, classes]; lam ~ Beta(alpha, alpha). A target that is no class has no weight."""
+    lam = float(np.random.default_rng(seed).beta(alpha, alpha))
+    images = torch.lerp(images.flip(images.dim() - 4), images, lam)
+    known = (targets >= 0)[:, None]
+    one_hot = F.one_hot(targets.clamp(min=0), classes).to(images.dtype) * known
+    return images, torch.lerp(one_hot.flip(0), one_hot, lam)
+
+
+def _nothing():
+    return contextlib.nullcontext()

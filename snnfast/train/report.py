@@ -12,20 +12,35 @@ METRICS, PLOT = "metrics.jsonl", "accuracy.png"
 class Metrics:
     """Rows of numbers, one JSON object a line, appended as they come; kept in ``rows``, too."""
 
-    def __init__(self, path: Path):
-        self.path = path
-        self.rows: list[dict] = []
-        path.write_text("")
+    def __init__(self, path: Path, rows: list[dict] | None = None, write: bool = True):
+        """Go on after ``rows``, in place of what is in the file; ``write``: this rank does."""
+        self.path, self.write = path, write
+        self.rows: list[dict] = list(rows or ())
+        if write:
+            text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in self.rows)
+            write_atomic(path, lambda part: part.write_text(text))
 
     def add(self, row: dict) -> None:
         """Append a row; its "phase" is "teacher", "student" (one row an epoch) or "result"."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+        if self.write:
+            with self.path.open("a") as file:
+                file.write(json.dumps(row, allow_nan=False) + "\n")
         self.rows.append(row)
 
     def of(self, phase: str) -> list[dict]:
         """The rows of one phase."""
         return [row for row in self.rows if row["phase"] == phase]
+
+
+def read(path: Path) -> list[dict]:
+    """The rows of a metrics file; a last line that was cut off is left out."""
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
 
 
 def plot_accuracy(metrics: Metrics, path: Path, title: str) -> None:
@@ -37,7 +52,6 @@ def plot_accuracy(metrics: Metrics, path: Path, title: str) -> None:
 
     student, teacher = metrics.of("student"), metrics.of("teacher")
     final = [100 * value for value in student[-1]["test_accuracy"]]
-    reached = 100 * teacher[-1]["test_accuracy"][0]
     steps = range(1, len(final) + 1)
 
     figure = Figure(figsize=(9, 3.8), layout="constrained")
@@ -46,6 +60,8 @@ def plot_accuracy(metrics: Metrics, path: Path, title: str) -> None:
     curves = [(teacher, 0, "teacher", "0.4")]
     curves += [(student, t - 1, f"T = {t}", f"C{t - 1}") for t in sorted({1, len(final)})]
     for rows, t, label, color in curves:
+        if not rows:
+            continue
         left.plot(
             [row["epoch"] for row in rows],
             [100 * row["test_accuracy"][t] for row in rows],
@@ -58,13 +74,17 @@ def plot_accuracy(metrics: Metrics, path: Path, title: str) -> None:
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.legend(loc="lower right")
 
-    right.axhline(reached, color="0.4", linestyle="--", label=f"teacher {reached:.1f}")
+    shown = list(final)
+    if teacher:
+        reached = 100 * teacher[-1]["test_accuracy"][0]
+        shown.append(reached)
+        right.axhline(reached, color="0.4", linestyle="--", label=f"teacher {reached:.1f}")
     right.plot(steps, final, marker="o", label="student")
     for t, value in zip(steps, final, strict=True):
         right.annotate(
             f"{value:.1f}", (t, value), xytext=(0, 7), textcoords="offset points", ha="center"
         )
-    low, high = min(*final, reached), max(*final, reached)
+    low, high = min(shown), max(shown)
     margin = max(0.3 * (high - low), 0.3)
     right.set(
         xlabel="timesteps (one pass, mean of logits)",
@@ -82,30 +102,49 @@ def plot_accuracy(metrics: Metrics, path: Path, title: str) -> None:
 
 def summary(metrics: Metrics) -> str:
     """The printed end of a run, from its "result" row and its last epochs."""
-    result = metrics.of("result")[0]
+    result = metrics.of("result")[-1]
     student, teacher = metrics.of("student"), metrics.of("teacher")
-    final = student[-1]["test_accuracy"]
+    last, images = student[-1], result["test_samples"]
+    final = last["test_accuracy"]
     best = max(student, key=lambda row: row["test_accuracy"][-1])
-    images = result["test_images"]
-    lines = [
-        f"teacher  test accuracy {100 * teacher[-1]['test_accuracy'][0]:.1f} % ({images} images)",
+    lines = []
+    if teacher:
+        reached = 100 * teacher[-1]["test_accuracy"][0]
+        lines.append(f"teacher  test accuracy {reached:.1f} % ({images} images)")
+    lines += [
         "student  test accuracy at every T, out of one pass (last epoch; mean of logits):",
         "           " + "".join(f"T={t:<6}" for t in range(1, len(final) + 1)),
         "           " + "".join(f"{100 * value:<8.1f}" for value in final) + "%",
-        f"         best epoch {best['epoch']} of {student[-1]['epoch']}: "
-        f"{100 * best['test_accuracy'][-1]:.1f} % at T={len(final)}",
-        f"one training step of the student (forward, loss, backward; batch {result['batch_size']}, "
-        f"T={len(final)}, {result['hardware']}):",
     ]
-    if result["max_logit_difference"] == 0:
-        fused, loop = result["step_ms"], result["loop_step_ms"]
-        lines.append(
-            f"         fused neurons {fused:.1f} ms, torch time loop {loop:.1f} ms: "
-            f"{loop / fused:.2f} times as fast, same weights, same logits to the bit"
-        )
-    else:
-        lines.append(
+    if "ema_accuracy" in last:
+        averaged = "".join(f"{100 * value:<8.1f}" for value in last["ema_accuracy"])
+        lines.append(f"           {averaged}% with averaged weights")
+    loading, stepping = last["loading_seconds"], last["step_seconds"]
+    count = last["images"]
+    lines += [
+        f"         best epoch {best['epoch']} of {last['epoch']}: "
+        f"{100 * best['test_accuracy'][-1]:.1f} % at T={len(final)}",
+        f"         last epoch: {count / max(stepping, 1e-9):.0f} images/s in the step, "
+        f"{count / max(loading, 1e-9):.0f} images/s from the loader",
+    ]
+    return "\n".join(lines + (_step_lines(result, len(final)) if "step_ms" in result else []))
+
+
+def _step_lines(result: dict, steps: int) -> list[str]:
+    """The time of one training step, fused and as a loop over time."""
+    head = (
+        f"one training step of the student (forward, loss, backward; batch {result['batch_size']}, "
+        f"T={steps}, {result['hardware']}):"
+    )
+    if result["max_logit_difference"] != 0:
+        return [
+            head,
             "         not shown: the fused neurons and the torch time loop differ by "
-            f"{result['max_logit_difference']:g} in the logits"
-        )
-    return "\n".join(lines)
+            f"{result['max_logit_difference']:g} in the logits",
+        ]
+    fused, loop = result["step_ms"], result["loop_step_ms"]
+    return [
+        head,
+        f"         fused neurons {fused:.1f} ms, torch time loop {loop:.1f} ms: "
+        f"{loop / fused:.2f} times as fast, same weights, same logits to the bit",
+    ]

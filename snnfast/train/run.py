@@ -1,189 +1,324 @@
-"""One run: data, teacher, student, evaluation, report."""
+"""One run: data, teacher, student, checkpoints, evaluation, report."""
 
+import contextlib
 import copy
+import json
+import signal
+import tempfile
+import threading
 import time
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from snnfast.data import ImageData, load_data
+from snnfast.data import DataError
 from snnfast.data.extras import require
-from snnfast.distill import TWKD
-from snnfast.models import create_model
-from snnfast.train import report
-from snnfast.train.checkpoint import STUDENT, TEACHER, save_model, write_atomic
-from snnfast.train.config import Config, ConfigError, dump
-from snnfast.train.evaluate import accuracy, predict, time_steps
-from snnfast.train.loop import Objective, Schedule, fit
+from snnfast.models import exported_weights, set_process_group
+from snnfast.train import build, checkpoint, progress, report
+from snnfast.train.checkpoint import EMA, STUDENT, TEACHER, CheckpointError
+from snnfast.train.config import Config, ConfigError, differences, dump, load
+from snnfast.train.distributed import World, join, leave
+from snnfast.train.evaluate import accuracy, logits_of, time_steps
+from snnfast.train.load import CONFIG, SHAPE
+from snnfast.train.loop import Options, Step, Trainer, TrainingError, show, spiking, still
+from snnfast.train.objective import inference_steps, student_objective, teacher_objective
 
-CONFIG = "config.toml"
-FILES = (STUDENT, TEACHER, CONFIG, report.METRICS, report.PLOT)
+FILES = (STUDENT, EMA, TEACHER, CONFIG, report.METRICS, report.PLOT)
+# What may change between a checkpoint and the run that goes on from it.
+FREE = {"output", "device", "resume", "threads", "checkpoint_every", "data.root", "data.workers"}
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run that was asked to stop, and that saved where it stood."""
 
 
 def train(config: Config) -> report.Metrics:
-    """Run a recipe and leave ``FILES`` in ``config.output``, in place of those of an earlier run.
+    """Run a recipe and leave ``FILES`` and a checkpoint in ``config.output``.
 
-    Weights are saved after every epoch. Raises ConfigError before any work where the config names
-    something that is not there, TrainingError where a loss is not finite, ImportError where an
-    optional package is missing; KeyboardInterrupt passes through.
+    With ``resume = "auto"`` it goes on from the checkpoint there, exactly: on a CPU with the same
+    number of threads to the same bits. Otherwise files of an earlier run are replaced. Under
+    torchrun all ranks train together and rank 0 writes.
+
+    Raises ConfigError before any work where the config names something that is not there,
+    CheckpointError for a checkpoint that is damaged, foreign or cannot be written, TrainingError
+    where a loss is not finite, DataError for a file that cannot be read, ImportError where an
+    optional package is missing, and Interrupted (a KeyboardInterrupt) after Ctrl-C or SIGTERM, when
+    it has saved.
     """
     require("tqdm")
     require("matplotlib")
-    device = choose_device(config.device)
-    data = configured(
-        "data", load_data, config.data.name, train=config.data.train, test=config.data.test
-    ).to(device)
-    # The global generator gives the first weights; the caller's stream is left as it was.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        teacher = configured("teacher.model", _teacher, config, data)
-        student = configured("model", _student, config, data)
-    criterion = TWKD(**asdict(config.twkd))
-
-    output = _prepare(config)
-    metrics = report.Metrics(output / report.METRICS)
-
-    def teach(model, images, targets):
-        loss = F.cross_entropy(model(images), targets)
-        return loss, {"ce": loss.detach()}
-
-    def distill(model, images, targets):
-        with torch.no_grad():
-            taught = teacher(images)
-        return criterion(model(images), targets, taught, return_terms=True)
-
-    schedule = _schedule(config, config.teacher.epochs, config.teacher.lr)
-    _phase("teacher", teacher, teach, data, schedule, metrics, output / TEACHER)
-    teacher.eval()
-    schedule = _schedule(config, config.epochs, config.lr)
-    _phase("student", student, distill, data, schedule, metrics, output / STUDENT)
-
-    metrics.add({"phase": "result", **_measure(config, student, distill, data)})
-    title = f"{config.model}, T = {config.timesteps}, seed {config.seed}"
-    report.plot_accuracy(metrics, output / report.PLOT, title)
-    return metrics
-
-
-def _phase(
-    name: str,
-    model: nn.Module,
-    objective: Objective,
-    data: ImageData,
-    schedule: Schedule,
-    metrics: report.Metrics,
-    path: Path,
-) -> None:
-    """Train one network with a progress bar; after every epoch test it, save it, note it."""
-    per_epoch = schedule.steps(data)
-    start = time.perf_counter()
-    sums: dict[str, float] = {}
-    with require("tqdm").tqdm(total=schedule.epochs * per_epoch, desc=name, unit="step") as bar:
-        for step in fit(model, objective, data, schedule):
-            for term, value in step.losses.items():
-                sums[term] = sums.get(term, 0.0) + value
-            bar.update()
-            if step.step % per_epoch == 0:
-                test = accuracy(model, data.test_images, data.test_targets)
-                save_model(model, path)
-                losses = {term: value / per_epoch for term, value in sums.items()}
-                metrics.add(
-                    {
-                        "phase": name,
-                        "epoch": step.epoch,
-                        "step": step.step,
-                        "lr": step.lr,
-                        **losses,
-                        "test_accuracy": test,
-                        "seconds": round(time.perf_counter() - start, 3),
-                    }
-                )
-                bar.set_postfix_str(
-                    f"epoch {step.epoch}, loss {losses['loss']:.3f}, test {100 * test[-1]:.1f} %"
-                )
-                sums = {}
-
-
-def _measure(config: Config, student: nn.Module, distill: Objective, data: ImageData) -> dict:
-    """Time of one training step, against the same network over the reference's time loop."""
-    count = len(data.train_targets)
-    some = slice(0, count, max(1, count // config.batch_size))  # of all classes
-    images = data.train_images[some][: config.batch_size]
-    targets = data.train_targets[some][: config.batch_size]
-    loop = _student(config, data, backend="reference")
-    loop.load_state_dict(student.state_dict())
-    # Timed in training mode, which moves the running statistics: on a copy.
-    fused = copy.deepcopy(student).train()
-    difference = (predict(fused, images) - predict(loop, images)).abs().max().item()
-    seconds = time_steps([fused, loop.train()], lambda model: distill(model, images, targets)[0])
-    return {
-        "batch_size": len(images),
-        "test_images": len(data.test_images),
-        "step_ms": 1e3 * seconds[0],
-        "loop_step_ms": 1e3 * seconds[1],
-        "max_logit_difference": difference,
-        "hardware": _hardware(images.device),
-    }
-
-
-def _schedule(config: Config, epochs: int, lr: float) -> Schedule:
-    return Schedule(
-        epochs=epochs,
-        lr=lr,
-        batch_size=config.batch_size,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        shift=config.data.shift,
-        seed=config.seed,
-    )
-
-
-def _teacher(config: Config, data: ImageData) -> nn.Module:
-    teacher = _model(config, data, config.teacher.model)
-    if predict(teacher, data.test_images[:1]).dim() != 2:
-        raise ValueError(f"must be an ANN, got {config.teacher.model}")
-    return teacher
-
-
-def _student(config: Config, data: ImageData, **changes) -> nn.Module:
-    student = _model(config, data, config.model, **asdict(config.neuron) | changes)
-    # One image shows now, and not after the teacher's training, that the neurons can run.
-    predict(student, data.test_images[:1])
-    return student
-
-
-def _model(config: Config, data: ImageData, name: str, **neuron) -> nn.Module:
-    model = create_model(
-        name,
-        num_classes=data.num_classes,
-        in_channels=data.in_channels,
-        image_size=data.image_size,
-        timesteps=config.timesteps,
-        **neuron,
-    )
-    return model.to(data.train_images.device)
-
-
-def configured(key: str, build, *args, **kwargs):
-    """Build what the config describes; what its builder refuses is an error of that key."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = build.choose_device(config.device)
+    world = join(device.type)
+    if world.size > 1 and device.type == "cuda":
+        device = torch.device("cuda", world.local_rank)
     try:
-        return build(*args, **kwargs)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"{key}: {error}") from error
+        with _interruptions() as interrupted:
+            return _Run(config, device, world, interrupted).train()
+    finally:
+        leave(world)
 
 
-def choose_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def resumable(output: Path) -> bool:
+    """Whether there is a checkpoint to go on from."""
+    return (output / checkpoint.FOLDER / checkpoint.LATEST).is_file()
+
+
+class _Run:
+    """What the phases of a run share."""
+
+    def __init__(
+        self, config: Config, device: torch.device, world: World, interrupted: Callable[[], bool]
+    ):
+        self.config, self.device, self.world = config, device, world
+        self.interrupted = interrupted
+        self.output = Path(config.output)
+        self.objective = build.configured(config.objective, student_objective, config)
+        if not world.main:
+            world.wait()  # what loading keeps on the disk, rank 0 makes
+        self.data = build.load_data(config, device)
+        if world.main:
+            world.wait()
+        self.teacher = build.teacher(config, self.data, device)
+        self.student = build.student(config, self.data, device)
+        if self.teacher is not None and config.teacher.checkpoint is not None:
+            build.load_teacher(self.teacher, Path(config.teacher.checkpoint))
+        self.found = self._checkpoint() if config.resume == "auto" else None
+        self.metrics = report.Metrics(
+            self.output / report.METRICS, self._prepare(), write=world.main
+        )
+
+    def train(self) -> report.Metrics:
+        config = self.config
+        if self.teacher is not None:
+            self._teach()
+            self.teacher.eval().requires_grad_(False)
+        self._phase(self.student_trainer())
+        result = {"phase": "result", "test_samples": len(self.data.test)}
+        if config.time_step and spiking(self.student):
+            result |= self._time_step()
+        self.metrics.add(result)
+        if self.world.main:
+            title = f"{config.model}, T = {config.timesteps}, seed {config.seed}"
+            report.plot_accuracy(self.metrics, self.output / report.PLOT, title)
+        self.world.wait()
+        return self.metrics
+
+    def _teach(self) -> None:
+        """The teacher's weights: given, those of the run that goes on, or trained now."""
+        own, path = self.config.teacher, self.output / TEACHER
+        if own.checkpoint is not None:
+            if self.world.main:
+                checkpoint.save_weights(self.teacher.state_dict(), path, self._shape())
+        elif self.found and self.found[1]["trainer"]["name"] == "student":
+            checkpoint.fill(self.teacher, checkpoint.load_weights(path), path)
+        else:
+            self._phase(self.teacher_trainer())
+
+    def _phase(self, trainer: Trainer) -> None:
+        """Train one network with a progress bar; after every epoch test it, note it, save it."""
+        if self.found:
+            self._restore(trainer)
+        every, start = self.config.checkpoint_every, time.perf_counter()
+        with progress.bar(trainer.name, trainer, self.world) as bar:
+            for step in trainer.steps():
+                bar.step()
+                if step.last:
+                    self._test(trainer, step, time.perf_counter() - start)
+                    bar.tested(self.metrics.rows[-1])
+                stop = self._asked_to_stop(step)
+                if step.last or stop or (every and step.step % every == 0):
+                    self._save(trainer)
+                if stop:
+                    raise Interrupted(f"after step {step.step} (epoch {step.epoch})")
+
+    def _asked_to_stop(self, step: Step) -> bool:
+        """All ranks alike; they ask one another now and then only, since that waits for the GPU."""
+        if self.world.size == 1:
+            return self.interrupted()
+        now = step.last or step.step % 20 == 0
+        return now and self.world.any(self.interrupted(), self.device)
+
+    def _test(self, trainer: Trainer, step: Step, seconds: float) -> None:
+        """Test a network at the end of an epoch; its row of metrics and its weights."""
+        model, student = trainer.model, trainer.name == "student"
+        test = self.data.test, self.data.prepare, inference_steps(self.config) if student else None
+        row = {"phase": trainer.name, "epoch": step.epoch, "step": step.step, "lr": step.lr}
+        row |= trainer.means()
+        row["test_accuracy"] = accuracy(model, *test, world=self.world)
+        weights = {STUDENT if student else TEACHER: exported_weights(model.state_dict())}
+        if trainer.average:
+            with trainer.average.applied(model):
+                row["ema_accuracy"] = accuracy(model, *test, world=self.world)
+            weights[EMA] = exported_weights(trainer.average.weights(model))
+        loading, stepping = trainer.seconds["loading"], trainer.seconds["step"]
+        self.metrics.add(
+            row
+            | {
+                "seconds": round(seconds, 3),
+                "images": int(trainer.images),
+                "loading_seconds": round(loading, 3),
+                "step_seconds": round(stepping, 3),
+                "skipped_files": len(getattr(self.data.train, "skipped", ())),
+            }
+            | progress.memory(self.device)
+        )
+        if self.world.main:
+            for name, tensors in weights.items():
+                try:
+                    checkpoint.save_weights(tensors, self.output / name, self._shape())
+                except OSError as error:
+                    raise CheckpointError(
+                        f"{self.output / name} could not be written: {error}; the one before it "
+                        "is untouched"
+                    ) from error
+
+    def _shape(self) -> dict[str, str]:
+        """What the config leaves to the data, for who loads the weights without them."""
+        return {"shape": json.dumps({name: getattr(self.data, name) for name in SHAPE})}
+
+    def _save(self, trainer: Trainer) -> None:
+        state = {
+            "config": dump(self.config),
+            "rows": len(self.metrics.rows),
+            "trainer": trainer.state(),
+        }
+        if self.world.main:
+            weights = {STUDENT: trainer.model.state_dict()}
+            if trainer.average:
+                weights[EMA] = trainer.average.weights(trainer.model)
+            checkpoint.save_checkpoint(self.output, weights, state)
+        self.world.wait()
+
+    def _restore(self, trainer: Trainer) -> None:
+        weights, state = self.found
+        self.found = None
+        home = self.output / checkpoint.FOLDER
+        checkpoint.fill(trainer.model, weights[STUDENT], home)
+        if trainer.average:
+            trainer.average.load(weights[EMA])
+        try:
+            trainer.restore(state["trainer"])
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{home}: its state does not fit: {error}") from error
+
+    def _checkpoint(self):
+        """The checkpoint in the output directory, None where there is none; refuses one that was
+        written with another recipe."""
+        found = checkpoint.load_checkpoint(self.output)
+        if found is None:
+            return None
+        home = self.output / checkpoint.FOLDER
+        try:
+            text, _, _ = found[1]["config"], int(found[1]["rows"]), found[1]["trainer"]["name"]
+            with tempfile.TemporaryDirectory() as scratch:
+                file = Path(scratch) / CONFIG
+                file.write_text(text)
+                before = load(str(file))
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{home}: not a checkpoint of a run: {error}") from error
+        changed = [name for name in differences(before, self.config) if name not in FREE]
+        if changed:
+            raise CheckpointError(
+                f"{home}: written with another {', '.join(changed)}; go on with the same, or train "
+                "into another output"
+            )
+        return found
+
+    def _prepare(self) -> list[dict]:
+        """Make the output directory, rid of an earlier run's files, and write the config there.
+        Returns the rows of the metrics that the checkpoint knows of."""
+        rows = []
+        if self.found:
+            rows = report.read(self.output / report.METRICS)[: self.found[1]["rows"]]
+        self.world.wait()
+        if self.world.main:
+            try:
+                self.output.mkdir(parents=True, exist_ok=True)
+                if not self.found:
+                    checkpoint.remove_checkpoint(self.output)
+                    for name in FILES:
+                        (self.output / name).unlink(missing_ok=True)
+                text = dump(self.config)
+                checkpoint.write_atomic(self.output / CONFIG, lambda part: part.write_text(text))
+            except OSError as error:
+                raise ConfigError(f"output: {error}") from error
+        return rows
+
+    def teacher_trainer(self) -> Trainer:
+        """What trains the teacher, from its first step."""
+        own = self.config.teacher
+        options = self._options(
+            epochs=own.epochs, lr=own.lr, weight_decay=own.weight_decay,
+            ema=0.0, mixup=0.0, packed_spikes=False,
+        )  # fmt: skip
+        return self._trainer("teacher", self.teacher, teacher_objective(self.config), options)
+
+    def student_trainer(self) -> Trainer:
+        """What trains the student, from its first step."""
+        return self._trainer(
+            "student", self.student, self.objective, self._options(),
+            teacher=self.teacher, frames=self.config.timesteps,
+        )  # fmt: skip
+
+    def _trainer(self, name: str, model: nn.Module, aim, options: Options, **more) -> Trainer:
+        set_process_group(model, self.world.group)
+        device, world = self.device, self.world
+        return Trainer(name, model, aim, self.data, options, device=device, world=world, **more)
+
+    def _options(self, **changes) -> Options:
+        names = Options.__dataclass_fields__
+        return Options(**{name: getattr(self.config, name) for name in names} | changes)
+
+    def _time_step(self) -> dict:
+        """Time of one training step, against the same network over the reference's time loop."""
+        count = len(self.data.train)
+        some = torch.arange(0, count, max(1, count // self.config.batch_size))  # of all classes
+        images, targets = next(self.data.train.batches([some[: self.config.batch_size]]))
+        images = show(self.data.prepare(images, seed=0), self.config.timesteps)
+        loop = build.student(self.config, self.data, self.device, backend="reference")
+        loop.load_state_dict(self.student.state_dict())
+        # Timed in training mode, which moves the running statistics: on a copy.
+        fused = copy.deepcopy(self.student)
+        difference = (logits_of(fused.eval(), images) - logits_of(loop.eval(), images)).abs().max()
+
+        def loss_of(model):
+            with torch.no_grad():
+                taught = self.teacher(still(images)) if self.teacher else None
+            return self.objective(model(images), targets, taught)[0]
+
+        seconds = time_steps([fused.train(), loop.train()], loss_of)
+        return {
+            "batch_size": len(targets),
+            "step_ms": 1e3 * seconds[0],
+            "loop_step_ms": 1e3 * seconds[1],
+            "max_logit_difference": difference.item(),
+            "hardware": _hardware(self.device),
+        }
+
+
+@contextlib.contextmanager
+def _interruptions() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM ask for a stop at the next step; a second one does not wait."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set  # signals are the main thread's
+        return
+
+    def ask(number, frame):
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device {name!r} cannot be used: {reason}") from error
-    return device
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _hardware(device: torch.device) -> str:
@@ -193,14 +328,4 @@ def _hardware(device: torch.device) -> str:
     return f"{device.type}, {threads} thread{'s' if threads > 1 else ''}"
 
 
-def _prepare(config: Config) -> Path:
-    """Make the output directory, rid of an earlier run's files, and write the config there."""
-    output = Path(config.output)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
-            (output / name).unlink(missing_ok=True)
-        write_atomic(output / CONFIG, lambda part: part.write_text(dump(config)))
-    except OSError as error:
-        raise ConfigError(f"output: {error}") from error
-    return output
+__all__ = ["CONFIG", "FILES", "DataError", "Interrupted", "TrainingError", "resumable", "train"]

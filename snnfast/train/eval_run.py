@@ -1,0 +1,166 @@
+"""``snnfast eval DIR``: one pass over the test data; accuracy at every T, early exit, energy."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from snnfast.data.extras import require
+from snnfast.distill import anytime, full_range
+from snnfast.train import activity, build
+from snnfast.train.checkpoint import write_atomic
+from snnfast.train.config import load as load_config
+from snnfast.train.evaluate import batches
+from snnfast.train.load import CONFIG, load
+from snnfast.train.loop import show, spiking, still
+from snnfast.train.objective import inference_steps
+
+JSON, PLOT = "eval.json", "eval.png"
+THRESHOLDS = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 1.0)
+SAMPLES = 250
+"""Test samples whose activity is counted."""
+
+
+def run(
+    directory: Path,
+    *,
+    timesteps: int | None = None,
+    weights: str = "model",
+    root: str | None = None,
+    device: str = "auto",
+) -> str:
+    """Evaluate the run in ``directory``, write ``eval.json`` and ``eval.png`` there, and return the
+    tables.
+
+    ``timesteps``: the largest T, as trained where None; sequences with fewer frames are repeated.
+    ``root``: where the data lies, if not where it did.
+
+    Raises CheckpointError or ConfigError for what cannot be read, ImportError without matplotlib.
+    """
+    require("matplotlib")
+    chosen = build.choose_device(device)
+    model = load(directory, weights=weights, device=chosen)
+    config = load_config(str(directory / CONFIG))
+    if root is not None:
+        config = config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
+    data = build.load_data(config, chosen)
+    steps = timesteps or inference_steps(config)
+    found = {
+        "run": str(directory),
+        "weights": weights,
+        "timesteps": steps,
+        **_pass(model, data, steps),
+        "activity": _activity(model, data, steps),
+    }
+    write_atomic(directory / JSON, lambda part: part.write_text(json.dumps(found, indent=1)))
+    _plot(found, directory / PLOT)
+    return table(found)
+
+
+@torch.no_grad()
+def _pass(model, data, steps: int) -> dict:
+    """Accuracy at 1 .. T and early exit over the thresholds, out of one pass."""
+    count, right = 0, torch.zeros(steps, dtype=torch.float64)
+    exits = torch.zeros(len(THRESHOLDS), 2, dtype=torch.float64)  # right, steps
+    for logits, targets in batches(model, data.test, data.prepare, steps):
+        if len(targets) == 0:
+            continue
+        count += len(targets)
+        right += (full_range(logits, targets) * len(targets)).round().cpu()
+        for row, threshold in zip(exits, THRESHOLDS, strict=True):
+            prediction, taken = anytime(logits, threshold)
+            row += torch.stack([(prediction == targets).sum(), taken.sum()]).cpu()
+    if count == 0:
+        raise build.ConfigError("there are no samples to test on")
+    return {
+        "samples": count,
+        "accuracy": (right / count).tolist(),
+        "early_exit": [
+            {"threshold": threshold, "accuracy": a / count, "mean_timesteps": t / count}
+            for threshold, (a, t) in zip(THRESHOLDS, exits.tolist(), strict=True)
+        ],
+    }
+
+
+def _activity(model, data, steps: int) -> dict:
+    """Firing rates, synaptic operations and energy per layer, over some of the test samples."""
+    some = torch.arange(0, len(data.test), max(1, len(data.test) // SAMPLES))[:SAMPLES]
+    ready = (data.prepare(images, seed=0) for images, _ in data.test.batches(some.split(50)))
+    if not spiking(model):
+        return activity.measure(model, map(still, ready)).asdict()
+    shown = (show(x, steps)[:steps] if x.dim() == 5 else x for x in ready)
+    return activity.measure(model, shown, steps).asdict()
+
+
+def table(found: dict) -> str:
+    """What is printed."""
+    steps, accuracy = found["timesteps"], found["accuracy"]
+    lines = [
+        f"{found['run']}: {found['samples']} test samples, {found['weights']} weights",
+        "",
+        "timesteps " + "".join(f"{t:>8}" for t in range(1, steps + 1)),
+        "accuracy  " + "".join(f"{100 * value:8.2f}" for value in accuracy) + " %",
+        "",
+        "early exit: stop at the first step whose confidence reaches the threshold",
+        "threshold   accuracy   mean timesteps",
+    ]
+    lines += [
+        f"{row['threshold']:9g} {100 * row['accuracy']:8.2f} % {row['mean_timesteps']:13.3f}"
+        for row in found["early_exit"]
+    ]
+    return "\n".join([*lines, "", *_layers(found["activity"])])
+
+
+def _layers(found: dict) -> list[str]:
+    """Firing rates, operations and energy, a line a layer."""
+    width = max(len(layer["name"]) for layer in found["layers"])
+    head = ("MMACs", "runs", "rate %", "MSOPs", "uJ")
+    lines = [
+        f"activity over {found['samples']} samples at T = {found['timesteps']}; energy at 45 nm: "
+        f"{activity.MAC_PJ} pJ a MAC, {activity.AC_PJ} pJ a synaptic operation",
+        f"{'layer':{width}}" + "".join(f"{name:>10}" for name in head),
+    ]
+    for layer in found["layers"]:
+        values = (layer["macs"] / 1e6, layer["runs"], 100 * layer["rate"], layer["sops"] / 1e6,
+                  layer["energy_pj"] / 1e6)  # fmt: skip
+        why = f"  MAC: {layer['why_mac']}" if layer["why_mac"] else ""
+        cells = "".join(f"{value:10.4g}" for value in values)
+        lines.append(f"{layer['name']:{width}}{cells}{why}")
+    spiking_uj, ann_uj = found["energy_pj"] / 1e6, found["ann_energy_pj"] / 1e6
+    lines.append(
+        f"energy {spiking_uj:.4g} uJ a sample; the same layers as an ANN {ann_uj:.4g} uJ; "
+        f"memory is not counted"
+    )
+    return lines
+
+
+def _plot(found: dict, path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, middle, right = figure.subplots(1, 3)
+    accuracy = [100 * value for value in found["accuracy"]]
+    left.plot(range(1, len(accuracy) + 1), accuracy, marker="o")
+    left.set(xlabel="timesteps (one pass, mean of logits)", title="full range of timesteps")
+    left.xaxis.get_major_locator().set_params(integer=True)
+    exits = found["early_exit"]
+    middle.plot(
+        [row["mean_timesteps"] for row in exits],
+        [100 * row["accuracy"] for row in exits],
+        marker=".",
+        label="early exit",
+    )
+    middle.plot(range(1, len(accuracy) + 1), accuracy, "o--", color="0.6", label="fixed T")
+    middle.set(xlabel="mean timesteps", title="early exit")
+    middle.legend()
+    for axes in (left, middle):
+        axes.set_ylabel("test accuracy (%)")
+        axes.grid(alpha=0.3)
+    layers = found["activity"]["layers"]
+    right.barh([layer["name"] for layer in layers], [100 * layer["rate"] for layer in layers])
+    right.invert_yaxis()
+    right.tick_params(axis="y", labelsize=min(8, max(3, 200 / len(layers))))
+    right.set(xlabel="nonzero inputs (%)", title="firing rate of every layer's input")
+    figure.savefig(path, dpi=120)

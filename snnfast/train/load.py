@@ -1,0 +1,56 @@
+"""A finished run as a model in your own code: ``snnfast.load(DIR)``."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from snnfast.models import create_model, is_ann
+from snnfast.train import checkpoint, config
+from snnfast.train.checkpoint import EMA, STUDENT, CheckpointError
+from snnfast.train.objective import inference_steps
+
+CONFIG = "config.toml"
+SHAPE = ("num_classes", "in_channels", "image_size")
+WEIGHTS = {"model": STUDENT, "ema": EMA}
+
+
+def load(
+    directory: str | Path, *, weights: str = "model", device: str | torch.device = "cpu"
+) -> nn.Module:
+    """The trained network of a run, in evaluation mode.
+
+    Args:
+        directory: ``output`` of ``snnfast train``.
+        weights: "model", the weights of the last epoch, or "ema", the averaged ones.
+        device: where to.
+
+    Returns the model without its auxiliary head; T for images is the recipe's (T_s after TSSD).
+    Raises ValueError for other ``weights``, CheckpointError where a file is missing or damaged and
+    ConfigError for a config that cannot be read.
+
+        >>> logits = snnfast.load("runs/digits_twkd")(images)  # [T, B, classes]
+    """
+    if weights not in WEIGHTS:
+        raise ValueError(f"load: weights must be model or ema, got {weights!r}")
+    directory = Path(directory)
+    path = directory / WEIGHTS[weights]
+    if not (directory / CONFIG).is_file() or not path.is_file():
+        raise CheckpointError(f"{directory}: not a run: it has no {CONFIG} or no {path.name}")
+    recipe = config.load(str(directory / CONFIG))
+    try:
+        with safe_open(path, "pt") as file:
+            found = json.loads((file.metadata() or {})["shape"])
+            shape = {name: int(found[name]) for name in SHAPE}
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: damaged, or not a run's: {error}") from error
+    with torch.random.fork_rng(devices=[]):  # first weights, which are replaced
+        model = create_model(
+            recipe.model,
+            **shape,
+            timesteps=inference_steps(recipe),
+            **({} if is_ann(recipe.model) else recipe.neuron.model_dump()),
+        )
+    return checkpoint.fill(model, checkpoint.load_weights(path), path).to(device).eval()

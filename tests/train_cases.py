@@ -1,0 +1,48 @@
+"""Short runs of the digits' recipe, for the tests of training."""
+
+import json
+
+import torch
+
+TINY = {
+    "epochs": "2",
+    "teacher.epochs": "2",
+    "batch_size": "10",
+    "data.train": "200",
+    "data.test": "100",
+}
+
+
+def arguments(output, recipe="digits_twkd", **changes):
+    """A command line: ``changes`` are keys, "__" for the dot of a table."""
+    changes = {name.replace("__", "."): value for name, value in changes.items()}
+    options = {"output": str(output)} | TINY | changes
+    return ["train", recipe, *(f"--{name}={value}" for name, value in options.items())]
+
+
+def rows(output):
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def phase(output, name):
+    return [row for row in rows(output) if row["phase"] == name]
+
+
+def without_times(output):
+    """The metrics of a run but for what depends on the clock."""
+    return [{name: value for name, value in row.items() if name in NUMBERS} for row in rows(output)]
+
+
+NUMBERS = {"phase", "epoch", "step", "lr", "loss", "ce", "kl", "self", "train_accuracy",
+           "test_accuracy", "ema_accuracy"}  # fmt: skip
+
+
+class one_thread:
+    """Threads that wait for a busy core make steps of a millisecond take a hundred."""
+
+    def __enter__(self):
+        self.threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+
+    def __exit__(self, *error):
+        torch.set_num_threads(self.threads)
