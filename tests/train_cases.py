@@ -10,6 +10,7 @@ TINY = {
     "batch_size": "10",
     "data.train": "200",
     "data.test": "100",
+    "tensorboard": "false",
 }
 
 

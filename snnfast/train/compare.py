@@ -1,6 +1,5 @@
 """``snnfast report RUN...``: runs side by side, seeds of one recipe as one row."""
 
-import json
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from snnfast.train.config import Config, ConfigError, keys, load
 MARKDOWN, PLOT = "report.md", "curves.png"
 # What does not make two runs different experiments.
 SAME = {"seed", "output", "device", "resume", "threads", "checkpoint_every", "time_step",
-        "data.root", "data.workers", "teacher.checkpoint"}  # fmt: skip
+        "tensorboard", "data.root", "data.workers", "teacher.checkpoint"}  # fmt: skip
 
 
 @dataclass
@@ -57,11 +56,11 @@ def run(paths: list[Path], output: Path) -> str:
 
 def read(path: Path) -> Run:
     """A run from its directory."""
-    try:
-        config = load(str(path / "config.toml"))
-        rows = report.read(path / report.METRICS)
-    except (OSError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path} is not a run: {error}") from error
+    for name in ("config.toml", report.METRICS):
+        if not (path / name).is_file():
+            raise ConfigError(f"{path} is not a run: it has no {name}")
+    config = load(str(path / "config.toml"))
+    rows = report.read(path / report.METRICS)
     student = [row for row in rows if row["phase"] == "student"]
     teacher = [row for row in rows if row["phase"] == "teacher"]
     if len(student) < config.epochs:

@@ -152,6 +152,7 @@ class Config(_Table):
         "none", "torch.compile of the network; reduce-overhead: with CUDA graphs"
     )
     time_step: bool = key(False, "at the end, time a step against the reference's time loop")
+    tensorboard: bool = key(True, "write for TensorBoard, too, where it is installed")
     threads: Natural = key(0, "CPU threads; 0: torch's choice")
     checkpoint_every: Natural = key(0, "steps between checkpoints; 0: at the end of epochs only")
     data: DataConfig = DataConfig()

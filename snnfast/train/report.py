@@ -1,12 +1,14 @@
 """What a run leaves to read: metrics.jsonl, accuracy.png and a printed summary."""
 
+import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 from snnfast.data.extras import require
 from snnfast.train.checkpoint import write_atomic
 
-METRICS, PLOT = "metrics.jsonl", "accuracy.png"
+METRICS, PLOT, BOARD = "metrics.jsonl", "accuracy.png", "tensorboard"
 
 
 class Metrics:
@@ -16,9 +18,23 @@ class Metrics:
         """Go on after ``rows``, in place of what is in the file; ``write``: this rank does."""
         self.path, self.write = path, write
         self.rows: list[dict] = list(rows or ())
+        self._board = None
         if write:
             text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in self.rows)
             write_atomic(path, lambda part: part.write_text(text))
+
+    def to_tensorboard(self) -> None:
+        """Write every row's numbers for TensorBoard, too, where it is installed: those there are,
+        in place of an earlier run's, and those to come."""
+        if not self.write or importlib.util.find_spec("tensorboard") is None:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder = self.path.parent / BOARD
+        shutil.rmtree(folder, ignore_errors=True)
+        self._board = SummaryWriter(folder)
+        for row in self.rows:
+            self._show(row)
 
     def add(self, row: dict) -> None:
         """Append a row; its "phase" is "teacher", "student" (one row an epoch) or "result"."""
@@ -26,6 +42,17 @@ class Metrics:
             with self.path.open("a") as file:
                 file.write(json.dumps(row, allow_nan=False) + "\n")
         self.rows.append(row)
+        if self._board is not None:
+            self._show(row)
+
+    def _show(self, row: dict) -> None:
+        for name, value in row.items():
+            if name in ("phase", "epoch", "step") or "step" not in row:
+                continue
+            if name.endswith("_accuracy") and isinstance(value, list):
+                value = value[-1]
+            self._board.add_scalar(f"{row['phase']}/{name}", value, row["step"])
+        self._board.flush()
 
     def of(self, phase: str) -> list[dict]:
         """The rows of one phase."""

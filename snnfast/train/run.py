@@ -27,7 +27,8 @@ from snnfast.train.objective import inference_steps, student_objective, teacher_
 
 FILES = (STUDENT, EMA, TEACHER, CONFIG, report.METRICS, report.PLOT)
 # What may change between a checkpoint and the run that goes on from it.
-FREE = {"output", "device", "resume", "threads", "checkpoint_every", "data.root", "data.workers"}
+FREE = {"output", "device", "resume", "threads", "checkpoint_every", "tensorboard",
+        "data.root", "data.workers"}  # fmt: skip
 
 
 class Interrupted(KeyboardInterrupt):
@@ -90,6 +91,8 @@ class _Run:
         self.metrics = report.Metrics(
             self.output / report.METRICS, self._prepare(), write=world.main
         )
+        if config.tensorboard:
+            self.metrics.to_tensorboard()
 
     def train(self) -> report.Metrics:
         config = self.config
