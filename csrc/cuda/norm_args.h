@@ -51,8 +51,7 @@ struct MapArgs {
 };
 
 // Adds up parts [blocks, slots, width] into two vectors [channels]: sums (width 2), or mean and
-// variance (width 4: count, sum of Y - K in two parts and moment about their mean, K being the
-// channel's first element).
+// variance (width 4: count, mean in two parts and sum of squares about it).
 struct TotalArgs {
   const float* parts;
   const void* y;

@@ -33,9 +33,9 @@ __global__ void __launch_bounds__(kThreads)
   norm_apply<Io, kLanes>(p, q);
 }
 
-// Shared memory of a block: six numbers a neuron, or two and one a thread.
+// Shared memory of a block: six numbers a neuron, or three and one a thread.
 constexpr int shared_rows(int lanes) { return 6 * lanes * kThreads * int(sizeof(float)); }
-constexpr int shared_stats(int lanes) { return (2 * lanes + 1) * kThreads * int(sizeof(float)); }
+constexpr int shared_stats(int lanes) { return (3 * lanes + 1) * kThreads * int(sizeof(float)); }
 constexpr int shared_none(int) { return 0; }
 
 template <class Kernel, class... Args>

@@ -33,28 +33,6 @@ struct Place {
         inner(at.inner),
         layout(at.layout) {}
 
-  // The first element of each channel of y [channels, inner].
-  template <class Io>
-  SNN_DEVICE void load_first(const typename Io::Element* y, float* value) const {
-    if (kLanes == 1 || opaque(layout) == kOneChannel) {
-      Pack<Io, 1> one;
-      one.load(y + channel * inner);
-      SNN_UNROLL
-      for (int j = 0; j < kLanes; ++j) value[j] = one[0];
-    } else {
-      i64 left = inner - offset, c = channel;
-      SNN_UNROLL
-      for (int j = 0; j < kLanes; ++j) {
-        Pack<Io, 1> one;
-        one.load(y + c * inner);
-        value[j] = one[0];
-        if (--left == 0) {
-          left = inner;
-          if (++c == channels) c = 0;
-        }
-      }
-    }
-  }
   // n vectors [channels]: the loads of all are under way before one is waited for.
   template <int n>
   SNN_DEVICE void load(const float* const (&from)[n], float (&value)[n][kLanes]) const {
@@ -136,12 +114,12 @@ struct Own {
   }
 };
 
-// Sums over the neurons of a tile that share a channel, of two numbers of each neuron.
+// Sums over the neurons of a tile that share a channel, of up to three numbers of each neuron.
 template <int kLanes>
 struct SlotSums {
   static constexpr int kTile = kThreads * kLanes;
   const Tiles& at;
-  float* const shared;  // Own vectors `first` and `second`, then `count`, a number for each thread
+  float* const shared;  // Own vectors `first` to `third`, then `count`, a number for each thread
   i64 before;           // neurons of the first channel in front of the tile
   int lane;
 
@@ -157,7 +135,8 @@ struct SlotSums {
   }
   SNN_DEVICE float first(int k) const { return load(Own<kLanes>::place(k)); }
   SNN_DEVICE float second(int k) const { return load(kTile + Own<kLanes>::place(k)); }
-  SNN_DEVICE float count(int k) const { return load(2 * kTile + k / kLanes); }
+  SNN_DEVICE float third(int k) const { return load(2 * kTile + Own<kLanes>::place(k)); }
+  SNN_DEVICE float count(int k) const { return load(3 * kTile + k / kLanes); }
 
   // f(slot) for every slot, `group` threads of a warp having the same; all threads come along.
   template <class F>
@@ -193,72 +172,96 @@ struct SlotSums {
   }
 };
 
-// Count, sum of Y - K (in two parts: K may lie far from the others) and second moment about the
-// mean; K is the first element of a channel. In between a thread takes its own first element away,
-// so that rounding is relative to the spread of the values, wherever they lie.
+// Mean and sum of squares about it of what a thread has met of each of its neurons (n of each), and
+// sums over the m that came since, relative to the mean. They are merged (Chan et al. 1979)
+// whenever they are as many, so a few times only, and rounding is relative to the spread of the
+// values, wherever they lie and whichever came first. The mean is the sum of two floats; the sums
+// are relative to the first of them.
+template <int kLanes>
+struct Moments {
+  float mean[kLanes], rest[kLanes], square[kLanes], sum[kLanes], spread[kLanes];
+  i64 n, m;
+
+  SNN_DEVICE Moments() : n(0), m(0) {
+    fill<kLanes>(mean, 0.0f), fill<kLanes>(rest, 0.0f), fill<kLanes>(square, 0.0f);
+    fill<kLanes>(sum, 0.0f), fill<kLanes>(spread, 0.0f);
+  }
+  template <int kAhead, class Pack>
+  SNN_DEVICE void add(const Pack (&pack)[kAhead], int count) {
+    if (n == 0) {
+      SNN_UNROLL
+      for (int j = 0; j < kLanes; ++j) mean[j] = pack[0][j];
+    }
+    SNN_UNROLL
+    for (int t = 0; t < kAhead; ++t) {
+      if (t < count) {
+        SNN_UNROLL
+        for (int j = 0; j < kLanes; ++j) {
+          const float d = pack[t][j] - mean[j];
+          sum[j] += d;
+          spread[j] = mad_(d, d, spread[j]);
+        }
+      }
+    }
+    m += count;
+    if (m >= n) merge();
+  }
+  SNN_DEVICE void merge() {
+    const float part = reciprocal_(float(m));
+    const float weight = float(m) * reciprocal_(float(n + m)), both = float(n) * weight;
+    n += m, m = 0;
+    SNN_UNROLL
+    for (int j = 0; j < kLanes; ++j) {
+      const float middle = sum[j] * part, off = middle - rest[j];
+      square[j] += mad_(off * both, off, mad_(-sum[j], middle, spread[j]));
+      rest[j] = mad_(off, weight, rest[j]);
+      const float moved = mean[j] + rest[j];
+      rest[j] -= moved - mean[j];
+      mean[j] = moved;
+    }
+    fill<kLanes>(sum, 0.0f), fill<kLanes>(spread, 0.0f);
+  }
+};
+
+// Leaves count, mean (in two parts) and sum of squares about it of each of a block's channels.
 template <class Io, int kLanes>
 SNN_DEVICE void norm_stats(const MapArgs& p, const NormArgs& q, void* shared) {
   using Element = typename Io::Element;
   constexpr int kAhead = 8;
   const Element* y = static_cast<const Element*>(p.y);
   const i64 bytes = p.y_stride * i64(sizeof(Element));
-  i64 i = (i64(blockIdx.x) * kThreads + threadIdx.x) * kLanes, n = 0;
-  const Place<kLanes> place(q.at, i);
-  float origin[kLanes], sum[kLanes], square[kLanes];
-  fill<kLanes>(sum, 0.0f), fill<kLanes>(square, 0.0f), fill<kLanes>(origin, 0.0f);
+  i64 i = (i64(blockIdx.x) * kThreads + threadIdx.x) * kLanes;
+  Moments<kLanes> met;
   for (i64 tile = blockIdx.x; tile < q.at.tiles; tile += q.at.blocks) {
     if (i < p.neurons) {
       for (i64 base = 0; base < p.steps; base += kAhead) {
         Pack<Io, kLanes> pack[kAhead];
         const int count = steps_from<kAhead>(base, p.steps);
         load_steps<kAhead>(pack, reinterpret_cast<const char*>(y + i) + base * bytes, bytes, count);
-        if (n == 0) {
-          SNN_UNROLL
-          for (int j = 0; j < kLanes; ++j) origin[j] = pack[0][j];
-        }
-        SNN_UNROLL
-        for (int t = 0; t < kAhead; ++t) {
-          if (t < count) {
-            SNN_UNROLL
-            for (int j = 0; j < kLanes; ++j) {
-              const float d = pack[t][j] - origin[j];
-              sum[j] += d;
-              square[j] = mad_(d, d, square[j]);
-            }
-          }
-        }
-        n += count;
+        met.add(pack, count);
       }
     }
     i += q.at.blocks * kThreads * kLanes;
   }
-  if (n > 0) {
-    const float count = float(n), part = 1.0f / count;
-    SNN_UNROLL
-    for (int j = 0; j < kLanes; ++j) square[j] = mad_(-sum[j] * part, sum[j], square[j]);
-    float k[kLanes];
-    place.template load_first<Io>(y, k);
-    SNN_UNROLL
-    for (int j = 0; j < kLanes; ++j) sum[j] = mad_(count, origin[j] - k[j], sum[j]);
-  }
+  if (met.m > 0) met.merge();
   const SlotSums<kLanes> slots(q.at, static_cast<float*>(shared));
   const Own<kLanes> own{static_cast<float*>(shared)};
-  own.put(0, sum), own.put(1, square);
-  SNN_HOST_ACCESS(slots.shared + 2 * slots.kTile + threadIdx.x, 4);
-  slots.shared[2 * slots.kTile + threadIdx.x] = float(n);
+  own.put(0, met.mean), own.put(1, met.rest), own.put(2, met.square);
+  SNN_HOST_ACCESS(slots.shared + 3 * slots.kTile + threadIdx.x, 4);
+  slots.shared[3 * slots.kTile + threadIdx.x] = float(met.n);
   __syncthreads();
   slots.each([&](int slot) {
     const float count = slots.total(slot, [&](int k) { return slots.count(k); });
-    const double total = slots.template total<double>(slot, [&](int k) { return slots.first(k); });
-    const float sum = float(total), rest = float(total - sum);
-    const float mean = count > 0.0f ? sum / count : 0.0f;
-    const float moment = slots.total(slot, [&](int k) {
-      const float m = slots.count(k);
-      if (m == 0.0f) return 0.0f;
-      const float d = mad_(-m, mean, slots.first(k));
-      return mad_(d * (1.0f / m), d, slots.second(k));
+    const double sum = slots.template total<double>(slot, [&](int k) {
+      return double(slots.count(k)) * (double(slots.first(k)) + slots.second(k));
     });
-    slots.store(q.parts, slot, count, sum, rest, moment);
+    const double middle = count > 0.0f ? sum / count : 0.0;
+    const float mean = float(middle), rest = float(middle - mean);
+    const float square = slots.total(slot, [&](int k) {
+      const float d = (slots.first(k) - mean) + (slots.second(k) - rest);
+      return mad_(slots.count(k) * d, d, slots.third(k));
+    });
+    slots.store(q.parts, slot, count, mean, rest, square);
   });
 }
 
@@ -312,24 +315,27 @@ SNN_DEVICE void norm_totals(const TotalArgs& p, void* shared) {
   const bool stats = p.y != nullptr;
   const int lane = int(threadIdx.x) % p.lanes, rows = kTotalThreads / p.lanes;
   const i64 c = i64(blockIdx.x) * p.lanes + lane;
+  // Means are added up relative to the first element of the channel, which an offset takes away.
+  const double origin =
+      stats && c < p.at.channels ? first_element(p.dtype, p.y, c * p.at.inner) : 0.0f;
   double sums[3] = {};
   for (i64 block = threadIdx.x / unsigned(p.lanes); block < p.at.blocks; block += rows) {
     i64 slot = c - block * p.tile / p.at.inner % p.at.channels;
     if (slot < 0) slot += p.at.channels;
     if (slot >= p.at.slots || c >= p.at.channels) continue;
     const float* from = p.parts + (block * p.at.slots + slot) * (stats ? 4 : 2);
-    float a, b, rest, moment;
+    float a, b, rest, square;
     load_element(from, a);
     load_element(from + 1, b);
     if (!stats) {
       sums[0] += a, sums[1] += b;
     } else if (a > 0.0f) {
       load_element(from + 2, rest);
-      load_element(from + 3, moment);
-      const double sum = double(b) + rest;
-      sums[0] += sum;
-      sums[1] += moment;
-      sums[2] += sum * sum / a;
+      load_element(from + 3, square);
+      const double off = (double(b) - origin) + rest;
+      sums[0] += a * off;
+      sums[1] += square;
+      sums[2] += a * off * off;
     }
   }
   double* const scratch = static_cast<double*>(shared);
@@ -347,7 +353,7 @@ SNN_DEVICE void norm_totals(const TotalArgs& p, void* shared) {
   if (stats) {
     const double shift = sums[0] / p.count;
     const double var = (sums[1] + (sums[2] - sums[0] * shift)) / p.count;
-    sums[0] = double(first_element(p.dtype, p.y, c * p.at.inner)) + shift;
+    sums[0] = origin + shift;
     sums[1] = var < 0 ? 0 : var;
   }
   store_element(p.first + c, float(sums[0]));

@@ -76,7 +76,7 @@ def tiles(neurons: int, lanes: int, channels: int, inner: int, aligned: bool, su
 
 def shared_bytes(kind: str, lanes: int) -> int:
     """Shared memory of a block, as csrc/cuda/norm_launch.cuh has it."""
-    numbers = {"backward": 6 * lanes, "stats": 2 * lanes + 1}.get(kind, 0)
+    numbers = {"backward": 6 * lanes, "stats": 3 * lanes + 1}.get(kind, 0)
     return 4 * _THREADS * numbers
 
 

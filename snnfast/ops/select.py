@@ -84,8 +84,6 @@ def _refuse(op: str, name: str, device: str, dtype: torch.dtype, smooth: bool) -
     """Why a backend cannot run the op on such tensors, or None."""
     if name == "reference":
         return None
-    if op == "norm_lif" and name != "cpu":
-        return "it has no norm_lif yet; use backend='auto'"
     if name == "cpu" and device != "cpu":
         return f"it runs on CPU tensors, got {device}; move x with .cpu() or use backend='auto'"
     if name == "cuda" and device != "cuda":

@@ -1,0 +1,243 @@
+"""The Triton kernels of norm_lif compiled ahead of time for sm_80 and sm_90, and their machine code
+read, as test_triton_aot.py does for LIF alone.
+
+Bytes of a pass are those of its 16-byte accesses, over (steps) x (elements of a thread): y, the
+residual, spikes and gradients, which are to move once each. What is loaded or stored otherwise are
+the numbers of the channels: a handful of 4-byte words per thread, whatever T.
+"""
+
+import _sass
+import pytest
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from snnfast.backends import _triton_norm as norms
+from snnfast.backends import triton as backend
+from snnfast.backends.spec import DECAY_INPUT, SEGMENT, LifSpec, Norm, segments
+from snnfast.surrogate import resolve
+
+POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
+LONG = ("n", "x_stride", "ds_stride", "y_stride", "dx_stride", "dy_stride", "residual_stride")
+SMALL = ("steps", "channels", "width", "inner", "chunks", "rows", "items", "per", "groups", "count")
+BUDGET = 43  # instructions per neuron-step in backward
+# Name: channels, inner, neurons of a timestep. Those of ResNet-18, an odd one, channels last.
+LAYOUTS = {
+    "64x32x32": (64, 1024, 32 * 64 * 1024),
+    "512x4x4": (512, 16, 32 * 512 * 16),
+    "64x56x56": (64, 56 * 56, 32 * 64 * 56 * 56),
+    "64 last": (64, 1, 32 * 64 * 1024),
+    "512 last": (512, 1, 32 * 512 * 16),
+}
+CASES = pytest.mark.parametrize(
+    ("arch", "dtype", "layout"),
+    [
+        (90, torch.bfloat16, "64x32x32"),
+        (90, torch.bfloat16, "64x56x56"),
+        (90, torch.bfloat16, "512 last"),
+        (90, torch.float32, "512x4x4"),
+        (80, torch.bfloat16, "64 last"),
+        (80, torch.float32, "64x32x32"),
+    ],
+    ids=lambda value: str(value).removeprefix("torch."),
+)
+
+
+def tensor(*shape, dtype=torch.float32):
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def compile_call(call, arch=90):
+    """The machine code of a call, and the elements of a thread; pointers and strides that 16
+    divides are declared so, as Triton's launcher does."""
+    names = call.kernel.arg_names
+    values = dict(zip(names, call.arguments)) | call.constants
+    signature, constants, attributes = {}, {}, {}
+    for i, name in enumerate(names):
+        value = values[name]
+        if name in call.constants or value is None:
+            signature[name], constants[name] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[name] = POINTERS[value.dtype]
+            attributes[(i,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+        elif name in LONG:
+            signature[name] = "i64"
+            if value % 16 == 0:
+                attributes[(i,)] = [["tt.divisibility", 16]]
+        else:
+            assert name in SMALL, name
+            signature[name] = "i32"
+    options = {name: value for name, value in call.constants.items() if name not in names}
+    assert options["enable_fp_fusion"] is False
+    source = ASTSource(call.kernel, signature, constants, attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    (kernel,) = _sass.read(compiled.asm["cubin"]).values()
+    assert kernel.spills == 0 and kernel.stack == 0
+    return kernel
+
+
+def layer(T, layout, dtype, rate=None, surrogate="atan", **changes):
+    """The tensors of one layer."""
+    channels, inner, n = LAYOUTS[layout]
+    a, b = resolve(surrogate).params()
+    spec = LifSpec(
+        T, DECAY_INPUT, 0.5, False, 1.0, 0.0, True, False, resolve(surrogate).ID, a, b, True,
+        channels, inner,
+    )._replace(**changes)  # fmt: skip
+    norm = Norm(*(tensor(channels) for _ in range(3)), channels, inner)
+    y = tensor(T, n, dtype=dtype)
+    borders = tensor(segments(T) - 1, n) if T > SEGMENT else None
+    rates = {None: None, "scalar": tensor(), "channel": tensor(channels)}[rate]
+    return spec, norm, y, borders, rates
+
+
+def wide(kernel, base):
+    """Bytes of a thread's 16-byte accesses."""
+    return 16 * kernel.widths(base).get(128, 0)
+
+
+def each(dtype):
+    return 16 // dtype.itemsize
+
+
+def part_of(kernel, T):
+    return kernel if T <= SEGMENT else kernel.loops[-1]
+
+
+def forward(T, layout, dtype, residual, rate=None, **changes):
+    spec, norm, y, borders, rates = layer(T, layout, dtype, rate, **changes)
+    r = y if residual else None
+    return backend.forward_call(spec, y, None, rates, y, None, borders, norm, r)
+
+
+def backward(T, layout, dtype, residual, rate=None, want_dx=True, **changes):
+    spec, norm, y, borders, rates = layer(T, layout, dtype, rate, **changes)
+    place = backend.backward_place(spec, y, None, rates, None, norm)
+    sums = norms.partial_sums(place, 2, y.device)
+    drate = None if rates is None else backend.partial_sums(spec, y, rates, place)
+    return backend.backward_call(
+        spec, y, None, rates, borders, y, None, y if want_dx else None, None, drate, norm,
+        y if residual else None, sums,
+    )  # fmt: skip
+
+
+def gradient(T, layout, dtype):
+    spec, norm, y, borders, _ = layer(T, layout, dtype)
+    return backend.backward_call(
+        spec, y, None, None, borders, y, None, y, None, None, norm, None, None, norm[:3]
+    )
+
+
+@CASES
+def test_forward(arch, dtype, layout):
+    for residual in (False, True) if layout == "64x32x32" else (True,):
+        kernel = compile_call(forward(4, layout, dtype, residual), arch)
+        numbers = 4 * 3 * (each(dtype) if "last" in layout else 1)
+        assert kernel.bytes("LDG") == 16 * 4 * (1 + residual) + numbers
+        assert wide(kernel, "LDG") >= 16 * 4 * (1 + residual)
+        assert wide(kernel, "STG") == 16 * 4
+        assert set(kernel.widths("STG")) == {128}
+        assert kernel.count("FFMA") == 0, "normalisation or update is contracted"
+
+
+@CASES
+def test_first_pass_of_backward(arch, dtype, layout):
+    """Without a residual dX is not written: what is stored are two sums a row or column."""
+    for residual in (False, True):
+        kernel = compile_call(backward(4, layout, dtype, residual, want_dx=residual), arch)
+        numbers = 4 * 3 * (each(dtype) if "last" in layout else 1)
+        assert kernel.bytes("LDG") == 16 * 4 * (2 + residual) + numbers
+        assert wide(kernel, "STG") == (16 * 4 if residual else 0)
+        assert kernel.bytes("STG") == wide(kernel, "STG") + 2 * 4
+        assert kernel.loads_ahead() >= 7, "loads wait for one another"
+        assert kernel.size / (4 * each(dtype)) <= BUDGET
+
+
+@CASES
+def test_second_pass_of_backward(arch, dtype, layout):
+    channels, inner, n = LAYOUTS[layout]
+    kernel = compile_call(gradient(4, layout, dtype), arch)
+    assert wide(kernel, "STG") == kernel.bytes("STG") == 16 * 4
+    numbers = 4 * 6 * (each(dtype) if "last" in layout else 1)
+    assert kernel.bytes("LDG") == 16 * 4 * 2 + numbers
+    assert kernel.size / (4 * each(dtype)) <= BUDGET
+
+    y, values = tensor(4, n, dtype=dtype), tensor(channels)
+    norm = Norm(values, values, values, channels, inner)
+    call = norms.norm_backward_call(y, y, norm, values, values, values, y)
+    kernel = compile_call(call, arch)
+    numbers = 4 * 4 * (each(dtype) if "last" in layout else 1)
+    assert kernel.bytes("LDG") == 16 * 4 * 2 + numbers
+    assert wide(kernel, "STG") == kernel.bytes("STG") == 16 * 4
+    assert kernel.size / (4 * each(dtype)) <= 16
+
+
+@CASES
+def test_statistics_read_everything_once(arch, dtype, layout):
+    """In its loop a program reads eight tiles at a time, each once; before it, one for the shift.
+    The four numbers that it leaves of a channel are few beside y, or at most half a megabyte."""
+    channels, inner, n = LAYOUTS[layout]
+    values = tensor(channels)
+    take, finish = norms.stats_calls(tensor(4, n, dtype=dtype), channels, inner, values, values)
+    kernel = compile_call(take, arch)
+    (loop,) = kernel.loops
+    assert loop.widths("LDG") == {128: 8}
+    assert kernel.widths("LDG") == {128: 9}
+    assert kernel.bytes("STG") == 4 * 4
+    assert loop.size / (8 * each(dtype)) <= 8
+    if channels == 64:
+        assert take.programs >= 448
+    parts = take.arguments[1]
+    assert parts.numel() * parts.element_size() <= max(2**19, 0.01 * 4 * n * dtype.itemsize)
+    if arch == 90:
+        compile_call(finish, arch)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "T", "layout"),
+    ((torch.bfloat16, 8, "512 last"), (torch.bfloat16, 16, "64x32x32")),
+    ids=lambda value: str(value).removeprefix("torch."),
+)
+def test_more_steps_move_no_more(dtype, T, layout):
+    steps, state = min(T, SEGMENT), 4 * each(dtype) if T > SEGMENT else 0
+    kernel = part_of(compile_call(forward(T, layout, dtype, residual=True)), T)
+    numbers = 0 if T > SEGMENT else 4 * 3 * (each(dtype) if "last" in layout else 1)
+    assert kernel.bytes("LDG") == 16 * steps * 2 + numbers
+    assert kernel.bytes("STG") == 16 * steps + state
+    for residual in (False, True):
+        call = backward(T, layout, dtype, residual, want_dx=residual)
+        kernel = part_of(compile_call(call), T)
+        assert kernel.bytes("LDG") == 16 * steps * (2 + residual) + numbers + state
+        assert wide(kernel, "STG") == (16 * steps if residual else 0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "T", "layout", "rate"),
+    (
+        (torch.bfloat16, 20, "512 last", "channel"),
+        (torch.bfloat16, 7, "64x56x56", "scalar"),
+        (torch.float32, 20, "64x56x56", "channel"),
+    ),
+    ids=lambda value: str(value).removeprefix("torch."),
+)
+def test_no_spills_with_everything_asked_for(dtype, T, layout, rate):
+    compile_call(
+        backward(T, layout, dtype, True, rate, divide=True, hard=False, surrogate="sigmoid")
+    )
+
+
+@pytest.mark.parametrize(("channels", "inner"), ((64, 49), (3, 196), (10, 1)), ids=str)
+def test_odd_sizes_compile(channels, inner):
+    """Rows that 16 bytes do not divide are read in smaller pieces, without spills."""
+    n, values = 4 * channels * inner, tensor(channels)
+    norm = Norm(values, values, values, channels, inner)
+    y = tensor(4, n, dtype=torch.bfloat16)
+    compile_call(norms.stats_calls(y, channels, inner, values, values)[0])
+    spec = layer(4, "64 last", torch.bfloat16)[0]
+    place = backend.backward_place(spec, y, None, None, None, norm)
+    sums = norms.partial_sums(place, 2, y.device)
+    call = backend.backward_call(spec, y, None, None, None, y, None, y, None, None, norm, y, sums)
+    compile_call(call)
