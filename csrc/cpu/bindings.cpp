@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <cmath>
 #include <memory>
 #include <optional>
 #include <tuple>
@@ -148,6 +149,64 @@ void norm_backward(int dtype, int threads, int64_t steps, int64_t n, uintptr_t y
                          pointer<void>(b), pointer<void>(c)});
 }
 
+// What follows from the statistics of [channels]: the running ones, if there are any, take a share
+// `momentum` of them (of the variance times `unbias`), and scale = weight / sqrt(var + eps). The
+// operations are torch's own, one by one, so that the numbers are those of other backends.
+template <class R>
+void prepare_norm(int64_t channels, const R* mean, const R* var, const R* weight, R* running_mean,
+                  R* running_var, double momentum, double unbias, double eps, R* inv_std,
+                  R* scale) {
+  const auto towards = [share = R(momentum)](R from, R to) {
+    return share < R(0.5) ? std::fma(share, to - from, from)
+                          : std::fma(share - R(1), to - from, to);
+  };
+  for (int64_t c = 0; c < channels; ++c) {
+    if (running_mean) {
+      running_mean[c] = towards(running_mean[c], mean[c]);
+      running_var[c] = towards(running_var[c], var[c] * R(unbias));
+    }
+    inv_std[c] = R(1) / std::sqrt(var[c] + R(eps));
+    if (scale != inv_std) scale[c] = weight[c] * inv_std[c];
+  }
+}
+
+void norm_prepare(int dtype, int64_t channels, uintptr_t mean, uintptr_t var, uintptr_t weight,
+                  uintptr_t running_mean, uintptr_t running_var, double momentum, double unbias,
+                  double eps, uintptr_t inv_std, uintptr_t scale) {
+  const auto run = [&](auto zero) {
+    using R = decltype(zero);
+    prepare_norm(channels, pointer<const R>(mean), pointer<const R>(var), pointer<const R>(weight),
+                 pointer<R>(running_mean), pointer<R>(running_var), momentum, unbias, eps,
+                 pointer<R>(inv_std), pointer<R>(scale));
+  };
+  dtype == kFloat64 ? run(0.0) : run(0.0f);
+}
+
+// The gradients of weight and bias from the sums of dX and of dX (Y - mean), and b and c of
+// NormBackward, where the statistics are of `count` values; 0: they are constants.
+template <class R>
+void finish_norm(int64_t channels, const R* sums, const R* scale, const R* inv_std, double count,
+                 R* dweight, R* dbias, R* b, R* c) {
+  for (int64_t i = 0; i < channels; ++i) {
+    const R sum = sums[i], moment = sums[channels + i];
+    dweight[i] = moment * inv_std[i];
+    dbias[i] = sum;
+    b[i] = count > 0 ? scale[i] * inv_std[i] * inv_std[i] * moment / R(-count) : R(0);
+    c[i] = count > 0 ? scale[i] * sum / R(-count) : R(0);
+  }
+}
+
+void norm_finish(int dtype, int64_t channels, uintptr_t sums, uintptr_t scale, uintptr_t inv_std,
+                 double count, uintptr_t dweight, uintptr_t dbias, uintptr_t b, uintptr_t c) {
+  const auto run = [&](auto zero) {
+    using R = decltype(zero);
+    finish_norm(channels, pointer<const R>(sums), pointer<const R>(scale),
+                pointer<const R>(inv_std), count, pointer<R>(dweight), pointer<R>(dbias),
+                pointer<R>(b), pointer<R>(c));
+  };
+  dtype == kFloat64 ? run(0.0) : run(0.0f);
+}
+
 // Where the results of a loss go, in float or, for float64, in double.
 struct Results {
   uintptr_t loss, terms, unit, gradient, other_gradient;
@@ -285,6 +344,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("lif_backward", &backward);
   m.def("norm_stats", &norm_stats);
   m.def("norm_backward", &norm_backward);
+  m.def("norm_prepare", &norm_prepare);
+  m.def("norm_finish", &norm_finish);
   m.def("stepwise_loss", &stepwise_loss);
   m.def("tssd_loss", &tssd_loss);
   m.def("scale_gradient", &scale_gradient);

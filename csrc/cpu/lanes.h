@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <type_traits>
 
 #include "platform.h"
 
@@ -140,6 +141,17 @@ SNN_HD Lanes<R> divide_(Lanes<R> a, Lanes<R> b) {
   return a / b;
 }
 #endif
+
+// The sum of a register's lanes, in pairs.
+template <class V>
+SNN_HD auto sum_lanes(V v) {
+  constexpr int kCount = sizeof v / sizeof v[0];
+  typename std::remove_reference<decltype(v[0])>::type lane[kCount];
+  std::memcpy(lane, &v, sizeof v);
+  for (int half = kCount / 2; half > 0; half /= 2)
+    for (int k = 0; k < half; ++k) lane[k] += lane[k + half];
+  return lane[0];
+}
 
 // One lane at a time through f: for functions that no speed hangs on.
 template <class R, class F>

@@ -86,7 +86,7 @@ struct NormBackward {
 };
 
 // Sums over neurons are taken per chunk, then over chunks: the order, and so every bit of the
-// result, depends on N alone and not on the number of threads.
+// result, depends on the sizes alone and not on the number of threads.
 constexpr int64_t kMaxChunks = 64;
 
 // SNN_ISA_NAME(lif_forward) is the function's name in the instruction set being compiled.

@@ -6,111 +6,160 @@
 namespace snnfast {
 inline namespace SNN_ISA {
 
-// f(index in the tile, channel, length) for every run of neurons of one channel.
-template <class F>
-void for_each_run(int64_t channels, int64_t inner, int64_t begin, int64_t n, F&& f) {
-  int64_t c = begin / inner % channels, left = inner - begin % inner;
-  for (int64_t i = 0; i < n;) {
-    const int64_t run = std::min(left, n - i);
-    f(i, c, run);
-    i += run, left = inner;
-    if (++c == channels) c = 0;
-  }
-}
-
-// One value per channel, spread over the neurons of a tile.
+// A row with one value per neuron of a tile, and room behind it for a register that starts in it.
 template <class R>
-void spread(const void* from, int64_t channels, int64_t inner, int64_t begin, int64_t n, R* to) {
-  const R* values = static_cast<const R*>(from);
-  if (inner == 1) {
-    for (int64_t i = 0, c = begin % channels; i < n; c = 0) {
-      const int64_t run = std::min(channels - c, n - i);
-      copy_row(to + i, values + c, run);
+struct TileRow {
+  alignas(64) R at[kTile + Lanes<R>::kPerRegister];
+};
+
+// Which channels the neurons of a tile belong to.
+class Channels {
+ public:
+  Channels(int64_t count, int64_t inner, int64_t begin, int64_t n)
+      : count_(count), inner_(inner), n_(n) {
+    if (!count) return;
+    const int64_t run = begin / inner;
+    first_ = run % count, left_ = inner - (begin - run * inner);
+  }
+  // f(index in the tile, channel, length) for every run of neurons of one channel.
+  template <class F>
+  SNN_HD void for_each_run(F&& f) const {
+    int64_t c = first_, left = left_;
+    for (int64_t i = 0; i < n_;) {
+      const int64_t run = std::min(left, n_ - i);
+      f(i, c, run);
+      i += run, left = inner_;
+      if (++c == count_) c = 0;
+    }
+  }
+  // f(index in the tile, channel, length) for every run of neurons of successive channels, where
+  // these are the innermost axis.
+  template <class F>
+  SNN_HD void for_each_row(F&& f) const {
+    for (int64_t i = 0, c = first_; i < n_; c = 0) {
+      const int64_t run = std::min(count_ - c, n_ - i);
+      f(i, c, run);
       i += run;
     }
-  } else {
-    for_each_run(channels, inner, begin, n, [&](int64_t i, int64_t c, int64_t run) {
-      for (int64_t j = 0; j < run; ++j) to[i + j] = values[c];
-    });
   }
-  // The lanes behind a tail are computed with, if not stored.
-  for (int64_t i = n; i < kTile; ++i) to[i] = R(1);
-}
-
-// The sum of n elements.
-template <class R>
-R sum_of(const R* p, int64_t n) {
-  constexpr int kPer = Lanes<R>::kPerRegister;
-  typename Register<R>::type sums = {};
-  int64_t i = 0;
-  for (; i + kPer <= n; i += kPer) sums += *(const typename Register<R>::loose*)(p + i);
-  R total(0);
-  for (; i < n; ++i) total += p[i];
-  for (int k = 0; k < kPer; ++k) total += sums[k];
-  return total;
-}
-
-// sums[c] += row[i] over the neurons of every channel.
-template <class R>
-void add_to_channels(const R* row, int64_t channels, int64_t inner, int64_t begin, int64_t n,
-                     double* sums) {
-  if (inner == 1) {
-    for (int64_t i = 0, c = begin % channels; i < n; c = 0) {
-      const int64_t run = std::min(channels - c, n - i);
-      for (int64_t j = 0; j < run; ++j) sums[c + j] += double(row[i + j]);
-      i += run;
+  // One value per channel each, spread over the neurons.
+  template <class R, int kCount>
+  void spread(const void* const (&from)[kCount], TileRow<R> (&to)[kCount]) const {
+    using Reg = typename Register<R>::type;
+    const auto each = [](auto f) {
+      for (int k = 0; k < kCount; ++k) f(k);
+    };
+    if (inner_ == 1) {
+      for_each_row([&](int64_t i, int64_t c, int64_t run) {
+        each([&](int k) { copy_row(to[k].at + i, static_cast<const R*>(from[k]) + c, run); });
+      });
+    } else {
+      // Whole registers, whose ends the next run takes over.
+      for_each_run([&](int64_t i, int64_t c, int64_t run) {
+        Reg value[kCount];
+        each([&](int k) { value[k] = static_cast<const R*>(from[k])[c] - Reg{}; });
+        for (int64_t j = 0; j < run; j += Lanes<R>::kPerRegister)
+          each([&](int k) { *(typename Register<R>::loose*)(to[k].at + i + j) = value[k]; });
+      });
     }
-  } else {
-    for_each_run(channels, inner, begin, n, [&](int64_t i, int64_t c, int64_t run) {
-      sums[c] += double(sum_of(row + i, run));
-    });
+    // The lanes behind a tail are computed with, if not stored.
+    each([&](int k) { std::fill(to[k].at + n_, to[k].at + kTile, R(1)); });
   }
-}
+  // sums[c] += row[i] over the neurons of every channel.
+  template <class R>
+  void add(const R* row, double* sums) const {
+    if (inner_ == 1) {
+      for_each_row([&](int64_t i, int64_t c, int64_t run) {
+        for (int64_t j = 0; j < run; ++j) sums[c + j] += double(row[i + j]);
+      });
+    } else {
+      for_each_run(
+          [&](int64_t i, int64_t c, int64_t run) { sums[c] += double(sum_of(row + i, run)); });
+    }
+  }
 
-// Rows of X = (Y - mean) scale + bias [+ residual], computed when they are read; or of X as it is.
+ private:
+  // The sum of n elements.
+  template <class R>
+  SNN_HD static R sum_of(const R* p, int64_t n) {
+    constexpr int kPer = Lanes<R>::kPerRegister;
+    typename Register<R>::type sums = {};
+    int64_t i = 0;
+    for (; i + kPer <= n; i += kPer) sums += *(const typename Register<R>::loose*)(p + i);
+    R total = sum_lanes(sums);
+    for (; i < n; ++i) total += p[i];
+    return total;
+  }
+
+  int64_t count_, inner_, n_, first_ = 0, left_ = 0;
+};
+
+// Rows of X = (Y - mean) scale + bias [+ residual] of a tile, computed when they are read; or of X
+// as it is.
 template <class R>
 class Source {
  public:
-  Source(const void* x, int dtype, int64_t stride, const LifNorm& norm, int64_t begin, int64_t n)
+  using V = Lanes<R>;
+  Source(const void* x, int dtype, int64_t stride, const LifNorm& norm, int64_t steps,
+         int64_t begin, int64_t n)
       : y_(x, dtype, stride, begin, n),
         residual_(norm.residual, dtype, norm.residual_stride, begin, n),
+        channels_(norm.channels, norm.inner, begin, n),
+        steps_(steps),
         vectors_(vectors_of<R>(n)),
         normal_(norm.mean != nullptr) {
     if (!normal_) return;
-    spread(norm.mean, norm.channels, norm.inner, begin, n, mean_);
-    spread(norm.scale, norm.channels, norm.inner, begin, n, scale_);
-    spread(norm.bias, norm.channels, norm.inner, begin, n, bias_);
+    channels_.spread({norm.mean, norm.scale, norm.bias}, rows_);
   }
   Ahead ahead(int64_t t) const { return y_.ahead(t); }
   Ahead ahead_of_tile(int64_t t) const { return y_.ahead_of_tile(t); }
-  const R* read(int64_t t) {
+  // The row of step t: where it lies, or in `x`; `centred` gets Y - mean unless it is null. What
+  // the residual has next is asked for here.
+  const R* read(int64_t t, R* x, R* centred = nullptr) {
     const R* y = y_.read(t);
     if (!normal_) return y;
     const R* r = residual_.read(t);
-    for (int64_t k = 0; k < vectors_; ++k) {
-      const int64_t i = k * Lanes<R>::kCount;
-      auto x = (load(y + i) - load(mean_ + i)) * load(scale_ + i) + load(bias_ + i);
-      store(x_ + i, r ? x + load(r + i) : x);
+    const Ahead next = t + 1 < steps_ ? residual_.ahead(t + 1) : residual_.ahead_of_tile(0);
+    for (int64_t i = 0; i < vectors_ * V::kCount; i += V::kCount) {
+      const V d = load(y + i) - load(rows_[0].at + i);
+      if (centred) store(centred + i, d);
+      V x_i = d * load(rows_[1].at + i) + load(rows_[2].at + i);
+      if (r) next.fetch(i), x_i = x_i + load(r + i);
+      store(x + i, x_i);
     }
-    return x_;
-  }
-  // Adds d and d (y - mean) of step t to two rows.
-  void add_sums(int64_t t, const R* d, R* sum, R* moment) {
-    const R* y = y_.read(t);
-    for (int64_t k = 0; k < vectors_; ++k) {
-      const int64_t i = k * Lanes<R>::kCount;
-      const auto g = load(d + i);
-      store(sum + i, load(sum + i) + g);
-      store(moment + i, mad_(g, load(y + i) - load(mean_ + i), load(moment + i)));
-    }
+    return x;
   }
   bool normal() const { return normal_; }
+  const Channels& channels() const { return channels_; }
 
  private:
   Reader<R> y_, residual_;
-  int64_t vectors_;
+  Channels channels_;
+  int64_t steps_, vectors_;
   bool normal_;
-  alignas(64) R x_[kTile], mean_[kTile], scale_[kTile], bias_[kTile];
+  TileRow<R> rows_[3];  // mean, scale, bias
+};
+
+// Sums over time of d and of d times something, one of each for every neuron of a tile.
+template <class R>
+struct Moments {
+  TileRow<R> sum, product;
+  bool empty = true;
+  // Rows of d are `stride` elements apart, those of `by` kTile.
+  void add(int64_t steps, int64_t vectors, const R* d, int64_t stride, const R* by) {
+    using V = Lanes<R>;
+    for (int64_t i = 0; i < vectors * V::kCount; i += V::kCount) {
+      V first(0), second(0);
+      if (!empty) first = load(sum.at + i), second = load(product.at + i);
+      for (int64_t t = 0; t < steps; ++t) {
+        const V v = load(d + t * stride + i);
+        first = first + v;
+        second = mad_(v, load(by + t * kTile + i), second);
+      }
+      store(sum.at + i, first), store(product.at + i, second);
+    }
+    empty = false;
+  }
 };
 
 }  // namespace SNN_ISA

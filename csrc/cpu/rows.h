@@ -12,7 +12,9 @@
 namespace snnfast {
 inline namespace SNN_ISA {
 
-// Small enough for a segment's rows of H and a few more to stay in L1.
+// The steps between two stored states, and the neurons that go through them together: few enough
+// for what backward holds of them to stay in L1 or close to it.
+constexpr int kSegment = 8;
 constexpr int64_t kTile = 512;
 
 template <class R>
@@ -73,14 +75,6 @@ void with_storage(int dtype, F&& f) {
   f(static_cast<const BFloat16*>(nullptr));
 }
 
-// Element i of memory.
-inline double element(const void* base, int dtype, int64_t i) {
-  double value = 0;
-  with_storage(dtype,
-               [&](auto* null) { value = double(widen(static_cast<decltype(null)>(base)[i])); });
-  return value;
-}
-
 inline int64_t itemsize_of(int dtype) { return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2; }
 
 // Whether a row of n elements can be used where it lies.
@@ -116,7 +110,8 @@ void narrow_row(const float* from, void* to, int64_t n, bool stream) {
   }
 }
 
-// Reads the rows of one tile of [T, N]; a null tensor reads as null.
+// Reads the rows of one tile of [T, N], those of a segment side by side; a null tensor reads as
+// null.
 template <class R>
 class Reader {
  public:
@@ -131,18 +126,19 @@ class Reader {
     // A prefetch never faults, wherever it points: a null tensor needs no case of its own.
     return {base_ + t * stride_, itemsize_};
   }
-  // The same step of the tile that follows.
+  // The same row of the tile that follows.
   Ahead ahead_of_tile(int64_t t) const { return {base_ + t * stride_ + n_ * itemsize_, itemsize_}; }
   const R* read(int64_t t) {
     if (!base_) return nullptr;
     const char* row = base_ + t * stride_;
     if (lies_well<R>(dtype_, n_)) return reinterpret_cast<const R*>(row);
+    R* const to = buffer_ + t % kSegment * kTile;
     if constexpr (sizeof(R) == 4) {
-      if (dtype_ == kFloat16) return widen_row<Half>(row, buffer_, n_), buffer_;
-      if (dtype_ == kBFloat16) return widen_row<BFloat16>(row, buffer_, n_), buffer_;
+      if (dtype_ == kFloat16) return widen_row<Half>(row, to, n_), to;
+      if (dtype_ == kBFloat16) return widen_row<BFloat16>(row, to, n_), to;
     }
-    set_row(buffer_, reinterpret_cast<const R*>(row), n_, R(0));
-    return buffer_;
+    set_row(to, reinterpret_cast<const R*>(row), n_, R(0));
+    return to;
   }
 
  private:
@@ -150,7 +146,7 @@ class Reader {
   const char* base_;
   int64_t stride_, n_;
   int dtype_;
-  alignas(64) R buffer_[kTile];
+  alignas(64) R buffer_[kSegment * kTile];
 };
 
 // Writes the rows of one tile of [T, N]; or, where `sum`, adds them up and writes the sum at the
@@ -160,10 +156,10 @@ class Writer {
  public:
   // Outputs that no cache could hold until they are read again go past it (which saves reading the
   // lines that they overwrite), where all rows begin on a register's boundary. `moved`: the
-  // elements that the whole call moves.
-  // `read_back`: rows are read again at once, and so stay in cache.
+  // elements that the whole call moves, 0 where they are wanted soon.
+  // The rows of a segment stay where they were put until the next.
   Writer(void* base, int dtype, int64_t stride, int64_t begin, int64_t n, int64_t moved,
-         bool sum = false, bool read_back = false)
+         bool sum = false)
       : itemsize_(itemsize_of(dtype)),
         base_(static_cast<char*>(base) + begin * itemsize_),
         stride_(stride * itemsize_),
@@ -172,31 +168,37 @@ class Writer {
         direct_(!sum && lies_well<R>(dtype, n)),
         sum_(sum) {
     static const int64_t kCacheBytes = cache_bytes();
-    stream_ = kCanStream && !sum && !read_back && moved * itemsize_ > kCacheBytes &&
+    stream_ = kCanStream && !sum && moved * itemsize_ > kCacheBytes &&
               reinterpret_cast<uintptr_t>(base_) % kRegisterBytes == 0 &&
               stride_ % kRegisterBytes == 0;
     if (sum) std::fill(buffer_, buffer_ + kTile, R(0));
   }
 
   Out<R> row(int64_t t) {
-    return {direct_ ? reinterpret_cast<R*>(base_ + t * stride_) : buffer_, direct_ && stream_,
-            sum_};
+    if (direct_) return {reinterpret_cast<R*>(base_ + t * stride_), stream_, false};
+    return {buffer_ + (sum_ ? 0 : t % kSegment * kTile), false, sum_};
   }
-  const R* written(int64_t t) { return row(t).row; }
+  // A row in memory, or where nothing is asked for.
+  Ahead ahead(int64_t t) const {
+    if (stream_ || sum_) return {reinterpret_cast<const char*>(buffer_), 0};
+    return {base_ + t * stride_, itemsize_};
+  }
+  // From row to row, in elements.
+  int64_t step() const { return direct_ ? stride_ / itemsize_ : kTile; }
   void write(int64_t t) {
-    if (!direct_ && !sum_) put(base_ + t * stride_);
+    if (!direct_ && !sum_) put(base_ + t * stride_, row(t).row);
   }
   void finish() {
-    if (sum_) put(base_);
+    if (sum_) put(base_, buffer_);
   }
 
  private:
-  void put(char* row) {
+  void put(char* row, const R* from) {
     if constexpr (sizeof(R) == 4) {
-      if (dtype_ == kFloat16) return narrow_row<Half>(buffer_, row, n_, stream_);
-      if (dtype_ == kBFloat16) return narrow_row<BFloat16>(buffer_, row, n_, stream_);
+      if (dtype_ == kFloat16) return narrow_row<Half>(from, row, n_, stream_);
+      if (dtype_ == kBFloat16) return narrow_row<BFloat16>(from, row, n_, stream_);
     }
-    copy_row(reinterpret_cast<R*>(row), buffer_, n_);
+    copy_row(reinterpret_cast<R*>(row), from, n_);
   }
 
   int64_t itemsize_;
@@ -204,7 +206,7 @@ class Writer {
   int64_t stride_, n_;
   int dtype_;
   bool direct_, stream_, sum_;
-  alignas(64) R buffer_[kTile];
+  alignas(64) R buffer_[kSegment * kTile];
 };
 
 }  // namespace SNN_ISA

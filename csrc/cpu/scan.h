@@ -1,10 +1,9 @@
 // The walk over time on a CPU, for any neuron of include/neuron.h with one state variable.
 //
-// A tile of neurons takes one timestep after the other, its state in L1: the steps of a neuron are
-// a chain of dependent operations, the neurons of a tile are not, so a row keeps the arithmetic
-// units busy, and however long T is, one row is read and one written at a time while the next is
-// being fetched. Backward recomputes H of a segment of kSegment steps from x and the state at its
-// border, then walks the segment in reverse.
+// The neurons of a tile go through a segment of steps together, a few registers of them at a time:
+// their state stays in registers from step to step. The steps of a neuron are a chain of dependent
+// operations, the neurons are not, so the processor works on the next ones meanwhile. Backward
+// recomputes H of a segment from x and the state at its border, then walks the segment in reverse.
 #pragma once
 
 #include <algorithm>
@@ -18,8 +17,6 @@
 namespace snnfast {
 inline namespace SNN_ISA {
 
-constexpr int kSegment = 8;
-
 // The time constants of a tile's neurons, one for all of them...
 template <class R>
 struct SharedRate {
@@ -31,13 +28,13 @@ struct SharedRate {
 template <class R>
 struct ChannelRates {
   bool divide;
-  R value[kTile];
+  TileRow<R> value[1];
   void set_tile(const LifLayer& layer, int64_t begin, int64_t n) {
     divide = layer.divide;
-    spread(layer.rates, layer.channels, layer.inner, begin, n, value);
+    Channels(layer.channels, layer.inner, begin, n).spread({layer.rates}, value);
   }
   SNN_HD Rate<Lanes<R>> at(int64_t i) const {
-    Lanes<R> v = load(value + i);
+    Lanes<R> v = load(value[0].at + i);
     return {v, divide ? Lanes<R>(1) / v : v};
   }
 };
@@ -102,12 +99,13 @@ void step_row(const Neuron neuron, const Rates& rates, int64_t vectors, Ahead ah
 }
 
 // The same without the spikes, keeping H: `before` is the state before the step, `after` behind it.
+// `h` may be `x`; `later` is the row that the gradient will be written to.
 template <bool kSmooth, class Neuron, class Rates, class R>
 void recompute_row(const Neuron neuron, const Rates& rates, int64_t vectors, Ahead ahead,
-                   const R* x, const R* before, R* h, R* after) {
+                   Ahead later, const R* x, const R* before, R* h, R* after) {
   for (int64_t k = 0; k < vectors; ++k) {
     const int64_t i = k * Lanes<R>::kCount;
-    ahead.fetch(i);
+    ahead.fetch(i), later.fetch(i);
     auto h_t = neuron.charge(load(x + i), load(before + i), rates.at(i));
     store(h + i, h_t);
     store(after + i, reset<kSmooth>(neuron, h_t, fire<kSmooth>(neuron, h_t)));
@@ -115,20 +113,19 @@ void recompute_row(const Neuron neuron, const Rates& rates, int64_t vectors, Ahe
 }
 
 // The adjoint of a step: `dstate` goes in as the gradient of V_t and comes out as that of V_{t-1}.
-// x and `before` are read, and `dfactor` added to, for the gradient of 1/tau alone; `ds` may be
-// null.
+// x and `before` are read, and `dfactor` added to, for the gradient of 1/tau alone.
 template <bool kSmooth, bool kWantRate, class Neuron, class Rates, class R>
-void adjoint_row(const Neuron neuron, const Rates& rates, int64_t vectors, Ahead ahead, const R* x,
-                 const R* before, const R* h, const R* g, const R* ds, R* dstate, R* dfactor,
-                 Out<R> dx) {
+SNN_HD void adjoint_row(const Neuron neuron, const Rates& rates, int64_t vectors, Ahead ahead,
+                        const R* x, const R* before, const R* h, const R* g, const R* ds, R* dstate,
+                        R* dfactor, Out<R> dx) {
   using V = Lanes<R>;
   for (int64_t k = 0; k < vectors; ++k) {
     const int64_t i = k * V::kCount;
     ahead.fetch(i);
     V h_t = load(h + i), x_t(0), v(0);
     if constexpr (kWantRate) x_t = load(x + i), v = load(before + i);
-    auto d = neuron.adjoint(x_t, v, h_t, fire<kSmooth>(neuron, h_t), load(g + i),
-                            ds ? load(ds + i) : V(0), load(dstate + i), rates.at(i));
+    auto d = neuron.adjoint(x_t, v, h_t, fire<kSmooth>(neuron, h_t), load(g + i), load(ds + i),
+                            load(dstate + i), rates.at(i));
     store(dstate + i, d.dv);
     if (kWantRate) store(dfactor + i, load(dfactor + i) + d.drate);
     dx.put(i, d.dx);
@@ -142,16 +139,16 @@ void forward_tile(const Neuron neuron, const Rates& rates, const LifLayer& layer
   const R* const v0 = static_cast<const R*>(io.v0);
   R* const v_out = static_cast<R*>(io.v);
   R* const borders = static_cast<R*>(io.borders);
-  Source<R> x(io.x, layer.dtype, io.x_stride, io.norm, begin, tile);
+  Source<R> x(io.x, layer.dtype, io.x_stride, io.norm, layer.steps, begin, tile);
   Writer<R> s(io.s, layer.dtype, n, begin, tile, 2 * layer.steps * n);
-  alignas(64) R state[kTile];
+  alignas(64) R state[kTile], row[kTile];
   set_row(state, v0 ? v0 + begin : nullptr, tile, neuron.r);
 
   for (int64_t t = 0; t < layer.steps; ++t) {
     if (borders && t > 0 && t % kSegment == 0)
       copy_row(borders + (t / kSegment - 1) * n + begin, state, tile);
     const Ahead next = t + 1 < layer.steps ? x.ahead(t + 1) : x.ahead_of_tile(0);
-    step_row<kSmooth>(neuron, rates, vectors, next, x.read(t), state, s.row(t));
+    step_row<kSmooth>(neuron, rates, vectors, next, x.read(t, row), state, s.row(t));
     s.write(t);
     if (io.v_every_step) copy_row(v_out + t * n + begin, state, tile);
   }
@@ -165,15 +162,18 @@ void backward_tile(const Neuron neuron, const Rates& rates, const LifLayer& laye
   const R* const borders = static_cast<const R*>(io.borders);
   const R* const dv = static_cast<const R*>(io.dv);
   const R* const v0 = static_cast<const R*>(io.v0);
-  Source<R> x(io.x, layer.dtype, io.x_stride, io.norm, begin, tile);
+  Source<R> x(io.x, layer.dtype, io.x_stride, io.norm, layer.steps, begin, tile);
   Reader<R> ds(io.ds, layer.dtype, io.ds_stride, begin, tile);
   Writer<R> dx(io.dx, layer.dtype, io.sum_dx ? 0 : n, begin, tile,
-               io.sum_dx ? 0 : 3 * layer.steps * n, io.sum_dx, x.normal());
+               io.sum_dx || x.normal() ? 0 : 3 * layer.steps * n, io.sum_dx);
   alignas(64) R h[kSegment][kTile], g[kTile], before[kWantRate ? kSegment + 1 : 1][kTile];
-  alignas(64) R dstate[kTile], dfactor[kTile], sum[kTile], moment[kTile];
+  alignas(64) R dstate[kTile], dfactor[kTile], centred[kSegment][kTile];
+  alignas(64) R x_rows[kWantRate ? kSegment : 1][kTile];
+  alignas(64) static const R zeros[kTile] = {};
+  const R* x_at[kSegment];
+  Moments<R> moments;
   set_row(dstate, dv && !io.dv_every_step ? dv + begin : nullptr, tile, R(0));
   if (kWantRate) set_row<R>(dfactor, nullptr, tile, 0);
-  if (x.normal()) set_row<R>(sum, nullptr, tile, 0), set_row<R>(moment, nullptr, tile, 0);
 
   const int64_t last = (layer.steps - 1) / kSegment * kSegment;
   for (int64_t first = last; first >= 0; first -= kSegment) {
@@ -182,7 +182,9 @@ void backward_tile(const Neuron neuron, const Rates& rates, const LifLayer& laye
     set_row(before[0], start ? start + begin : nullptr, tile, neuron.r);
     for (int t = 0; t < steps; ++t) {
       const Ahead next = t + 1 < steps ? x.ahead(first + t + 1) : ds.ahead(first + t);
-      recompute_row<kSmooth>(neuron, rates, vectors, next, x.read(first + t),
+      // Where nobody reads X again, H takes its place.
+      x_at[t] = x.read(first + t, kWantRate ? x_rows[t] : h[t], centred[t]);
+      recompute_row<kSmooth>(neuron, rates, vectors, next, dx.ahead(first + t), x_at[t],
                              before[kWantRate ? t : 0], h[t], before[kWantRate ? t + 1 : 0]);
     }
     for (int t = steps - 1; t >= 0; --t) {
@@ -192,39 +194,52 @@ void backward_tile(const Neuron neuron, const Rates& rates, const LifLayer& laye
       const Ahead next = t > 0       ? ds.ahead(first + t - 1)
                          : first > 0 ? x.ahead(first - kSegment)
                                      : x.ahead_of_tile(last);
-      adjoint_row<kSmooth, kWantRate>(neuron, rates, vectors, next,
-                                      kWantRate ? x.read(first + t) : nullptr,
-                                      before[kWantRate ? t : 0], h[t], g, ds.read(first + t),
-                                      dstate, dfactor, dx.row(first + t));
-      if (x.normal() && !io.sum_dx) x.add_sums(first + t, dx.written(first + t), sum, moment);
+      const R* const given = ds.read(first + t);
+      const auto run = [&](Neuron neuron) {
+        adjoint_row<kSmooth, kWantRate>(neuron, rates, vectors, next, x_at[t],
+                                        before[kWantRate ? t : 0], h[t], g, given ? given : zeros,
+                                        dstate, dfactor, dx.row(first + t));
+      };
+      // Constants in the loop.
+      Neuron fixed = neuron;
+      if (neuron.detach_reset)
+        fixed.detach_reset = true, run(fixed);
+      else
+        fixed.detach_reset = false, run(fixed);
       dx.write(first + t);
     }
+    if (x.normal() && !io.sum_dx)
+      moments.add(steps, vectors, dx.row(first).row, dx.step(), centred[0]);
   }
   if (x.normal()) {
-    if (io.sum_dx) x.add_sums(0, dx.written(0), sum, moment);  // y is the same at every step
-    const LifNorm& norm = io.norm;
-    double* sums = norm.partial + chunk * 2 * norm.channels;
-    add_to_channels(sum, norm.channels, norm.inner, begin, tile, sums);
-    add_to_channels(moment, norm.channels, norm.inner, begin, tile, sums + norm.channels);
+    if (io.sum_dx) moments.add(1, vectors, dx.row(0).row, 0, centred[0]);  // one y for all steps
+    double* sums = io.norm.partial + chunk * 2 * io.norm.channels;
+    x.channels().add(moments.sum.at, sums);
+    x.channels().add(moments.product.at, sums + io.norm.channels);
   }
   dx.finish();
   if (io.dv0) copy_row(static_cast<R*>(io.dv0) + begin, dstate, tile);
   if (kWantRate) {
-    double* drate = io.partial + chunk * layer.channels;
-    add_to_channels(dfactor, layer.channels, layer.inner, begin, tile, drate);
+    Channels(layer.channels, layer.inner, begin, tile)
+        .add(dfactor, io.partial + chunk * layer.channels);
   }
 }
 
-inline int64_t chunk_count(int64_t n) { return std::min((n + kTile - 1) / kTile, kMaxChunks); }
+// A thread is worth waking for some ten microseconds of work: so many elements.
+constexpr int64_t kGrain = 32768;
+
+// Two grains each: every chunk has sums of its own for all channels, to be cleared and added up.
+template <class Job>
+int64_t chunk_count(const Job& job) {
+  const int64_t tiles = (job.n + kTile - 1) / kTile;
+  return std::min({tiles, kMaxChunks, std::max<int64_t>(1, job.n * job.steps / (2 * kGrain))});
+}
 
 // Runs f(chunk, begin, size) over all tiles, chunks in parallel.
 template <class Job, class F>
 void for_each_tile(const Job& job, F&& f) {
-  const int64_t tiles = (job.n + kTile - 1) / kTile, chunks = chunk_count(job.n);
-  // A thread is worth waking for some ten microseconds of work.
-  constexpr int64_t kGrain = 32768;
-  const int64_t useful = std::max<int64_t>(1, job.n * job.steps / kGrain);
-  const int threads = int(std::min({int64_t(job.threads), chunks, useful}));
+  const int64_t tiles = (job.n + kTile - 1) / kTile, chunks = chunk_count(job);
+  const int threads = int(std::min<int64_t>(job.threads, chunks));
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     for (int64_t tile = tiles * chunk / chunks; tile < tiles * (chunk + 1) / chunks; ++tile) {
@@ -253,7 +268,7 @@ inline const double* add_chunks(double* partial, int64_t chunks, int64_t count) 
 
 template <bool kSmooth, bool kWantRate, class R, class Neuron>
 void scan_backward(const Neuron& neuron, const LifLayer& layer, const LifBackward& io) {
-  const int64_t chunks = chunk_count(layer.n), sums = io.norm.mean ? 2 * io.norm.channels : 0;
+  const int64_t chunks = chunk_count(layer), sums = io.norm.mean ? 2 * io.norm.channels : 0;
   if (kWantRate) std::fill(io.partial, io.partial + chunks * layer.channels, 0.0);
   std::fill(io.norm.partial, io.norm.partial + chunks * sums, 0.0);
   for_each_tile(layer, [&](int64_t chunk, int64_t begin, int64_t tile) {
@@ -272,38 +287,52 @@ void scan_backward(const Neuron& neuron, const LifLayer& layer, const LifBackwar
 // Mean and variance from sums of Y - k, k near the mean: the mean of a few of the channel's values.
 template <class R>
 void channel_stats(const NormStats& job) {
-  const int64_t C = job.channels, inner = job.inner, chunks = chunk_count(job.n);
+  const int64_t C = job.channels, inner = job.inner, chunks = chunk_count(job);
   constexpr int64_t kFew = 16;
   const int64_t of_channel = job.n / C, few = std::min(kFew, of_channel);
   R* const mean = static_cast<R*>(job.mean);
   R* const var = static_cast<R*>(job.var);
-  for (int64_t c = 0; c < C; ++c) {
-    double k = 0;
-    for (int64_t j = 0; j < few; ++j) {
-      k += element(job.y, job.dtype, c * inner + j % inner + j / inner * C * inner);
+  with_storage(job.dtype, [&](auto* null) {
+    const auto* const y = static_cast<decltype(null)>(job.y);
+    for (int64_t c = 0; c < C; ++c) {
+      double k = 0;
+      for (int64_t j = 0, row = c * inner; j < few; row += C * inner) {
+        const int64_t end = std::min(inner, few - j);
+        for (int64_t i = 0; i < end; ++i) k += double(widen(y[row + i]));
+        j += end;
+      }
+      mean[c] = R(k / double(few));
     }
-    mean[c] = R(k / double(few));
-  }
+  });
   std::fill(job.partial, job.partial + chunks * 2 * C, 0.0);
   for_each_tile(job, [&](int64_t chunk, int64_t begin, int64_t tile) {
+    using V = Lanes<R>;
+    const Channels channels(C, inner, begin, tile);
     Reader<R> y(job.y, job.dtype, job.stride, begin, tile);
-    alignas(64) R k[kTile], sum[kTile], square[kTile];
-    spread(mean, C, inner, begin, tile, k);
-    set_row<R>(sum, nullptr, tile, 0), set_row<R>(square, nullptr, tile, 0);
-    for (int64_t t = 0; t < job.steps; ++t) {
-      const Ahead next = t + 1 < job.steps ? y.ahead(t + 1) : y.ahead_of_tile(0);
-      const R* row = y.read(t);
-      for (int64_t v = 0; v < vectors_of<R>(tile); ++v) {
-        const int64_t i = v * Lanes<R>::kCount;
-        next.fetch(i);
-        const auto d = load(row + i) - load(k + i);
-        store(sum + i, load(sum + i) + d);
-        store(square + i, mad_(d, d, load(square + i)));
+    TileRow<R> k[1], sum, square;
+    channels.spread({job.mean}, k);
+    const R* rows[kSegment];
+    for (int64_t first = 0; first < job.steps; first += kSegment) {
+      const int steps = int(std::min<int64_t>(kSegment, job.steps - first));
+      Ahead next[kSegment];
+      for (int t = 0; t < steps; ++t)
+        rows[t] = y.read(first + t), next[t] = y.ahead_of_tile(first + t);
+      for (int64_t i = 0; i < tile; i += V::kCount) {
+        const V k_i = load(k[0].at + i);
+        V sum_i(0), square_i(0);
+        if (first > 0) sum_i = load(sum.at + i), square_i = load(square.at + i);
+        for (int t = 0; t < steps; ++t) {
+          next[t].fetch(i);
+          const V d = load(rows[t] + i) - k_i;
+          sum_i = sum_i + d;
+          square_i = mad_(d, d, square_i);
+        }
+        store(sum.at + i, sum_i), store(square.at + i, square_i);
       }
     }
     double* sums = job.partial + chunk * 2 * C;
-    add_to_channels(sum, C, inner, begin, tile, sums);
-    add_to_channels(square, C, inner, begin, tile, sums + C);
+    channels.add(sum.at, sums);
+    channels.add(square.at, sums + C);
   });
   const double count = double(of_channel) * double(job.steps);
   const double* total = add_chunks(job.partial, chunks, 2 * C);
@@ -317,24 +346,25 @@ void channel_stats(const NormStats& job) {
 template <class R>
 void normal_backward(const NormBackward& job) {
   for_each_tile(job, [&](int64_t, int64_t begin, int64_t tile) {
+    using V = Lanes<R>;
+    const Channels channels(job.channels, job.inner, begin, tile);
     Reader<R> y(job.y, job.dtype, job.stride, begin, tile);
     Reader<R> dx(job.dx, job.dtype, job.n, begin, tile);
-    Writer<R> dy(job.dy, job.dtype, job.n, begin, tile, 3 * job.steps * job.n);
-    alignas(64) R mean[kTile], a[kTile], b[kTile], c[kTile];
-    const auto per_channel = [&](const void* from, R* to) {
-      spread(from, job.channels, job.inner, begin, tile, to);
-    };
-    per_channel(job.mean, mean), per_channel(job.a, a);
-    per_channel(job.b, b), per_channel(job.c, c);
+    // What is overwritten where it was read is in cache already.
+    Writer<R> dy(job.dy, job.dtype, job.n, begin, tile,
+                 job.dy == job.dx ? 0 : 3 * job.steps * job.n);
+    TileRow<R> rows[4];
+    channels.spread({job.mean, job.a, job.b, job.c}, rows);
+    const auto& [mean, a, b, c] = rows;
     for (int64_t t = 0; t < job.steps; ++t) {
       const Ahead next = t + 1 < job.steps ? y.ahead(t + 1) : y.ahead_of_tile(0);
+      const Ahead next_d = t + 1 < job.steps ? dx.ahead(t + 1) : dx.ahead_of_tile(0);
       const R *row = y.read(t), *d = dx.read(t);
       const Out<R> out = dy.row(t);
-      for (int64_t v = 0; v < vectors_of<R>(tile); ++v) {
-        const int64_t i = v * Lanes<R>::kCount;
-        next.fetch(i);
-        const auto centred = mad_(load(b + i), load(row + i) - load(mean + i), load(c + i));
-        out.put(i, mad_(load(a + i), load(d + i), centred));
+      for (int64_t i = 0; i < tile; i += V::kCount) {
+        next.fetch(i), next_d.fetch(i);
+        const V centred = mad_(load(b.at + i), load(row + i) - load(mean.at + i), load(c.at + i));
+        out.put(i, mad_(load(a.at + i), load(d + i), centred));
       }
       dy.write(t);
     }

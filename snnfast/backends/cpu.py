@@ -166,6 +166,57 @@ def norm_backward(
     )
 
 
+def norm_prepare(
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    running: tuple[Tensor, Tensor] | None,
+    momentum: float,
+    unbias: float,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """inv_std = 1 / sqrt(var + eps) and weight * inv_std, [C]; ``running``, a mean and a variance,
+    take a share ``momentum`` of mean and of var * unbias."""
+    inv_std = torch.empty_like(mean)
+    scale = inv_std if weight is None else torch.empty_like(mean)
+    running_mean, running_var = running or (None, None)
+    _module().norm_prepare(
+        DTYPES[mean.dtype],
+        mean.numel(),
+        mean.data_ptr(),
+        var.data_ptr(),
+        _pointer(weight),
+        _pointer(running_mean),
+        _pointer(running_var),
+        momentum,
+        unbias,
+        eps,
+        inv_std.data_ptr(),
+        scale.data_ptr(),
+    )
+    if running is not None:
+        torch.autograd.graph.increment_version(running)
+    return inv_std, scale
+
+
+def norm_finish(
+    sums: Tensor, scale: Tensor, inv_std: Tensor, count: int | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of weight and bias [C] from the ``sums`` [2, C] of ``lif_backward``, and b and
+    c of ``norm_backward`` for statistics of ``count`` values, or for constant ones."""
+    results = tuple(torch.empty_like(scale) for _ in range(4))
+    _module().norm_finish(
+        DTYPES[sums.dtype],
+        scale.numel(),
+        sums.data_ptr(),
+        scale.data_ptr(),
+        inv_std.data_ptr(),
+        count or 0,
+        *(tensor.data_ptr() for tensor in results),
+    )
+    return results
+
+
 def _problem(logits: Tensor, target: Tensor, other: Tensor | None) -> tuple:
     """What both losses begin with: sizes, logits, labels or class probabilities, and ``other``, the
     teacher's logits [B, C] or auxiliary ones [T, B, C]."""

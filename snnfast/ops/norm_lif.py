@@ -5,6 +5,8 @@ order. Kept for backward are y, the residual and a few numbers per channel: X an
 again from them.
 """
 
+import math
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -33,12 +35,17 @@ _library.define(
 )
 _library.define(
     f"norm_lif_gradient(Tensor y, {_NORM}, Tensor? v0, Tensor? rate, Tensor borders, Tensor? ds, "
-    f"Tensor? dv, Tensor a, Tensor b, Tensor c, {neurons._LAYER}) -> Tensor",
+    f"Tensor? dv, Tensor ga, Tensor gb, Tensor gc, {neurons._LAYER}) -> Tensor",
     tags=neurons._TAGS,
 )
 _library.define(
     "norm_backward(Tensor y, Tensor dx, Tensor mean, Tensor a, Tensor b, Tensor c, bool static, "
     "str backend) -> Tensor",
+    tags=neurons._TAGS,
+)
+_library.define(
+    "norm_backward_(Tensor y, Tensor(a!) dx, Tensor mean, Tensor a, Tensor b, Tensor c, "
+    "bool static, str backend) -> ()",
     tags=neurons._TAGS,
 )
 
@@ -56,8 +63,12 @@ def _axis(static: bool) -> int:
 def _place(y: Tensor, static: bool) -> tuple[Tensor, int, int]:
     """y as [T, ...] with dense steps, and where its channels are: their number and ``inner``."""
     y = check.with_dense_steps(y, _axis(static))
-    channels = y.shape[_axis(static) + 1]
-    inner = neurons._step_strides(y, _axis(static))[1]
+    axis = _axis(static)
+    channels = y.shape[axis + 1]
+    if y.is_contiguous():
+        inner = math.prod(y.shape[axis + 2 :])
+    else:
+        inner = neurons._step_strides(y, axis)[1]
     return (y.unsqueeze(0) if static else y), channels, inner
 
 
@@ -109,6 +120,11 @@ def _(y, dx, mean, a, b, c, static, backend):
     return torch.empty_like(dx)
 
 
+@torch.library.register_fake("snnfast::norm_backward_", lib=_library)
+def _(y, dx, mean, a, b, c, static, backend):
+    return None
+
+
 def _run_forward(y, residual, mean, scale, bias, v0, rate, steps, static, charge, rate_value,
                  divide, theta, reset, hard, detach_reset, surrogate, a, b, spiking, backend, state,
                  keep):  # fmt: skip
@@ -155,13 +171,17 @@ def _run_gradient(y, mean, scale, bias, v0, rate, borders, ds, dv, ga, gb, gc, s
     return dy
 
 
-def _run_norm_backward(y, dx, mean, a, b, c, static, backend):
+def _run_norm_backward(y, dx, mean, a, b, c, static, backend, dy=None):
     sequence, channels, inner = _place(y, static)
-    dy = torch.empty_like(dx)
+    dy = torch.empty_like(dx) if dy is None else dy
     norm = specs.Norm(mean, a, c, channels, inner)
     steps = (dx[None], dy[None]) if static else (dx, dy)
     module(backend).norm_backward(sequence, steps[0], norm, a, b, c, steps[1])
     return dy
+
+
+def _run_norm_backward_in_place(y, dx, mean, a, b, c, static, backend):
+    _run_norm_backward(y, dx, mean, a, b, c, static, backend, dy=dx)
 
 
 for _device in ("CPU", "CUDA"):
@@ -170,6 +190,28 @@ for _device in ("CPU", "CUDA"):
     _library.impl("norm_lif_backward", _run_backward, _device)
     _library.impl("norm_lif_gradient", _run_gradient, _device)
     _library.impl("norm_backward", _run_norm_backward, _device)
+    _library.impl("norm_backward_", _run_norm_backward_in_place, _device)
+
+
+def _own_arithmetic(backend: str, mean: Tensor) -> bool:
+    """Whether numbers per channel are for a function of the backend: on a CPU a dozen small ops
+    take as long as a pass over a small layer. Not for what is only traced."""
+    return backend == "cpu" and type(mean) is Tensor and not torch.compiler.is_compiling()
+
+
+def _prepare(mean, var, weight, running, momentum, total, eps, backend) -> tuple[Tensor, Tensor]:
+    """(1 / sqrt(var + eps), weight times that); updates ``running``, a mean and a variance or None,
+    by statistics of ``total`` values."""
+    own = _own_arithmetic(backend, mean)
+    if own and all(t.is_contiguous() for t in running or ()) and not isinstance(total, Tensor):
+        weight = None if weight is None else weight.contiguous()
+        unbias = total / (total - 1) if running else 1.0
+        return module(backend).norm_prepare(mean, var, weight, running, momentum, unbias, eps)
+    if running:
+        running[0].lerp_(mean, momentum)
+        running[1].lerp_(var * (total / (total - 1)), momentum)
+    inv_std = torch.rsqrt(var + eps)
+    return inv_std, inv_std if weight is None else weight * inv_std
 
 
 class _NormLif(torch.autograd.Function):
@@ -178,9 +220,8 @@ class _NormLif(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, y, residual, weight, bias, v0, rate, mean, inv_std, layer, state, batch, group
+        ctx, y, residual, weight, bias, v0, rate, mean, inv_std, scale, layer, state, batch, group
     ):
-        scale = inv_std if weight is None else weight * inv_std
         shift = torch.zeros_like(mean) if bias is None else bias
         s, v, borders = torch.ops.snnfast.norm_lif_forward.default(
             y, residual, mean, scale, shift, v0, rate, *layer, state, True
@@ -205,30 +246,36 @@ class _NormLif(torch.autograd.Function):
         dx, sums, dv0, dfactor = torch.ops.snnfast.norm_lif_backward.default(
             y, residual, *norm, *inputs, *ctx.layer, not again, want[4], want[5]
         )
-        dy = dweight = dbias = drate = None
-        if want[2]:
-            dweight = sums[1] * inv_std
-        if want[3]:
-            dbias = sums[0].clone()
+        own = _own_arithmetic(backend, mean) and ctx.group is None
+        dy = drate = None
+        if own:
+            dweight, dbias, b, c = module(backend).norm_finish(sums, scale, inv_std, ctx.batch)
+        else:
+            dweight = sums[1] * inv_std if want[2] else None
+            dbias = sums[0].clone() if want[3] else None
         if want[5]:  # the kernels give the gradient of 1/tau
             drate = -dfactor / (rate * rate) if ctx.layer[4] else dfactor
         if want[0]:
-            b = c = torch.zeros_like(mean)
-            if ctx.batch is not None:
-                if ctx.group is not None:
-                    sums = sums.clone()
-                    dist.all_reduce(sums, group=ctx.group)
-                c = scale * sums[0] / -ctx.batch
-                b = scale * inv_std * inv_std * sums[1] / -ctx.batch
+            if not own:
+                b = c = torch.zeros_like(mean)
+                if ctx.batch is not None:
+                    if ctx.group is not None:
+                        sums = sums.clone()
+                        dist.all_reduce(sums, group=ctx.group)
+                    c = scale * sums[0] / -ctx.batch
+                    b = scale * inv_std * inv_std * sums[1] / -ctx.batch
+            operands = (y, dx, mean, scale, b, c)
             if again:
                 dy = torch.ops.snnfast.norm_lif_gradient.default(
                     y, *norm, *inputs, scale, b, c, *ctx.layer
                 )
+            elif own and not want[1]:  # nobody else sees the gradient of X
+                torch.ops.snnfast.norm_backward_.default(*operands, static, backend)
+                dy = dx
             else:
-                operands = (y, dx, mean, scale, b, c)
                 dy = torch.ops.snnfast.norm_backward.default(*operands, static, backend)
-        dresidual = dx if want[1] else None
-        return dy, dresidual, dweight, dbias, dv0 if want[4] else None, drate, *[None] * 6
+        grads = (dy, dx, dweight, dbias, dv0, drate)
+        return *(grad if wanted else None for grad, wanted in zip(grads, want)), *[None] * 7
 
 
 def _joined(mean: Tensor, var: Tensor, count: int, group) -> tuple[Tensor, Tensor, Tensor]:
@@ -378,7 +425,7 @@ def norm_lif(
         timesteps=timesteps, return_state=return_state, backend=backend,
     )  # fmt: skip
     dtype = check.state_dtype(y)
-    weight, bias = (None if p is None else p.to(dtype) for p in (weight, bias))
+    weight, bias = (None if p is None else p.to(dtype).contiguous() for p in (weight, bias))
     use_batch = training or running_mean is None
     count = y.numel() // channels  # a static input has the statistics of one step
     if use_batch and process_group is None and count * (timesteps or 1) == 1:
@@ -388,7 +435,8 @@ def norm_lif(
         )
     name = layer[-1]
 
-    mean, var, batch = running_mean, running_var, None
+    mean, var, batch, total = None, None, None, 0
+    running = (running_mean, running_var) if training and running_mean is not None else None
     if use_batch:
         with torch.no_grad():
             if name == "reference":
@@ -400,10 +448,11 @@ def norm_lif(
             batch = count
             if process_group is not None:
                 mean, var, batch = _joined(mean, var, count, process_group)
-            if training and running_mean is not None:
-                total = batch * (timesteps or 1)
-                running_mean.lerp_(mean, momentum)
-                running_var.lerp_(var * (total / (total - 1)), momentum)
+            total = batch * (timesteps or 1)
+            if name == "reference":
+                _prepare(mean, var, None, running, momentum, total, eps, name)
+    else:
+        mean, var = running_mean.contiguous(), running_var.contiguous()
 
     if name == "reference":
         if use_batch and process_group is not None:
@@ -423,12 +472,12 @@ def norm_lif(
         return s, states[1:] if state == neurons.STATE_ALL else states[-1]
 
     y = check.with_dense_steps(y, _axis(static))
-    inv_std = torch.rsqrt(var + eps)
+    with torch.no_grad():
+        inv_std, scale = _prepare(mean, var, weight, running, momentum, total, eps, name)
     inputs = (y, residual, weight, bias, v0, rate)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
-        result = _NormLif.apply(*inputs, mean, inv_std, layer, state, batch, process_group)
+        result = _NormLif.apply(*inputs, mean, inv_std, scale, layer, state, batch, process_group)
     else:
-        scale = inv_std if weight is None else weight * inv_std
         shift = torch.zeros_like(mean) if bias is None else bias
         s, v, _ = torch.ops.snnfast.norm_lif_forward.default(
             y, residual, mean, scale, shift, v0, rate, *layer, state, False
