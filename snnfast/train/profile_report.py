@@ -6,10 +6,10 @@ import torch
 
 from snnfast.data.extras import require
 from snnfast.models import create_model
+from snnfast.train.build import choose_device, configured
 from snnfast.train.checkpoint import write_atomic
 from snnfast.train.config import ConfigError
 from snnfast.train.profile import Profile, profile
-from snnfast.train.run import choose_device, configured
 
 PLOT = "profile.png"
 
