@@ -12,7 +12,7 @@ demo: $(STAMP)
 	$(BIN)/snnfast train digits_twkd
 
 test: $(STAMP) peers
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
