@@ -101,7 +101,7 @@ class _Run:
             self.teacher.eval().requires_grad_(False)
         self._phase(self.student_trainer())
         result = {"phase": "result", "test_samples": len(self.data.test)}
-        if config.time_step and spiking(self.student):
+        if config.time_step and spiking(self.student) and self.world.size == 1:
             result |= self._time_step()
         self.metrics.add(result)
         if self.world.main:
