@@ -31,6 +31,7 @@ gpu:
 	$(PYTHON) benchmarks/bench_lif.py --device cuda
 	$(PYTHON) benchmarks/bench_block.py --device cuda
 	$(PYTHON) benchmarks/bench_distill.py --device cuda
+	$(PYTHON) benchmarks/bench_train.py --device cuda
 
 # The peers declare torchvision, which the neurons do not need and which asks for a torch of its own.
 peers: $(VENV)/.peers
