@@ -211,7 +211,8 @@ def _prepare(mean, var, weight, running, momentum, total, eps, backend) -> tuple
         running[0].lerp_(mean, momentum)
         running[1].lerp_(var * (total / (total - 1)), momentum)
     inv_std = torch.rsqrt(var + eps)
-    return inv_std, inv_std if weight is None else weight * inv_std
+    # Two tensors at any rate: Dynamo traces no autograd.Function that gets one of them twice.
+    return inv_std, inv_std.clone() if weight is None else weight * inv_std
 
 
 class _NormLif(torch.autograd.Function):
