@@ -97,14 +97,14 @@ def test_an_interrupt_saves_and_says_how_to_go_on(tmp_path, capsys, monkeypatch,
     measured, asked = run.accuracy, []
 
     def interrupted(*args, **kwargs):
-        if not asked and len(phase(tmp_path, "student")) == 1:  # the student's second epoch
+        if not asked and len(phase(tmp_path, "teacher")) == 2:  # the student's first epoch
             asked.append(signal.raise_signal(signal.SIGINT))
         return measured(*args, **kwargs)
 
     monkeypatch.setattr(run, "accuracy", interrupted)
     assert main(arguments(tmp_path, **SHORT)) == 130
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "interrupted after step 12 (epoch 2), saved; to go on: snnfast train" in error
+    assert "interrupted after step 6 (epoch 1), saved; to go on: snnfast train" in error
     assert error.endswith(f"--output {tmp_path} --resume auto")
     monkeypatch.undo()
     assert main(arguments(tmp_path, **SHORT, resume="auto")) == 0
