@@ -87,11 +87,6 @@ def load_teacher(model: nn.Module, path: Path) -> None:
         raise ConfigError(f"teacher.checkpoint: {error}") from error
 
 
-def in_layout(model: nn.Module, config: Config) -> nn.Module:
-    """``model`` with channels-last weights where the recipe asks for them."""
-    return model.to(memory_format=torch.channels_last) if config.channels_last else model
-
-
 def _model(config: Config, data: Data, device: torch.device, name: str, **arguments) -> nn.Module:
     """A network with first weights of its own seed; one image shows that it can run."""
     with torch.random.fork_rng(devices=[]):
@@ -105,7 +100,8 @@ def _model(config: Config, data: Data, device: torch.device, name: str, **argume
             timesteps=config.timesteps,
             **arguments,
         )
-    model = in_layout(model.to(device), config)
+    layout = torch.channels_last if config.channels_last else torch.preserve_format
+    model = model.to(device, memory_format=layout)
     image = torch.zeros(1, data.in_channels, data.image_size, data.image_size, device=device)
     logits_of(model.eval(), image)
     return model.train()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from snnfast.data.extras import require
 from snnfast.train import report
-from snnfast.train.config import Config, ConfigError, keys, load
+from snnfast.train.config import Config, ConfigError, flat, load
 
 MARKDOWN, PLOT = "report.md", "curves.png"
 # What does not make two runs different experiments.
@@ -79,7 +79,7 @@ def read(path: Path) -> Run:
 
 def grouped(runs: list[Run]) -> list[Group]:
     """Runs by recipe; a group is named by the keys in which it differs from the others."""
-    tables = [_table(run.config) for run in runs]
+    tables = [flat(run.config) for run in runs]
     differing = [
         name for name in tables[0] if len({repr(t[name]) for t in tables}) > 1 and name not in SAME
     ]
@@ -115,16 +115,6 @@ def markdown(groups: list[Group]) -> str:
         cells.append(_spread(teachers))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def _table(config: Config) -> dict[str, object]:
-    def value(name):
-        found = config
-        for part in name.split("."):
-            found = getattr(found, part)
-        return found
-
-    return {name: value(name) for name, _ in keys()}
 
 
 def _spread(values: list[float]) -> str:

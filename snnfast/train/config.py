@@ -10,6 +10,7 @@ import difflib
 import tomllib
 import types
 from collections.abc import Iterator, Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -217,13 +218,13 @@ def dump(config: Config) -> str:
 
 def differences(one: Config, other: Config) -> list[str]:
     """The keys in which two configs differ."""
+    mine, others = flat(one), flat(other)
+    return [name for name in mine if mine[name] != others[name]]
 
-    def value(config, name):
-        for part in name.split("."):
-            config = getattr(config, part)
-        return config
 
-    return [name for name, _ in keys() if value(one, name) != value(other, name)]
+def flat(config: Config) -> dict[str, object]:
+    """All values by dotted key: {"epochs": ..., "twkd.alpha": ...}."""
+    return {name: attrgetter(name)(config) for name, _ in keys()}
 
 
 def unknown(name: str, where: str) -> ConfigError:
@@ -327,6 +328,7 @@ __all__ = [
     "differences",
     "dump",
     "find_recipe",
+    "flat",
     "keys",
     "list_recipes",
     "load",

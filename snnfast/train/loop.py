@@ -4,11 +4,11 @@ Everything that is drawn (order, augmentation, Mixup) comes from the seed and th
 epoch or step, never from a stream: where a run goes on, nothing of it has to be replayed.
 """
 
-import contextlib
 import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -129,8 +129,7 @@ class Trainer:
         steps, self._pending = [step for step, _ in self._pending], []
         for step, row in zip(steps, rows, strict=True):
             values = dict(zip(names, row, strict=True))
-            count = values["count"]
-            losses = {n: v / count for n, v in values.items() if n not in ("count", "right")}
+            losses = _per_sample(values)
             if not math.isfinite(losses["loss"]):
                 shown = " ".join(f"{name}={value:g}" for name, value in losses.items())
                 raise TrainingError(f"not finite at step {step.step} (epoch {step.epoch}): {shown}")
@@ -138,14 +137,12 @@ class Trainer:
                 self.sums[name] = self.sums.get(name, 0.0) + value
 
     def means(self) -> dict[str, float]:
-        """The epoch's mean loss and terms so far, and the fraction right of the training images as
-        they were shown."""
-        self.flush()
-        count = self.sums.get("count", 0.0)
-        if not count:
+        """The epoch's mean loss and terms, and the fraction right of the training images as they
+        were shown, up to the last :meth:`flush`. One rank may ask alone: nothing is exchanged."""
+        if not self.sums:
             return {}
-        means = {n: v / count for n, v in self.sums.items() if n not in ("count", "right")}
-        return means | {"train_accuracy": self.sums["right"] / count}
+        right = self.sums["right"] / self.sums["count"]
+        return _per_sample(self.sums) | {"train_accuracy": right}
 
     def state(self) -> dict:
         """All that a run needs to go on, but the weights. Loadable with ``weights_only=True``."""
@@ -222,8 +219,8 @@ class Trainer:
             at = slice(len(labels) * part // parts, len(labels) * (part + 1) // parts)
             count = at.stop - at.start
             waits = isinstance(self._run, DistributedDataParallel) and part < parts - 1
-            with self._run.no_sync() if waits else contextlib.nullcontext():
-                with self._autocast(), packed_spikes() if options.packed_spikes else _nothing():
+            with self._run.no_sync() if waits else nullcontext():
+                with self._autocast(), packed_spikes() if options.packed_spikes else nullcontext():
                     output = self._run(images[..., at, :, :, :])
                     loss, terms = self.objective(
                         output, targets[at], None if taught is None else taught[at]
@@ -267,7 +264,7 @@ class Trainer:
 
     def _autocast(self):
         dtype = DTYPES.get(self.options.amp)
-        return torch.autocast(self.device.type, dtype) if dtype else _nothing()
+        return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
 
 
 def show(images: Tensor, frames: int = 0, channels_last: bool = False) -> Tensor:
@@ -291,6 +288,11 @@ def seed_of(*what) -> int:
     return int.from_bytes(hashlib.blake2b(repr(what).encode(), digest_size=7).digest(), "big")
 
 
+def _per_sample(sums: dict[str, float]) -> dict[str, float]:
+    """Mean losses out of their sums over ``count`` samples."""
+    return {n: v / sums["count"] for n, v in sums.items() if n not in ("count", "right")}
+
+
 def _batch_sizes(count: int, batch_size: int, ranks: int) -> list[int]:
     """Sizes of an epoch's global batches; a remainder that gives a rank less than two samples, of
     which batch normalisation has no variance, is left out."""
@@ -312,7 +314,3 @@ def _mixup(images: Tensor, targets: Tensor, classes: int, alpha: float, seed: in
     known = (targets >= 0)[:, None]
     one_hot = F.one_hot(targets.clamp(min=0), classes).to(images.dtype) * known
     return images, torch.lerp(one_hot.flip(0), one_hot, lam)
-
-
-def _nothing():
-    return contextlib.nullcontext()
