@@ -136,7 +136,7 @@ def norm_lif(
     wide = y.to(state)
     if mean is None:
         mean, var = channel_stats(wide, axis)
-    x = normalise(wide, mean, weight * torch.rsqrt(var + eps), bias, axis)
+    x = normalise(wide, mean, weight * (1 / (var + eps).sqrt()), bias, axis)
     if residual is not None:
         x = x + residual.to(state)
     s, states = lif(x, v0, timesteps=timesteps, **neuron)

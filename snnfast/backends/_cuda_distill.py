@@ -22,6 +22,7 @@ from snnfast.backends._cuda_launch import (
     place,
     pointer,
 )
+from snnfast.backends.contract import checked
 from snnfast.backends.spec import SELF_NONE, StepwiseSpec, TssdSpec
 
 _ROW = struct.Struct("=8Q4q6q2f4i")
@@ -61,6 +62,7 @@ def plan(steps: int, classes: int, other_steps: int, probabilities: bool, slots:
     return Plan(False, threads, 4 * _SCRATCH, slots)
 
 
+@checked
 def stepwise_loss(
     spec: StepwiseSpec,
     logits: Tensor,
@@ -83,6 +85,7 @@ def stepwise_loss(
     rows.run("stepwise", _stepwise(spec), *results, _weights(spec, steps, steps))
 
 
+@checked
 def tssd_loss(
     spec: TssdSpec,
     logits: Tensor,
@@ -102,6 +105,7 @@ def tssd_loss(
     rows.run("tssd", _tssd(spec, steps), *results, _weights(spec, steps, 1))
 
 
+@checked
 def scale_gradient(gradient: Tensor, grad_output: Tensor, unit: Tensor, scaled: Tensor) -> None:
     """scaled = gradient * (grad_output * unit); 2b bytes per element."""
     pointers = [pointer(t) for t in (gradient, scaled, grad_output, unit)]

@@ -20,6 +20,7 @@ from snnfast.backends._cuda_launch import (
     place,
     pointer,
 )
+from snnfast.backends.contract import checked
 from snnfast.backends.spec import Norm
 
 _NORM = struct.Struct("=8Qq2i4q4i")
@@ -147,6 +148,7 @@ def _time_stride(t: Tensor) -> int:
     return t.stride(0) if t.shape[0] > 1 else 0
 
 
+@checked
 def norm_stats(y: Tensor, channels: int, inner: int, mean: Tensor, var: Tensor) -> None:
     """Mean and biased variance [C] over the steps and neurons of y [T, ...]; b bytes an element."""
     steps, neurons, stride = y.shape[0], y.numel() // y.shape[0], _time_stride(y)
@@ -157,6 +159,7 @@ def norm_stats(y: Tensor, channels: int, inner: int, mean: Tensor, var: Tensor) 
     launch.run(_map_names(launch), args, total=total)
 
 
+@checked
 def norm_backward(
     x: Tensor, dx: Tensor, norm: Norm, a: Tensor, b: Tensor, c: Tensor, dy: Tensor
 ) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from snnfast.backends import _cuda_launch
 from snnfast.backends._cuda_launch import check_status, launch_compiled, pointer
+from snnfast.backends.contract import checked
 
 LOOK, VECTOR = 1, 2
 _ARGS = struct.Struct("=3QqIi")
@@ -34,11 +35,13 @@ def defines(direction: str, size: int) -> tuple[str, ...]:
     return f"-DSNN_{direction.upper()}", f"-DSNN_SIZE={size}"
 
 
+@checked
 def pack_spikes(s: Tensor, bits: Tensor) -> None:
     """Fills ``bits`` [ceil(N / 8)] with those of the dense ``s``, in the order of its memory."""
     _launch("pack", s, bits, None)
 
 
+@checked
 def pack_if_spikes(s: Tensor, bits: Tensor) -> bool:
     """The same, and whether all elements are +0 or 1, for which it waits."""
     exact = torch.ones(1, dtype=torch.int32, device=s.device)
@@ -46,6 +49,7 @@ def pack_if_spikes(s: Tensor, bits: Tensor) -> bool:
     return bool(exact.item())
 
 
+@checked
 def unpack_spikes(bits: Tensor, s: Tensor) -> None:
     """Fills the dense ``s`` with 0 and 1."""
     _launch("unpack", s, bits, None)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from snnfast.backends._triton_call import Call
+from snnfast.backends.contract import checked
 from snnfast.backends.spec import SELF_CORRECT, SELF_NONE, StepwiseSpec, TssdSpec
 
 _BUCKETS = (1, 2, 4, 6, 8)
@@ -250,6 +251,7 @@ def scale_call(gradient, grad_output, unit, scaled) -> Call:
     )
 
 
+@checked
 def stepwise_loss(spec, logits, target, teacher_logits, loss, terms, unit, gradient) -> None:
     """Fills loss, terms and unit, and gradient where it is given."""
     steps = logits.shape[0]
@@ -261,6 +263,7 @@ def stepwise_loss(spec, logits, target, teacher_logits, loss, terms, unit, gradi
     last.launch(logits.device)
 
 
+@checked
 def tssd_loss(
     spec, logits, target, aux_logits, loss, terms, unit, gradient, aux_gradient
 ) -> None:  # fmt: skip
@@ -274,6 +277,7 @@ def tssd_loss(
     last.launch(logits.device)
 
 
+@checked
 def scale_gradient(gradient, grad_output, unit, scaled) -> None:
     """Fills scaled with gradient times (grad_output times unit)."""
     scale_call(gradient, grad_output, unit, scaled).launch(gradient.device)

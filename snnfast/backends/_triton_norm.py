@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from snnfast.backends._triton_call import THREAD, WARPS, Call
+from snnfast.backends.contract import checked
 from snnfast.backends.spec import SEGMENT, Norm
 
 _OPTIONS = {"num_warps": WARPS, "enable_fp_fusion": False}
@@ -126,6 +127,7 @@ def stats_calls(y: Tensor, channels: int, inner: int, mean: Tensor, var: Tensor)
     return take, finish
 
 
+@checked
 def norm_stats(y: Tensor, channels: int, inner: int, mean: Tensor, var: Tensor) -> None:
     """Mean and biased variance [C] over the steps and neurons of y [T, ...]; b bytes an element."""
     for call in stats_calls(y, channels, inner, mean, var):
@@ -143,6 +145,7 @@ def norm_backward_call(y, dx, norm: Norm, a, b, c, dy) -> Call:
     return Call(kernel, programs, arguments, {"TILE": tile, **_steps(steps), **_OPTIONS})
 
 
+@checked
 def norm_backward(
     y: Tensor, dx: Tensor, norm: Norm, a: Tensor, b: Tensor, c: Tensor, dy: Tensor
 ) -> None:

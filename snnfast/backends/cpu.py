@@ -10,6 +10,7 @@ import functools
 import torch
 from torch import Tensor
 
+from snnfast.backends.contract import checked
 from snnfast.backends.spec import LifSpec, Norm, StepwiseSpec, TssdSpec
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
@@ -42,6 +43,7 @@ def _pointer(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+@checked
 def lif_forward(
     spec: LifSpec,
     x: Tensor,
@@ -75,6 +77,7 @@ def lif_forward(
     )
 
 
+@checked
 def lif_backward(
     spec: LifSpec,
     x: Tensor,
@@ -128,6 +131,7 @@ def _norm(norm: Norm | None, residual: Tensor | None) -> tuple | None:
     return *rows, _pointer(residual), step, norm.channels, norm.inner
 
 
+@checked
 def norm_stats(y: Tensor, channels: int, inner: int, mean: Tensor, var: Tensor) -> None:
     """Mean and biased variance [C] over the steps and neurons of y [T, ...]; b bytes an element."""
     _module().norm_stats(
@@ -144,6 +148,7 @@ def norm_stats(y: Tensor, channels: int, inner: int, mean: Tensor, var: Tensor) 
     )
 
 
+@checked
 def norm_backward(
     y: Tensor, dx: Tensor, norm: Norm, a: Tensor, b: Tensor, c: Tensor, dy: Tensor
 ) -> None:
@@ -166,6 +171,7 @@ def norm_backward(
     )
 
 
+@checked
 def norm_prepare(
     mean: Tensor,
     var: Tensor,
@@ -199,6 +205,7 @@ def norm_prepare(
     return inv_std, scale
 
 
+@checked
 def norm_finish(
     sums: Tensor, scale: Tensor, inv_std: Tensor, count: int | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -235,6 +242,7 @@ def _problem(logits: Tensor, target: Tensor, other: Tensor | None) -> tuple:
     return *sizes, logits.data_ptr(), DTYPES[logits.dtype], logits.stride(), *labels, *others
 
 
+@checked
 def stepwise_loss(
     spec: StepwiseSpec,
     logits: Tensor,
@@ -253,6 +261,7 @@ def stepwise_loss(
     return _module().stepwise_loss(spec, *_problem(logits, target, teacher_logits), *outputs)
 
 
+@checked
 def tssd_loss(
     spec: TssdSpec,
     logits: Tensor,
@@ -270,6 +279,7 @@ def tssd_loss(
     return _module().tssd_loss(spec, *problem, *outputs, _pointer(aux_gradient))
 
 
+@checked
 def scale_gradient(gradient: Tensor, grad_output: Tensor, unit: Tensor, scaled: Tensor) -> None:
     """scaled = gradient * (grad_output * unit); 2b bytes per element."""
     _module().scale_gradient(
@@ -294,6 +304,7 @@ def _pack(s: Tensor, bits: Tensor, only_if_spikes: bool) -> bool:
     )
 
 
+@checked
 def pack_spikes(s: Tensor, bits: Tensor) -> None:
     """Fills ``bits`` [ceil(N / 8)] with those of the dense ``s``, in the order of its memory.
 
@@ -302,11 +313,13 @@ def pack_spikes(s: Tensor, bits: Tensor) -> None:
     _pack(s, bits, False)
 
 
+@checked
 def pack_if_spikes(s: Tensor, bits: Tensor) -> bool:
     """The same; False at the first element that is neither +0 nor 1, and then ``bits`` is none."""
     return _pack(s, bits, True)
 
 
+@checked
 def unpack_spikes(bits: Tensor, s: Tensor) -> None:
     """Fills the dense ``s`` with 0 and 1; b + 1/8 bytes per element."""
     _module().unpack_spikes(

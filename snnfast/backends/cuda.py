@@ -26,6 +26,7 @@ from snnfast.backends._cuda_launch import pointer as _pointer
 from snnfast.backends._cuda_norm import Launch as _NormLaunch
 from snnfast.backends._cuda_norm import norm_backward, norm_stats
 from snnfast.backends._cuda_spikes import pack_if_spikes, pack_spikes, unpack_spikes
+from snnfast.backends.contract import checked
 from snnfast.backends.spec import INTEGRATE, LifSpec, Norm
 
 __all__ = [
@@ -70,6 +71,7 @@ def available() -> str | None:
     return None
 
 
+@checked
 def lif_forward(
     spec: LifSpec,
     x: Tensor,
@@ -100,6 +102,7 @@ def lif_forward(
         launch.run(_norm_names(spec, x, vector, flags), args, _neuron(spec))
 
 
+@checked
 def lif_backward(
     spec: LifSpec,
     x: Tensor,
@@ -128,6 +131,7 @@ def lif_backward(
     _backward(spec, x, v0, rate, *gradients, norm, residual, sums)
 
 
+@checked
 def norm_gradient(
     spec: LifSpec,
     x: Tensor,

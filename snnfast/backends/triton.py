@@ -16,6 +16,7 @@ from snnfast.backends._triton_call import THREAD, WARPS, Call
 from snnfast.backends._triton_distill import scale_gradient, stepwise_loss, tssd_loss
 from snnfast.backends._triton_norm import norm_backward, norm_stats
 from snnfast.backends._triton_spikes import pack_if_spikes, pack_spikes, unpack_spikes
+from snnfast.backends.contract import checked
 from snnfast.backends.spec import INTEGRATE, SEGMENT, LifSpec, Norm
 
 __all__ = [
@@ -166,6 +167,7 @@ def partial_sums(spec: LifSpec, x: Tensor, rate: Tensor, place=None) -> Tensor:
     return torch.empty(size, dtype=torch.float32, device=x.device)
 
 
+@checked
 def lif_forward(
     spec: LifSpec, x, v0, rate, s, v, borders, norm: Norm | None = None, residual=None
 ) -> None:
@@ -174,6 +176,7 @@ def lif_forward(
     forward_call(spec, x, v0, rate, s, v, borders, norm, residual).launch(x.device)
 
 
+@checked
 def lif_backward(
     spec: LifSpec, x, v0, rate, borders, ds, dv, dx, dv0, drate, norm: Norm | None = None,
     residual=None, sums=None,
@@ -200,6 +203,7 @@ def lif_backward(
         torch.sum(parts.view(-1, spec.channels, spec.inner), dim=(0, 2), out=drate)
 
 
+@checked
 def norm_gradient(
     spec: LifSpec, x, v0, rate, borders, ds, dv, dy, norm: Norm, a: Tensor, b: Tensor, c: Tensor
 ) -> None:

@@ -253,15 +253,9 @@ def _weight(op: str, name: str, value) -> float:
     return value
 
 
-def _temperature(op: str, name: str, value) -> float:
-    value = check.check_number(op, name, value)
-    if not value > 0:
-        raise ValueError(f"{op}: {name} must be > 0, got {value}")
-    return value
-
-
 def _check_problem(op: str, logits, target, ignore_index: int) -> None:
     check.check_input(op, "logits", logits)
+    check.refuse_transforms(op, logits)
     if logits.dim() != 3 or logits.numel() == 0:
         raise ValueError(
             f"{op}: logits must be [T, B, C], none of them 0, got {tuple(logits.shape)}"
@@ -360,7 +354,7 @@ def _twkd_options(alpha, beta, temperature, self_target, scale_by_temperature, s
         )
     return _stepwise_options(
         op, weights=(1.0, _weight(op, "alpha", alpha), _weight(op, "beta", beta), 0.0),
-        temperatures=(1.0, _temperature(op, "temperature", temperature), 1.0),
+        temperatures=(1.0, check.check_positive(op, "temperature", temperature), 1.0),
         scale_by_temperature=scale_by_temperature, self_target=self_target,
         skip_all_wrong=skip_all_wrong, entropy=False, label_smoothing=label_smoothing,
         ignore_index=ignore_index, return_terms=return_terms,
@@ -443,13 +437,13 @@ def _tser_options(alpha, lam, temperature, ce_temperature, entropy_temperature, 
     check.check_bool(op, "convex", convex)
     if convex and alpha > 1:
         raise ValueError(f"{op}: alpha must be <= 1 where convex, got {alpha}")
-    tau = _temperature(op, "temperature", temperature)
+    tau = check.check_positive(op, "temperature", temperature)
     tau_h = tau
     if entropy_temperature is not None:
-        tau_h = _temperature(op, "entropy_temperature", entropy_temperature)
+        tau_h = check.check_positive(op, "entropy_temperature", entropy_temperature)
     return _stepwise_options(
         op, weights=(1 - alpha if convex else 1.0, alpha, 0.0, -lam),
-        temperatures=(_temperature(op, "ce_temperature", ce_temperature), tau, tau_h),
+        temperatures=(check.check_positive(op, "ce_temperature", ce_temperature), tau, tau_h),
         scale_by_temperature=scale_by_temperature, self_target=None, skip_all_wrong=False,
         entropy=True, label_smoothing=label_smoothing, ignore_index=ignore_index,
         return_terms=return_terms,
@@ -514,7 +508,7 @@ def _tssd_options(alpha, beta, temperature, ce_steps, aux_per_step, scale_by_tem
         op, label_smoothing, ignore_index, aux_per_step=aux_per_step,
         scale_by_temperature=scale_by_temperature, return_terms=return_terms,
     )  # fmt: skip
-    tau = _temperature(op, "temperature", temperature)
+    tau = check.check_positive(op, "temperature", temperature)
     weights = (1.0, _weight(op, "alpha", alpha), _weight(op, "beta", beta))
     kl_scale = tau * tau if scale_by_temperature else 1.0
     numbers = [*weights, *CE_STEPS[ce_steps], tau, kl_scale, smoothing]
@@ -577,6 +571,7 @@ def tssd_loss(
         )
     if aux_logits is not None:
         check.check_logits(op, "aux_logits", aux_logits, logits, logits.shape)
+        check.refuse_transforms(op, aux_logits)
         if aux_logits.dtype != logits.dtype:
             raise TypeError(
                 f"{op}: aux_logits must be {check.type_name(logits)} as the logits, "

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from snnfast import reference
 from snnfast import surrogate as surrogates
+from snnfast.backends import layout
 from snnfast.backends import spec as specs
 from snnfast.ops import validation as check
 from snnfast.ops.packed import mark_spikes
@@ -38,57 +39,29 @@ _library.define(
 )
 
 
-def _step_strides(x: Tensor, axis: int) -> list[int]:
-    """Strides of one timestep, as dense as x's own; 1 for an axis of one element."""
-    sizes, strides = list(x.shape[axis:]), list(x.stride()[axis:])
-    order = sorted(range(len(sizes)), key=lambda d: (strides[d], -d))
-    dense, expected = [1] * len(sizes), 1
-    for d in order:
-        if sizes[d] != 1:
-            dense[d] = expected
-            expected = expected * sizes[d]
-    return dense
-
-
-def _empty(x: Tensor, axis: int, leading: list[int], dtype: torch.dtype) -> Tensor:
-    """Uninitialised [*leading, ...] with the memory layout of x within a timestep."""
-    if x.is_contiguous():
-        return torch.empty(leading + list(x.shape[axis:]), dtype=dtype, device=x.device)
-    sizes, strides = list(x.shape[axis:]), _step_strides(x, axis)
-    count = 1
-    for size in sizes:
-        count = count * size
-    outer = [count] if leading else []
-    return torch.empty_strided(leading + sizes, outer + strides, dtype=dtype, device=x.device)
-
-
-def _like_step(tensor: Tensor | None, x: Tensor, axis: int) -> Tensor | None:
-    """``tensor`` ([...] or [T, ...]), copied where its timesteps are not laid out as x's are."""
-    if tensor is None or (tensor.is_contiguous() and x.is_contiguous()):
-        return tensor
-    lead = tensor.dim() - (x.dim() - axis)
-    wanted, strides = _step_strides(x, axis), tensor.stride()[lead:]
-    if all(n == 1 or a == b for n, a, b in zip(x.shape[axis:], strides, wanted, strict=True)):
-        return tensor
-    return _empty(x, axis, list(tensor.shape[:lead]), tensor.dtype).copy_(tensor)
+def steps_of(x: Tensor, steps: int, static: bool) -> int:
+    """T. A traced graph has it as a number, which may not be that of the x it is run on."""
+    return steps if static else x.shape[0]
 
 
 def _allocate_forward(x, steps, static, state, keep):
+    steps = steps_of(x, steps, static)
     axis, dtype = 0 if static else 1, check.state_dtype(x)
-    s = _empty(x, axis, [steps], x.dtype)
+    s = layout.empty_steps(x, axis, [steps], x.dtype)
     v = x.new_empty(0, dtype=dtype)
     if state:
-        v = _empty(x, axis, [steps] if state == STATE_ALL else [], dtype)
+        v = layout.empty_steps(x, axis, [steps] if state == STATE_ALL else [], dtype)
     borders = x.new_empty(0, dtype=dtype)
     if keep and steps > specs.SEGMENT:
-        borders = _empty(x, axis, [specs.segments(steps) - 1], dtype)
+        borders = layout.empty_steps(x, axis, [specs.segments(steps) - 1], dtype)
     return s, v, borders
 
 
 def _allocate_backward(x, v0, rate, steps, static, want_dv0, want_drate):
+    steps = steps_of(x, steps, static)
     axis, dtype = 0 if static else 1, check.state_dtype(x)
-    dx = _empty(x, axis, [] if static else [steps], x.dtype)
-    dv0 = _empty(x, axis, [], dtype) if want_dv0 else x.new_empty(0, dtype=dtype)
+    dx = layout.empty_steps(x, axis, [] if static else [steps], x.dtype)
+    dv0 = layout.empty_steps(x, axis, [], dtype) if want_dv0 else x.new_empty(0, dtype=dtype)
     drate = torch.empty_like(rate) if want_drate else x.new_empty(0, dtype=dtype)
     return dx, dv0, drate
 
@@ -107,11 +80,12 @@ def _(x, v0, rate, borders, ds, dv, steps, static, charge, rate_value, divide, t
 
 def _launch_inputs(x, rate, steps, static, layer):
     """x as [T, ...] (time stride 0 where static), the rate, and the spec a backend takes."""
-    x = check.with_dense_steps(x, 0 if static else 1)
+    steps = steps_of(x, steps, static)
+    x = layout.with_dense_steps(x, 0 if static else 1)
     sequence = x.unsqueeze(0).expand(steps, *x.shape) if static else x
     channels, inner = 1, 1
     if rate is not None and rate.dim() == 1:
-        channels, inner = rate.shape[0], _step_strides(x, 0 if static else 1)[1]
+        channels, inner = rate.shape[0], layout.step_strides(x, 0 if static else 1)[1]
     rate = None if rate is None else rate.contiguous()
     return x, sequence, rate, specs.LifSpec(steps, *layer, channels, inner)
 
@@ -123,7 +97,7 @@ def _run_forward(x, v0, rate, steps, static, charge, rate_value, divide, theta, 
     s, v, borders = _allocate_forward(x, steps, static, state, keep)
     axis = 0 if static else 1
     if s.numel():
-        v0 = _like_step(v0, x, axis)
+        v0 = layout.like_steps(v0, x, axis)
         outputs = (s, v if state else None, borders if borders.numel() else None)
         module(backend).lif_forward(spec, sequence, v0, rate, *outputs)
     elif state == STATE_LAST and v.numel():  # T = 0
@@ -138,9 +112,10 @@ def _run_backward(x, v0, rate, borders, ds, dv, steps, static, charge, rate_valu
     x, sequence, rate, spec = _launch_inputs(x, rate, steps, static, layer)
     dx, dv0, drate = _allocate_backward(x, v0, rate, steps, static, want_dv0, want_drate)
     axis = 0 if static else 1
-    if steps and dx.numel():
-        tensors = (v0, borders if borders.numel() else None, ds, dv)
-        v0, borders, ds, dv = (_like_step(tensor, x, axis) for tensor in tensors)
+    if spec.steps and dx.numel():
+        tensors = (v0, borders if borders.numel() else None, dv)
+        v0, borders, dv = (layout.like_steps(tensor, x, axis) for tensor in tensors)
+        ds = layout.like_steps(ds, x, axis, any_stride=True)
         outputs = (dx, dv0 if want_dv0 else None, drate if want_drate else None)
         module(backend).lif_backward(spec, sequence, v0, rate, borders, ds, dv, *outputs)
         return dx, dv0, drate
@@ -225,6 +200,7 @@ def check_neuron(op, x, v0, *, tau, v_threshold, v_reset, decay_input, detach_re
             raise ValueError(f"{op}: timesteps must be >= 0, got {timesteps}")
         steps, shape, static = timesteps, x.shape, True
     rate, rate_value, divide = _check_rate(op, x, shape, tau, inv_tau)
+    check.refuse_transforms(op, x, v0, rate)
     theta = check.check_number(op, "v_threshold", v_threshold)
     hard = v_reset is not None
     reset = check.check_number(op, "v_reset", v_reset) if hard else 0.0
@@ -325,7 +301,7 @@ def lif(
         )  # fmt: skip
         return (s, states[1:] if state == STATE_ALL else states[-1]) if state else s
 
-    x = check.with_dense_steps(x, 1 if timesteps is None else 0)
+    x = layout.with_dense_steps(x, 1 if timesteps is None else 0)
     inputs = (x, v0, rate)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
         result = _Lif.apply(x, v0, rate, layer, state)

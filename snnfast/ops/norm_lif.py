@@ -13,6 +13,7 @@ from torch import Tensor
 
 from snnfast import reference
 from snnfast import surrogate as surrogates
+from snnfast.backends import layout
 from snnfast.backends import spec as specs
 from snnfast.ops import lif as neurons
 from snnfast.ops import validation as check
@@ -48,6 +49,15 @@ _library.define(
     "bool static, str backend) -> ()",
     tags=neurons._TAGS,
 )
+_library.define(
+    "norm_prepare(Tensor mean, Tensor var, Tensor? weight, Tensor(a!)? running_mean, "
+    "Tensor(b!)? running_var, float momentum, float unbias, float eps, str backend) "
+    "-> (Tensor inv_std, Tensor scale)"
+)
+_library.define(
+    "norm_finish(Tensor sums, Tensor scale, Tensor inv_std, SymInt count, str backend) "
+    "-> (Tensor dweight, Tensor dbias, Tensor b, Tensor c)"
+)
 
 
 # Where memory is slow and arithmetic is not, the second pass of backward computes the gradient of X
@@ -62,13 +72,13 @@ def _axis(static: bool) -> int:
 
 def _place(y: Tensor, static: bool) -> tuple[Tensor, int, int]:
     """y as [T, ...] with dense steps, and where its channels are: their number and ``inner``."""
-    y = check.with_dense_steps(y, _axis(static))
+    y = layout.with_dense_steps(y, _axis(static))
     axis = _axis(static)
     channels = y.shape[axis + 1]
     if y.is_contiguous():
         inner = math.prod(y.shape[axis + 2 :])
     else:
-        inner = neurons._step_strides(y, axis)[1]
+        inner = layout.step_strides(y, axis)[1]
     return (y.unsqueeze(0) if static else y), channels, inner
 
 
@@ -86,11 +96,14 @@ def _run_stats(y, static, backend):
     return mean, var
 
 
+def _empty_like(y: Tensor, steps: int, static: bool) -> Tensor:
+    leading = [] if static else [neurons.steps_of(y, steps, static)]
+    return layout.empty_steps(y, _axis(static), leading, y.dtype)
+
+
 def _allocate_backward(y, v0, mean, rate, steps, static, want_dx, want_dv0, want_drate):
-    dx = y.new_empty(0)
-    if want_dx:
-        dx = neurons._empty(y, _axis(static), [] if static else [steps], y.dtype)
-    dv0 = neurons._empty(y, _axis(static), [], mean.dtype) if want_dv0 else mean.new_empty(0)
+    dx = _empty_like(y, steps, static) if want_dx else y.new_empty(0)
+    dv0 = layout.empty_steps(y, _axis(static), [], mean.dtype) if want_dv0 else mean.new_empty(0)
     drate = torch.empty_like(rate) if want_drate else mean.new_empty(0)
     return dx, mean.new_empty((2, mean.shape[0])), dv0, drate
 
@@ -112,7 +125,7 @@ def _(y, residual, mean, scale, bias, v0, rate, borders, ds, dv, steps, static, 
 def _(y, mean, scale, bias, v0, rate, borders, ds, dv, ga, gb, gc, steps, static, charge,
       rate_value, divide, theta, reset, hard, detach_reset, surrogate, a, b, spiking,
       backend):  # fmt: skip
-    return neurons._empty(y, _axis(static), [] if static else [steps], y.dtype)
+    return _empty_like(y, steps, static)
 
 
 @torch.library.register_fake("snnfast::norm_backward", lib=_library)
@@ -125,6 +138,14 @@ def _(y, dx, mean, a, b, c, static, backend):
     return None
 
 
+def _laid_out(y, static, v0, borders, ds, dv):
+    """What backward reads beside y, as kernels read it."""
+    axis = _axis(static)
+    tensors = (v0, borders if borders.numel() else None, dv)
+    v0, borders, dv = (layout.like_steps(t, y, axis) for t in tensors)
+    return v0, borders, layout.like_steps(ds, y, axis, any_stride=True), dv
+
+
 def _run_forward(y, residual, mean, scale, bias, v0, rate, steps, static, charge, rate_value,
                  divide, theta, reset, hard, detach_reset, surrogate, a, b, spiking, backend, state,
                  keep):  # fmt: skip
@@ -132,7 +153,8 @@ def _run_forward(y, residual, mean, scale, bias, v0, rate, steps, static, charge
     y, sequence, rate, spec = neurons._launch_inputs(y, rate, steps, static, layer)
     s, v, borders = neurons._allocate_forward(y, steps, static, state, keep)
     norm = specs.Norm(mean, scale, bias, *_place(y, static)[1:])
-    v0, residual = (neurons._like_step(t, y, _axis(static)) for t in (v0, residual))
+    v0 = layout.like_steps(v0, y, _axis(static))
+    residual = layout.like_steps(residual, y, _axis(static), any_stride=True)
     outputs = (s, v if state else None, borders if borders.numel() else None)
     module(backend).lif_forward(spec, sequence, v0, rate, *outputs, norm, residual)
     return s, v, borders
@@ -147,10 +169,8 @@ def _run_backward(y, residual, mean, scale, bias, v0, rate, borders, ds, dv, ste
     outputs = _allocate_backward(y, v0, mean, rate, steps, static, *wanted)
     dx, sums, dv0, drate = outputs
     norm = specs.Norm(mean, scale, bias, *_place(y, static)[1:])
-    tensors = (v0, borders if borders.numel() else None, ds, dv, residual)
-    v0, borders, ds, dv, residual = (
-        neurons._like_step(tensor, y, _axis(static)) for tensor in tensors
-    )
+    v0, borders, ds, dv = _laid_out(y, static, v0, borders, ds, dv)
+    residual = layout.like_steps(residual, y, _axis(static), any_stride=True)
     grads = (dx if want_dx else None, dv0 if want_dv0 else None, drate if want_drate else None)
     module(backend).lif_backward(
         spec, sequence, v0, rate, borders, ds, dv, *grads, norm, residual, sums
@@ -163,10 +183,9 @@ def _run_gradient(y, mean, scale, bias, v0, rate, borders, ds, dv, ga, gb, gc, s
                   spiking, backend):  # fmt: skip
     layer = (charge, rate_value, divide, theta, reset, hard, detach_reset, surrogate, a, b, spiking)
     y, sequence, rate, spec = neurons._launch_inputs(y, rate, steps, static, layer)
-    dy = neurons._empty(y, _axis(static), [] if static else [steps], y.dtype)
+    dy = _empty_like(y, steps, static)
     norm = specs.Norm(mean, scale, bias, *_place(y, static)[1:])
-    tensors = (v0, borders if borders.numel() else None, ds, dv)
-    v0, borders, ds, dv = (neurons._like_step(tensor, y, _axis(static)) for tensor in tensors)
+    v0, borders, ds, dv = _laid_out(y, static, v0, borders, ds, dv)
     module(backend).norm_gradient(spec, sequence, v0, rate, borders, ds, dv, dy, norm, ga, gb, gc)
     return dy
 
@@ -184,7 +203,52 @@ def _run_norm_backward_in_place(y, dx, mean, a, b, c, static, backend):
     _run_norm_backward(y, dx, mean, a, b, c, static, backend, dy=dx)
 
 
+@torch.library.register_fake("snnfast::norm_prepare", lib=_library)
+def _(mean, var, weight, running_mean, running_var, momentum, unbias, eps, backend):
+    return torch.empty_like(mean), torch.empty_like(mean)
+
+
+@torch.library.register_fake("snnfast::norm_finish", lib=_library)
+def _(sums, scale, inv_std, count, backend):
+    return tuple(torch.empty_like(scale) for _ in range(4))
+
+
+def _run_prepare(mean, var, weight, running_mean, running_var, momentum, unbias, eps, backend):
+    """(1 / sqrt(var + eps), weight times that). Running statistics, where given, take a share
+    ``momentum`` of mean and of var * unbias."""
+    running = None if running_mean is None else (running_mean, running_var)
+    own = getattr(module(backend), "norm_prepare", None)
+    # On a CPU a dozen small ops take as long as a pass over a small layer.
+    if own is not None and all(t.is_contiguous() for t in running or ()):
+        inv_std, scale = own(mean, var, weight, running, momentum, unbias, eps)
+    else:
+        if running:
+            running_mean.lerp_(mean, momentum)
+            running_var.lerp_(var * unbias, momentum)
+        inv_std = 1 / (var + eps).sqrt()
+        scale = inv_std if weight is None else weight * inv_std
+    if running:
+        torch.autograd.graph.increment_version(running)
+    return inv_std, inv_std.clone() if scale is inv_std else scale
+
+
+def _run_finish(sums, scale, inv_std, count, backend):
+    """The gradients of weight and bias, and b and c of ``norm_backward`` for statistics of
+    ``count`` values, or for constant ones (0)."""
+    own = getattr(module(backend), "norm_finish", None)
+    if own is not None:
+        return own(sums, scale, inv_std, count)
+    dbias, moment = sums.clone().unbind()
+    if not count:
+        return moment * inv_std, dbias, torch.zeros_like(dbias), torch.zeros_like(dbias)
+    c = scale * dbias / -count
+    b = scale * inv_std * inv_std * moment / -count
+    return moment * inv_std, dbias, b, c
+
+
 for _device in ("CPU", "CUDA"):
+    _library.impl("norm_prepare", _run_prepare, _device)
+    _library.impl("norm_finish", _run_finish, _device)
     _library.impl("norm_stats", _run_stats, _device)
     _library.impl("norm_lif_forward", _run_forward, _device)
     _library.impl("norm_lif_backward", _run_backward, _device)
@@ -193,26 +257,9 @@ for _device in ("CPU", "CUDA"):
     _library.impl("norm_backward_", _run_norm_backward_in_place, _device)
 
 
-def _own_arithmetic(backend: str, mean: Tensor) -> bool:
-    """Whether numbers per channel are for a function of the backend: on a CPU a dozen small ops
-    take as long as a pass over a small layer. Not for what is only traced."""
-    return backend == "cpu" and type(mean) is Tensor and not torch.compiler.is_compiling()
-
-
-def _prepare(mean, var, weight, running, momentum, total, eps, backend) -> tuple[Tensor, Tensor]:
-    """(1 / sqrt(var + eps), weight times that); updates ``running``, a mean and a variance or None,
-    by statistics of ``total`` values."""
-    own = _own_arithmetic(backend, mean)
-    if own and all(t.is_contiguous() for t in running or ()) and not isinstance(total, Tensor):
-        weight = None if weight is None else weight.contiguous()
-        unbias = total / (total - 1) if running else 1.0
-        return module(backend).norm_prepare(mean, var, weight, running, momentum, unbias, eps)
-    if running:
-        running[0].lerp_(mean, momentum)
-        running[1].lerp_(var * (total / (total - 1)), momentum)
-    inv_std = torch.rsqrt(var + eps)
-    # Two tensors at any rate: Dynamo traces no autograd.Function that gets one of them twice.
-    return inv_std, inv_std.clone() if weight is None else weight * inv_std
+def _is_batched(dx: Tensor) -> bool:
+    """Whether ``dx`` stands for many, under ``is_grads_batched``."""
+    return torch._C._dispatch_keys(dx).has(torch._C.DispatchKey.Batched)
 
 
 class _NormLif(torch.autograd.Function):
@@ -247,30 +294,26 @@ class _NormLif(torch.autograd.Function):
         dx, sums, dv0, dfactor = torch.ops.snnfast.norm_lif_backward.default(
             y, residual, *norm, *inputs, *ctx.layer, not again, want[4], want[5]
         )
-        own = _own_arithmetic(backend, mean) and ctx.group is None
         dy = drate = None
-        if own:
-            dweight, dbias, b, c = module(backend).norm_finish(sums, scale, inv_std, ctx.batch)
+        finish = torch.ops.snnfast.norm_finish.default
+        if ctx.group is None:
+            dweight, dbias, b, c = finish(sums, scale, inv_std, ctx.batch or 0, backend)
         else:
-            dweight = sums[1] * inv_std if want[2] else None
-            dbias = sums[0].clone() if want[3] else None
+            dweight, dbias, _, _ = finish(sums, scale, inv_std, 0, backend)
         if want[5]:  # the kernels give the gradient of 1/tau
             drate = -dfactor / (rate * rate) if ctx.layer[4] else dfactor
         if want[0]:
-            if not own:
-                b = c = torch.zeros_like(mean)
-                if ctx.batch is not None:
-                    if ctx.group is not None:
-                        sums = sums.clone()
-                        dist.all_reduce(sums, group=ctx.group)
-                    c = scale * sums[0] / -ctx.batch
-                    b = scale * inv_std * inv_std * sums[1] / -ctx.batch
+            if ctx.group is not None:
+                dist.all_reduce(sums, group=ctx.group)
+                _, _, b, c = finish(sums, scale, inv_std, 1, backend)
+                b, c = b / ctx.batch, c / ctx.batch
             operands = (y, dx, mean, scale, b, c)
             if again:
                 dy = torch.ops.snnfast.norm_lif_gradient.default(
                     y, *norm, *inputs, scale, b, c, *ctx.layer
                 )
-            elif own and not want[1]:  # nobody else sees the gradient of X
+            elif not (want[1] or torch.compiler.is_compiling() or _is_batched(dx)):
+                # In place: nobody else sees the gradient of X.
                 torch.ops.snnfast.norm_backward_.default(*operands, static, backend)
                 dy = dx
             else:
@@ -399,6 +442,8 @@ def norm_lif(
     check.check_input("norm_lif", "y", y)
     static = timesteps is not None
     least = 2 if static else 3
+    if static and timesteps == 0:
+        raise ValueError("norm_lif: timesteps must be >= 1, got 0")
     if y.dim() < least or y.numel() == 0:
         form = "[B, C, ...]" if static else "[T, B, C, ...]"
         raise ValueError(f"norm_lif: y must be {form}, none of them 0, got {tuple(y.shape)}")
@@ -415,11 +460,10 @@ def norm_lif(
     momentum = check.check_number("norm_lif", "momentum", momentum)
     if not 0 <= momentum <= 1:
         raise ValueError(f"norm_lif: momentum must be in 0..1, got {momentum}")
-    eps = check.check_number("norm_lif", "eps", eps)
-    if not eps > 0:
-        raise ValueError(f"norm_lif: eps must be > 0, got {eps}")
+    eps = check.check_positive("norm_lif", "eps", eps)
     if residual is not None:
         _check_residual(residual, y, static)
+    check.refuse_transforms("norm_lif", residual, weight, bias)
     layer, rate, state, v_reset, chosen = neurons.check_neuron(
         "norm_lif", y, v0, tau=tau, v_threshold=v_threshold, v_reset=v_reset,
         decay_input=decay_input, detach_reset=detach_reset, surrogate=surrogate, inv_tau=inv_tau,
@@ -436,7 +480,7 @@ def norm_lif(
         )
     name = layer[-1]
 
-    mean, var, batch, total = None, None, None, 0
+    mean, var, batch, unbias = None, None, None, 1.0
     running = (running_mean, running_var) if training and running_mean is not None else None
     if use_batch:
         with torch.no_grad():
@@ -444,16 +488,21 @@ def norm_lif(
                 wide = y.detach().to(dtype)
                 mean, var = reference.channel_stats(wide, _axis(static) + 1)
             else:
-                dense = check.with_dense_steps(y.detach(), _axis(static))
+                dense = layout.with_dense_steps(y.detach(), _axis(static))
                 mean, var = torch.ops.snnfast.norm_stats.default(dense, static, name)
             batch = count
             if process_group is not None:
                 mean, var, batch = _joined(mean, var, count, process_group)
-            total = batch * (timesteps or 1)
-            if name == "reference":
-                _prepare(mean, var, None, running, momentum, total, eps, name)
+            if running is not None:
+                total = batch * (timesteps or 1)
+                unbias = total / (total - 1)
+                if name == "reference" or process_group is not None:
+                    running_mean.lerp_(mean, momentum)
+                    running_var.lerp_(var * unbias, momentum)
+                    running = None
     else:
-        mean, var = running_mean.contiguous(), running_var.contiguous()
+        # Copies: what backward keeps must not change when a later call updates the statistics.
+        mean, var = running_mean.clone(), running_var.clone()
 
     if name == "reference":
         if use_batch and process_group is not None:
@@ -472,9 +521,11 @@ def norm_lif(
             return s
         return s, states[1:] if state == neurons.STATE_ALL else states[-1]
 
-    y = check.with_dense_steps(y, _axis(static))
+    y = layout.with_dense_steps(y, _axis(static))
     with torch.no_grad():
-        inv_std, scale = _prepare(mean, var, weight, running, momentum, total, eps, name)
+        inv_std, scale = torch.ops.snnfast.norm_prepare.default(
+            mean, var, weight, *(running or (None, None)), momentum, unbias, eps, name
+        )
     inputs = (y, residual, weight, bias, v0, rate)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
         result = _NormLif.apply(*inputs, mean, inv_std, scale, layer, state, batch, process_group)

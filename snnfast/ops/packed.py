@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from snnfast.backends.layout import IO_DTYPES, is_dense
 from snnfast.ops.select import _automatic
 from snnfast.ops.spikes import pack_in_memory
-from snnfast.ops.validation import IO_DTYPES, is_dense
 
 SMALLEST = 1024
 """Elements below which a tensor is kept as it is: bits would save less than they cost."""
@@ -154,10 +154,20 @@ def _as_bits(t: Tensor) -> _Packed | None:
     return _Packed(bits, t.shape, t.stride(), contiguous, t.dtype, backend)
 
 
+def _has_memory(t: Tensor) -> bool:
+    """Whether the values of ``t`` are what lies in its memory, now: not a lazy negative, no tensor
+    of zeros without memory, and nothing that is traced and run again later."""
+    if type(t) is not Tensor or t.layout != torch.strided or t.device.type not in ("cpu", "cuda"):
+        return False
+    if t.is_neg() or t._is_zerotensor():
+        return False
+    return torch._C._len_torch_dispatch_stack() == 0
+
+
 def _pack(t: Tensor):
     """The hook: what autograd keeps instead of ``t``."""
     before, _local.last_spikes = _local.last_spikes, None
-    if type(t) is Tensor and t.layout == torch.strided and t.device.type in ("cpu", "cuda"):
+    if _has_memory(t):
         if t.dtype in IO_DTYPES and t.numel() >= SMALLEST and not t.is_inference():
             packed = _as_bits(t)
             if packed is not None:

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 
 import torch
 
-NAMES = ("auto", "reference", "cpu", "triton", "cuda")
+KERNELS = ("cpu", "triton", "cuda")
+NAMES = ("auto", "reference", *KERNELS)
 
 
 class BackendUnavailable(ValueError, RuntimeError):
@@ -43,12 +44,17 @@ _DEFAULT = _environment_default()
 @functools.cache
 def module(name: str):
     """The backend's module: its launchers and ``available()``."""
+    if name not in KERNELS:
+        raise ValueError(f"backend must be one of {', '.join(KERNELS)}, got {name!r}")
     return importlib.import_module(f"snnfast.backends.{name}")
 
 
-@torch.compiler.assume_constant_result
 def _unavailable(name: str) -> str | None:
     return module(name).available()
+
+
+# What torch.compiler.assume_constant_result does, without its import of the compiler (2 s).
+_unavailable._dynamo_marked_constant = True
 
 
 def check_name(name: str, op: str) -> None:

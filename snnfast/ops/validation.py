@@ -6,9 +6,10 @@ Before any launch; nothing is cast, and only a layout that no kernel reads is co
 import math
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
-IO_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+from snnfast.backends.layout import IO_DTYPES, state_dtype
 
 
 def type_name(value) -> str:
@@ -19,9 +20,21 @@ def type_name(value) -> str:
     )
 
 
-def state_dtype(x: Tensor) -> torch.dtype:
-    """What a neuron's state is kept in: float32, or float64 for float64 input."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+def refuse_transforms(op: str, *tensors: Tensor | None) -> None:
+    """Neither torch.func nor forward-mode differentiation sees into a kernel: without a word the
+    one would lose gradients and the other give zero tangents."""
+    if torch._C._functorch.maybe_current_level() is not None:
+        raise NotImplementedError(
+            f"{op}: no transform of torch.func (grad, vmap, jvp, ...) must be active, got one; "
+            "call it outside, and take gradients with torch.autograd"
+        )
+    if forward_ad._current_level >= 0:
+        for t in tensors:
+            if t is not None and forward_ad.unpack_dual(t).tangent is not None:
+                raise NotImplementedError(
+                    f"{op}: forward-mode differentiation is not supported, got a dual tensor; "
+                    "take gradients in reverse mode, with torch.autograd"
+                )
 
 
 def check_input(op: str, name: str, x) -> None:
@@ -36,13 +49,28 @@ def check_input(op: str, name: str, x) -> None:
         raise TypeError(f"{op}: {name} must be a dense tensor, got layout {x.layout}")
 
 
+LARGEST, SMALLEST = 3.4028234663852886e38, 1.1754943508222875e-38
+"""Of float32, which every backend computes in."""
+
+
 def check_number(op: str, name: str, value, *, finite: bool = True) -> float:
+    """A float32 number; infinity is one only where it need not be ``finite``."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{op}: {name} must be a number, got {type_name(value)}")
     # Comparisons only: under torch.compile a number may be symbolic, and math.isfinite is not.
-    if value != value or (finite and not -math.inf < value < math.inf):
+    infinite = not -math.inf < value < math.inf
+    if value != value or (infinite and finite):
         raise ValueError(f"{op}: {name} must be finite, got {value}")
+    if not infinite and not -LARGEST <= value <= LARGEST:
+        raise ValueError(f"{op}: {name} must be in float32's range, +-3.4e38, got {value:g}")
     return float(value)
+
+
+def check_positive(op: str, name: str, value) -> float:
+    value = check_number(op, name, value)
+    if not value >= SMALLEST:
+        raise ValueError(f"{op}: {name} must be > 0 (and in float32's range), got {value:g}")
+    return value
 
 
 def check_bool(op: str, name: str, value) -> None:
@@ -112,20 +140,3 @@ def check_logits(op: str, name: str, tensor, logits: Tensor, shape: tuple[int, .
         )
     if tensor.shape != shape:
         raise ValueError(f"{op}: {name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
-
-
-def is_dense(sizes, strides) -> bool:
-    """Whether elements fill a block of memory in some order of the axes, without gaps."""
-    expected = 1
-    for stride, size in sorted((st, si) for st, si in zip(strides, sizes, strict=True) if si != 1):
-        if stride != expected:
-            return False
-        expected = expected * size
-    return True
-
-
-def with_dense_steps(x: Tensor, axis: int) -> Tensor:
-    """``x``, or a contiguous copy where one timestep (the axes from ``axis`` on) is not dense."""
-    if x.is_contiguous() or is_dense(x.shape[axis:], x.stride()[axis:]):
-        return x
-    return x.contiguous()

@@ -1,0 +1,70 @@
+"""How tensors lie in memory: time first, and every timestep dense in an order that is x's own."""
+
+import torch
+from torch import Tensor
+
+IO_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def state_dtype(x: Tensor) -> torch.dtype:
+    """What a neuron's state is kept in: float32, or float64 for float64 input."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def is_dense(sizes, strides) -> bool:
+    """Whether elements fill a block of memory in some order of the axes, without gaps."""
+    expected = 1
+    for stride, size in sorted((st, si) for st, si in zip(strides, sizes, strict=True) if si != 1):
+        if stride != expected:
+            return False
+        expected = expected * size
+    return True
+
+
+def with_dense_steps(x: Tensor, axis: int) -> Tensor:
+    """``x``, or a contiguous copy where one timestep (the axes from ``axis`` on) is not dense."""
+    if x.is_contiguous() or is_dense(x.shape[axis:], x.stride()[axis:]):
+        return x
+    return x.contiguous()
+
+
+def step_strides(x: Tensor, axis: int) -> list[int]:
+    """Strides of one timestep, as dense as x's own; 1 for an axis of one element."""
+    sizes, strides = list(x.shape[axis:]), list(x.stride()[axis:])
+    order = sorted(range(len(sizes)), key=lambda d: (strides[d], -d))
+    dense, expected = [1] * len(sizes), 1
+    for d in order:
+        if sizes[d] != 1:
+            dense[d] = expected
+            expected = expected * sizes[d]
+    return dense
+
+
+def empty_steps(x: Tensor, axis: int, leading: list[int], dtype: torch.dtype) -> Tensor:
+    """Uninitialised [*leading, ...] with the memory layout of x within a timestep."""
+    if x.is_contiguous():
+        return torch.empty(leading + list(x.shape[axis:]), dtype=dtype, device=x.device)
+    sizes, strides = list(x.shape[axis:]), step_strides(x, axis)
+    count = 1
+    for size in sizes:
+        count = count * size
+    outer = [count] if leading else []
+    return torch.empty_strided(leading + sizes, outer + strides, dtype=dtype, device=x.device)
+
+
+def like_steps(
+    tensor: Tensor | None, x: Tensor, axis: int, *, any_stride: bool = False
+) -> Tensor | None:
+    """``tensor`` [...] or [T, ...] as kernels read it, copied where it is not: its steps laid out
+    as x's are and side by side, or at ``any_stride``."""
+    if tensor is None or (tensor.is_contiguous() and x.is_contiguous()):
+        return tensor
+    sizes, lead = x.shape[axis:], tensor.dim() - (x.dim() - axis)
+    if lead < 0 or tensor.shape[lead:] != sizes:
+        return tensor  # which the backend refuses
+    wanted, strides = step_strides(x, axis), tensor.stride()
+    fits = all(n == 1 or a == b for n, a, b in zip(sizes, strides[lead:], wanted, strict=True))
+    beside = not lead or any_stride or tensor.shape[0] == 1 or strides[0] == sizes.numel()
+    if fits and beside:
+        return tensor
+    return empty_steps(x, axis, list(tensor.shape[:lead]), tensor.dtype).copy_(tensor)

@@ -1,0 +1,127 @@
+"""Nothing that Python can pass makes a kernel touch memory that is not a tensor's: gradients in any
+layout, graphs that run on other sizes, hooks that change what autograd kept, ops called by name."""
+
+import fuzz_ops
+import pytest
+import torch
+
+import snnfast
+
+READS = {
+    "sum over time": lambda v: v.sum(0).square().sum(),
+    "mean over everything": lambda v: v.mean(),
+    "every other step": lambda v: v[::2].square().sum(),
+    "one step": lambda v: v[1].square().sum(),
+    "reversed": lambda v: (v.flip(0) * torch.linspace(0, 1, v.numel()).view_as(v)).sum(),
+    "joined on axis 1": lambda v: torch.cat([v, 2 * v], 1).square().sum(),
+    "negative": lambda v: (-v).square().sum(),
+    "transposed": lambda v: (v.transpose(0, -1) * torch.linspace(0, 1, v.numel()).view(
+        v.transpose(0, -1).shape)).sum(),
+}  # fmt: skip
+
+
+def states_of(op, x, backend):
+    if op == "lif":
+        return snnfast.lif(x, tau=1.7, return_state="all", backend=backend)
+    channels = x.shape[2]
+    rows = {"weight": torch.ones(channels), "bias": torch.zeros(channels)}
+    rows |= {"running_mean": torch.zeros(channels), "running_var": torch.ones(channels)}
+    return snnfast.norm_lif(x, training=False, return_state="all", backend=backend, **rows)
+
+
+@pytest.mark.parametrize("op", ["lif", "norm_lif"])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("read", READS)
+def test_gradients_of_every_state_in_any_layout(op, channels_last, read):
+    x = torch.randn(5, 2, 3, 4, 5)
+    if channels_last:
+        x = x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+    gradients = []
+    for backend in ("cpu", "reference"):
+        leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
+        s, v = states_of(op, leaf, backend)
+        (READS[read](v) + READS[read](s)).backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.unpoisoned
+def test_gradients_of_every_state_under_compile():
+    x = torch.randn(6, 3, 8)
+
+    def loss(x, backend="cpu"):
+        _, v = snnfast.lif(x, return_state="all", backend=backend)
+        return v.sum(0).square().sum()
+
+    a, b = (x.clone().requires_grad_() for _ in range(2))
+    torch.compile(loss, fullgraph=True, backend="aot_eager")(a).backward()
+    loss(b, "reference").backward()
+    torch.testing.assert_close(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("traced, run", [(64, 1), (4, 8), (8, 4), (16, 9)])
+def test_a_traced_graph_takes_the_length_that_it_is_given(traced, run):
+    def layer(x):
+        return snnfast.lif(x, return_state="all")
+
+    graph = torch.jit.trace(layer, torch.randn(traced, 3, 5), check_trace=False)
+    x = torch.randn(run, 3, 5)
+    for got, expected in zip(graph(x), layer(x), strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_a_traced_graph_refuses_another_state():
+    v0 = torch.zeros(3, 5)
+    layer = torch.jit.trace(lambda x, v0: snnfast.lif(x, v0), (torch.randn(4, 3, 5), v0))
+    with pytest.raises(RuntimeError, match=r"v0 must be float32 \[4000, 5\]"):
+        layer(torch.randn(4, 4000, 5), v0)
+
+
+CHANGES = {
+    "dtype": lambda t: t.double(),
+    "half": lambda t: t.half(),
+    "fewer steps": lambda t: t[: t.shape[0] // 2].clone(),
+    "fewer neurons": lambda t: t[..., :1].clone(),
+    "flat": lambda t: t.reshape(-1)[:1].clone(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("op", ["lif", "norm_lif", "twkd_loss"])
+def test_hooks_that_change_what_is_kept(op, change):
+    x = torch.randn(20, 4, 6, requires_grad=True)
+
+    def spoil(t):
+        return CHANGES[change](t) if t.dim() > 1 else t
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, spoil):
+        if op == "twkd_loss":
+            out = snnfast.twkd_loss(x, torch.zeros(4, dtype=torch.int64), alpha=0.0)
+        else:
+            out = states_of("norm_lif", x, "cpu")[0] if op == "norm_lif" else snnfast.lif(x)
+    try:
+        out.sum().backward()
+    except (ValueError, RuntimeError, IndexError):
+        return
+    assert op == "twkd_loss"  # a gradient is only scaled: its hook may give another one
+
+
+def test_numbers_beyond_float32_are_refused():
+    x = torch.randn(4, 3)
+    for name in ("v_threshold", "v_reset", "tau"):
+        with pytest.raises(ValueError, match=rf"lif: {name} must be in float32's range"):
+            snnfast.lif(x, **{name: 1e300})
+    with pytest.raises(ValueError, match="twkd_loss: temperature must be > 0"):
+        snnfast.twkd_loss(
+            torch.randn(2, 3, 4), torch.zeros(3).long(), alpha=0.0, temperature=1e-300
+        )
+
+
+def test_backends_are_those_of_the_table():
+    with pytest.raises(ValueError, match="backend must be one of"):
+        torch.ops.snnfast.pack_spikes(torch.ones(8), "os")
+
+
+@pytest.mark.unpoisoned
+def test_random_calls_between_guard_pages():
+    assert fuzz_ops.run(seconds=6, seed=0) == []
