@@ -106,6 +106,12 @@ def channel_stats(y: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
+def inverse_std(var: Tensor, eps: float) -> Tensor:
+    """1 / sqrt(var + eps), root and quotient both rounded as IEEE has it: torch's float32 sqrt is
+    approximate on a CPU, and its rsqrt on CUDA."""
+    return 1 / (var + eps).double().sqrt().to(var.dtype)
+
+
 def normalise(y: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, axis: int) -> Tensor:
     """(y - mean) scale + bias, everything but y [C] along ``axis``; unfused, as the kernels do."""
     shape = [-1 if d == axis else 1 for d in range(y.dim())]
@@ -136,7 +142,7 @@ def norm_lif(
     wide = y.to(state)
     if mean is None:
         mean, var = channel_stats(wide, axis)
-    x = normalise(wide, mean, weight * (1 / (var + eps).sqrt()), bias, axis)
+    x = normalise(wide, mean, weight * inverse_std(var, eps), bias, axis)
     if residual is not None:
         x = x + residual.to(state)
     s, states = lif(x, v0, timesteps=timesteps, **neuron)

@@ -4,7 +4,7 @@ autograd holds, layouts of the vectors of channels, gradients that share memory 
 import pytest
 import torch
 
-from snnfast import norm_lif
+from snnfast import norm_lif, reference
 
 
 def layer(channels=5, **changed):
@@ -83,3 +83,10 @@ def test_gradients_share_no_memory():
         norm_lif(y, r, training=True, **arguments), (y, r), torch.ones_like(y)
     )
     assert torch.equal(alone[0], both[0])
+
+
+def test_the_inverse_deviation_is_rounded_alike_everywhere():
+    var = torch.rand(100_003) * torch.rand(100_003) * 10
+    arguments = (None, None, None, 0.1, 1.0, 1e-5, "cpu")
+    inv_std, _ = torch.ops.snnfast.norm_prepare(var, var, *arguments)
+    assert torch.equal(inv_std, reference.inverse_std(var, 1e-5))

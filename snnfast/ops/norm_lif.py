@@ -225,7 +225,7 @@ def _run_prepare(mean, var, weight, running_mean, running_var, momentum, unbias,
         if running:
             running_mean.lerp_(mean, momentum)
             running_var.lerp_(var * unbias, momentum)
-        inv_std = 1 / (var + eps).sqrt()
+        inv_std = reference.inverse_std(var, eps)
         scale = inv_std if weight is None else weight * inv_std
     if running:
         torch.autograd.graph.increment_version(running)
@@ -259,7 +259,7 @@ for _device in ("CPU", "CUDA"):
 
 def _is_batched(dx: Tensor) -> bool:
     """Whether ``dx`` stands for many, under ``is_grads_batched``."""
-    return torch._C._dispatch_keys(dx).has(torch._C.DispatchKey.Batched)
+    return torch._C._functorch.is_legacy_batchedtensor(dx)
 
 
 class _NormLif(torch.autograd.Function):
