@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,3 +84,18 @@ def test_self_targets_have_one_number_everywhere():
         (number,) = re.findall(rf"kSelf{name} = (\d+)", header)
         assert int(number) == getattr(spec, f"SELF_{name.upper()}")
         assert int(number) == getattr(reference_distill, f"SELF_{name.upper()}")
+
+
+FIRST_USE = """
+import sys, torch, snnfast
+x = torch.randn(4, 3, 5, requires_grad=True)
+with snnfast.packed_spikes():
+    snnfast.nn.BatchNormLIF(5)(x).sum().backward()
+snnfast.twkd_loss(snnfast.lif(x), torch.zeros(3).long(), alpha=0.0).backward()
+assert "torch._dynamo" not in sys.modules
+"""
+
+
+def test_first_use_does_not_import_the_compiler():
+    done = subprocess.run([sys.executable, "-c", FIRST_USE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-800:]
