@@ -7,6 +7,9 @@ gradients are exact (``spiking=False``, as in SpikingJelly). The same table stan
 
     >>> snnfast.lif(x, surrogate="atan")
     >>> snnfast.lif(x, surrogate=snnfast.surrogate.ATan(alpha=5.0))
+
+One of your own is a subclass with ``gradient``, and ``primitive`` if the smooth twin is wanted. No
+kernel knows it, so it runs on the reference, in plain PyTorch; see :class:`Surrogate`.
 """
 
 import math
@@ -19,13 +22,36 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Surrogate:
-    """Base of all surrogates. ``spiking=False`` puts the primitive in place of the step."""
+    """Base of all surrogates. ``spiking=False`` puts the primitive in place of the step.
 
-    ID: ClassVar[int]
+    A subclass of your own runs on the reference backend, which ``auto`` then picks: several
+    operations a timestep instead of one launch a layer, and all of their results kept for backward.
+    To pickle a module that has one, define the class in a module that can be imported.
+
+        >>> @dataclass(frozen=True)
+        ... class Cauchy(snnfast.surrogate.Surrogate):
+        ...     gamma: float = 1.0
+        ...
+        ...     def gradient(self, x):          # any shape -> the same shape and dtype
+        ...         return 1 / (math.pi * self.gamma * (1 + (x / self.gamma) ** 2))
+        >>> snnfast.nn.LIF(surrogate=Cauchy(gamma=0.5))
+    """
+
+    ID: ClassVar[int | None] = None
+    """The number by which kernels know the formula; None: they do not."""
     NAME: ClassVar[str]
     spiking: bool = True
 
+    def __init_subclass__(cls):
+        if cls.__module__ != __name__:  # a subclass of ATan, too, may have another formula
+            cls.ID = None
+
     def __post_init__(self):
+        if not isinstance(self.spiking, bool):
+            kind = type(self.spiking).__name__
+            raise TypeError(f"surrogate: spiking must be True or False, got {kind}")
+        if self.ID is None:
+            return
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name == "spiking":
@@ -54,11 +80,13 @@ class Surrogate:
 
     def gradient(self, x: Tensor) -> Tensor:
         """g(x), elementwise, in x's dtype."""
-        raise NotImplementedError
+        raise NotImplementedError(f"surrogate: {type(self).__name__} must define gradient(x)")
 
     def primitive(self, x: Tensor) -> Tensor:
         """A primitive of g, elementwise, in x's dtype."""
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"surrogate: {type(self).__name__} must define primitive(x) for spiking=False"
+        )
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import inspect
 
 from torch import Tensor, nn
 
-from snnfast.ops.distill import tser_loss, tssd_loss, twkd_loss
+from snnfast.ops.distill import check_options, tser_loss, tssd_loss, twkd_loss
 
 
 class _Criterion(nn.Module):
@@ -19,8 +19,12 @@ class _Criterion(nn.Module):
 
     def __init__(self, **options):
         super().__init__()
-        bound = inspect.signature(type(self)).bind(**options)
+        try:
+            bound = inspect.signature(type(self)).bind(**options)
+        except TypeError as error:
+            raise TypeError(f"{type(self).__name__}: {error}") from None
         bound.apply_defaults()
+        check_options(type(self).function, bound.arguments)
         self._names = tuple(bound.arguments)
         for name, value in bound.arguments.items():
             setattr(self, name, value)
@@ -32,8 +36,8 @@ class _Criterion(nn.Module):
         other_logits: Tensor | None = None,
         return_terms: bool | None = None,
     ):
-        """The loss of logits [T, B, C] and target [B] (or [B, C]), beside the teacher's logits
-        [B, C] or the auxiliary ones [T, B, C]; or (loss, terms)."""
+        """The loss of logits [T, B, C], time first, and target [B] (or [B, C]), beside the
+        teacher's logits [B, C] or the auxiliary ones [T, B, C]; or (loss, terms)."""
         options = {name: getattr(self, name) for name in self._names}
         if return_terms is not None:
             options["return_terms"] = return_terms

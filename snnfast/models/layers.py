@@ -1,8 +1,6 @@
 """What the networks share: time folded into the batch, neurons by name, and batch norm for images
 that stand still and for several processes."""
 
-import difflib
-import inspect
 from collections.abc import Callable
 
 import torch
@@ -11,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snnfast.nn import IF, LIF, BatchNormLIF, ParametricLIF
+from snnfast.nn._arguments import arguments_of, hint
 
 NEURONS = {"lif": LIF, "if": IF, "plif": ParametricLIF}
 LARGE = 96
@@ -25,10 +24,13 @@ def over_time(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 def timesteps_of(x: Tensor, timesteps: int | None, default: int) -> tuple[bool, int]:
     """(static, T) of a spiking model's input: an image [B, C, H, W] or a sequence [T, B, C, H, W].
 
-    Raises ValueError for other shapes and for a ``timesteps`` that contradicts the sequence.
+    Raises ValueError for other shapes and for a ``timesteps`` that contradicts the sequence,
+    TypeError where it is no int.
     """
     if x.dim() == 4:
         steps = default if timesteps is None else timesteps
+        if isinstance(steps, bool) or not isinstance(steps, (int, torch.SymInt)):
+            raise TypeError(f"model: timesteps must be an int, got {type(steps).__name__}")
         if steps < 1:
             raise ValueError(f"model: timesteps must be >= 1, got {steps}")
         return True, steps
@@ -90,25 +92,20 @@ class Neurons:
     """
 
     def __init__(self, neuron: str = "lif", **arguments):
-        if neuron not in NEURONS:
+        if not isinstance(neuron, str) or neuron not in NEURONS:
             raise ValueError(
                 f"create_model: neuron must be one of {', '.join(NEURONS)}, got {neuron!r}"
             )
         self._make, self._arguments = NEURONS[neuron], arguments
         if neuron == "plif" and "tau" in arguments:
             arguments["init_tau"] = arguments.pop("tau")
-        known = set()
-        for cls in (self._make, *self._make.__bases__):
-            known |= set(inspect.signature(cls.__init__).parameters)
         # A network needs spikes, and one tau for each channel needs to know how many there are.
-        known -= {"self", "neuron", "return_state", "channels"}
+        known = set(arguments_of(self._make)) - {"return_state", "channels"}
         for name in arguments:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f" (did you mean {near[0]!r}?)" if near else ""
                 raise TypeError(
                     f"create_model: {neuron} neurons take {', '.join(sorted(known))}, "
-                    f"got {name}{hint}"
+                    f"got {name}{hint(name, known)}"
                 )
         self.neuron()  # what it refuses is refused before weights are drawn
 

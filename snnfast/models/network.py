@@ -45,8 +45,9 @@ class SpikingNetwork(nn.Module):
         return self.fc(pooled(s))
 
     def forward(self, x: Tensor, timesteps: int | None = None):
-        """Logits [T, B, classes] of x [B, C, H, W] or [T, B, C, H, W]; with an auxiliary head and
-        in training mode (logits, aux_logits)."""
+        """Logits [T, B, classes] of a whole sequence x [T, B, C, H, W], time first, or of an image
+        x [B, C, H, W] shown for ``timesteps`` steps: a step x[t] would be taken for an image. With
+        an auxiliary head and in training mode (logits, aux_logits)."""
         static, steps = timesteps_of(x, timesteps, self.timesteps)
         s = self.stem(x, steps if static else None)
         aux_logits = None

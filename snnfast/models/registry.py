@@ -72,7 +72,7 @@ def create_model(
 
     Raises ValueError or TypeError that names the argument.
     """
-    if name not in _MODELS:
+    if not isinstance(name, str) or name not in _MODELS:
         near = difflib.get_close_matches(str(name), _MODELS, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise ValueError(
@@ -89,6 +89,9 @@ def create_model(
             raise TypeError(f"create_model: {key} must be an int, got {type(value).__name__}")
         if value < 1:
             raise ValueError(f"create_model: {key} must be >= 1, got {value}")
+    if not isinstance(aux_head, str | None):
+        kind = type(aux_head).__name__
+        raise TypeError(f"create_model: aux_head must be a stage's name or None, got {kind}")
     if name in _ANNS:
         if neuron:
             raise TypeError(f"create_model: {name} has no neurons, got {', '.join(neuron)}")

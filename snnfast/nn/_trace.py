@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from snnfast.nn.streaming import Mark
 from snnfast.ops import select
 
 
@@ -227,9 +228,9 @@ class Guard:
 
 
 def has_hooks(module: nn.Module) -> bool:
+    forward = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
     return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
+        module._backward_hooks
         or module._backward_pre_hooks
+        or any(not isinstance(hook, Mark) for hook in forward)
     )

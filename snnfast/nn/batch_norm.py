@@ -5,8 +5,10 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from snnfast.nn._arguments import arguments_of
 from snnfast.nn.neuron import LIF, _Neuron
 from snnfast.ops.norm_lif import norm_lif
+from snnfast.ops.validation import check_bool, check_int, check_norm
 
 
 def counted_momentum(norm: nn.Module) -> float:
@@ -52,7 +54,7 @@ class BatchNormLIF(_NormBase):
         process_group: ranks of torch.distributed that share the statistics in training. None:
             every rank has its own.
         tau, decay_input, v_threshold, v_reset, detach_reset, surrogate, return_state, backend: as
-            in ``snnfast.nn.LIF``.
+            in ``snnfast.nn.LIF``. As attributes they are those of ``neuron``.
 
     Statistics and state are float32 for float16 and bfloat16 input, so do not cast this module to
     half precision: autocast casts the convolution before it, which is enough.
@@ -74,6 +76,10 @@ class BatchNormLIF(_NormBase):
         process_group=None,
         **arguments,
     ):
+        check_int("BatchNormLIF", "num_features", num_features, 1)
+        check_norm("BatchNormLIF", 0.0 if momentum is None else momentum, eps)
+        check_bool("BatchNormLIF", "affine", affine)
+        check_bool("BatchNormLIF", "track_running_stats", track_running_stats)
         super().__init__(num_features, eps, momentum, affine, track_running_stats)
         if neuron is None:
             neuron = LIF(**arguments)
@@ -95,15 +101,34 @@ class BatchNormLIF(_NormBase):
         v0: Tensor | None = None,
         timesteps: int | None = None,
     ):
-        """Spikes [T, B, C, ...] of y [T, B, C, ...] and a residual of y's shape, or of a static y
-        [B, C, ...] shown for ``timesteps`` steps; (s, v) where ``return_state`` is set. ``v0``: the
-        state to start from. Raises what ``snnfast.norm_lif`` does."""
+        """Spikes [T, B, C, ...] of y [T, B, C, ...] and a residual of y's shape: the first axis is
+        time, and one call runs all steps from rest (step by step: ``snnfast.streaming``).
+
+        With ``timesteps``, y [B, C, ...] is static and shown that often. Returns (s, v) where
+        ``return_state`` is set. ``v0``: the state to start from. Raises what ``snnfast.norm_lif``
+        does."""
         axis = 2 if timesteps is None else 1
         if y.dim() <= axis or y.shape[axis] != self.num_features:
             raise ValueError(
-                f"BatchNormLIF: y must have {self.num_features} channels on axis {axis}, "
+                f"BatchNormLIF: y must have {self.num_features} channels on axis {axis} "
+                f"({'[T, B, C, ...], time first' if axis == 2 else '[B, C, ...]'}), "
                 f"got shape {tuple(y.shape)}"
             )
         group = self.process_group if self.training else None
         op = normalised(self, residual=residual, process_group=group)
         return self.neuron._run(op, y, v0, timesteps)
+
+
+def _of_neuron(name: str) -> property:
+    """An attribute that is the neuron's, to read and to set."""
+
+    def write(self, value):
+        if not hasattr(self.neuron, name):
+            raise AttributeError(f"{type(self.neuron).__name__} has no {name}")
+        setattr(self.neuron, name, value)
+
+    return property(lambda self: getattr(self.neuron, name), write)
+
+
+for _name in arguments_of(LIF):
+    setattr(BatchNormLIF, _name, _of_neuron(_name))

@@ -21,8 +21,8 @@ class _AsInForward:
 
     @staticmethod
     def _attributes(module: nn.Module) -> dict:
-        names = ("training", "_streaming", "_v") if isinstance(module, _Neuron) else ("training",)
-        return {name: module.__dict__[name] for name in names}
+        names = ("_streaming", "_v", "_called") if isinstance(module, _Neuron) else ()
+        return {name: getattr(module, name) for name in ("training", *names)}
 
     def __enter__(self):
         self._now = [self._attributes(module) for module in self._modules]

@@ -6,12 +6,20 @@ import torch
 from torch import Tensor, nn
 
 from snnfast import surrogate as surrogates
-from snnfast.ops.lif import lif
-from snnfast.ops.validation import check_number, state_dtype
+from snnfast.nn import _single_steps
+from snnfast.nn._arguments import arguments_of, hint
+from snnfast.ops.lif import check_options, check_tau, lif
+from snnfast.ops.validation import check_bool, check_int, check_number, state_dtype
 
 
 class _Neuron(nn.Module):
     """What the neurons share: the arguments of ``snnfast.lif`` and the state of a stream."""
+
+    # What belongs to the calls so far, and not to a copy.
+    _streaming = False
+    _v = None
+    _called = None  # in this forward of the streaming model; None: not within one
+    _loop = ()
 
     def __init__(
         self,
@@ -22,29 +30,48 @@ class _Neuron(nn.Module):
         surrogate: "str | surrogates.Surrogate" = "sigmoid",
         return_state: "bool | str" = False,
         backend: str | None = None,
+        **unknown,
     ):
         super().__init__()
+        who = type(self).__name__
+        if unknown:
+            name, known = next(iter(unknown)), arguments_of(type(self))
+            raise TypeError(
+                f"{who}: arguments must be among {', '.join(known)}, got {name}{hint(name, known)}"
+            )
+        *_, surrogate, _ = check_options(
+            who, v_threshold=v_threshold, v_reset=v_reset, detach_reset=detach_reset,
+            surrogate=surrogate, return_state=return_state, backend=backend,
+        )  # fmt: skip
         self.v_threshold = v_threshold
         self.v_reset = v_reset
         self.detach_reset = detach_reset
-        self.surrogate = surrogates.resolve(surrogate, type(self).__name__)
+        self.surrogate = surrogate
         self.return_state = return_state
         self.backend = backend
-        self._streaming = False
-        self._v = None
+
+    def __getstate__(self):
+        # A copy does not stream and holds no state, wherever it was made.
+        passing = ("_streaming", "_v", "_called", "_loop")
+        return {name: value for name, value in vars(self).items() if name not in passing}
 
     def _rate(self, x: Tensor) -> dict:
         """The arguments of ``lif`` that say how the membrane leaks."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, v0: Tensor | None = None, timesteps: int | None = None):
-        """Spikes [T, ...] of x [T, ...], or of a static x [...] shown for ``timesteps`` steps;
-        (s, v) where ``return_state`` is set. ``v0``: the state to start from."""
+        """Spikes [T, ...] of x [T, ...]: the first axis is time, and one call runs all steps from
+        rest. For one step after the other call with x[t:t+1] inside of ``snnfast.streaming``.
+
+        With ``timesteps``, x [...] is static and shown that often. Returns (s, v) where
+        ``return_state`` is set. ``v0``: the state to start from."""
         return self._run(lif, x, v0, timesteps)
 
     def _run(self, op, x: Tensor, v0: Tensor | None, timesteps: int | None):
         """``op`` (``lif``, or one that ends in it) with this neuron's arguments and state."""
         streaming = self._streaming
+        if streaming and not torch.compiler.is_compiling():
+            self._call_once()
         result = op(
             x,
             v0=self._v if streaming and v0 is None else v0,
@@ -58,6 +85,8 @@ class _Neuron(nn.Module):
             **self._rate(x),
         )
         if not streaming:
+            if v0 is None and timesteps is None and not torch.compiler.is_compiling():
+                _single_steps.watch(self, x, result[0] if self.return_state else result)
             return result
         s, v = result
         if self.return_state != "all":
@@ -65,6 +94,16 @@ class _Neuron(nn.Module):
         elif v.shape[0]:
             self._v = v[-1]
         return (s, v) if self.return_state else s
+
+    def _call_once(self) -> None:
+        if self._called:
+            raise ValueError(
+                f"streaming: a neuron must be called once in a forward of the model, got a second "
+                f"call of {type(self).__name__}; give each place in the model a neuron of its own "
+                "(for a loop over time within the model, stream the part that the loop calls)"
+            )
+        if self._called is not None:
+            self._called = True
 
     def extra_repr(self) -> str:
         return (
@@ -82,9 +121,8 @@ class LIF(_Neuron):
 
     def __init__(self, tau: float = 2.0, *, decay_input: bool = True, **neuron):
         super().__init__(**neuron)
-        self.tau = check_number("LIF", "tau", tau, finite=False)
-        if not self.tau >= 1.0:
-            raise ValueError(f"LIF: tau must be >= 1, got {tau}")
+        self.tau = check_tau("LIF", tau)
+        check_bool("LIF", "decay_input", decay_input)
         self.decay_input = decay_input
 
     def _rate(self, x):
@@ -123,6 +161,9 @@ class ParametricLIF(_Neuron):
         init_tau = check_number("ParametricLIF", "init_tau", init_tau)
         if not init_tau > 1.0:
             raise ValueError(f"ParametricLIF: init_tau must be > 1, got {init_tau}")
+        check_bool("ParametricLIF", "decay_input", decay_input)
+        if channels is not None:
+            check_int("ParametricLIF", "channels", channels, 1)
         self.decay_input = decay_input
         shape = () if channels is None else (channels,)
         self.w = nn.Parameter(torch.full(shape, -math.log(init_tau - 1.0)))

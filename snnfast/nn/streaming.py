@@ -2,9 +2,25 @@
 
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 from snnfast.nn.neuron import _Neuron
+
+
+class Mark:
+    """A hook of the streaming model: notes on its neurons that a forward begins or has ended."""
+
+    def __init__(self, neurons: list[_Neuron], called: bool | None):
+        self._neurons, self._called = neurons, called
+
+    def __call__(self, *_) -> None:
+        if not torch.compiler.is_compiling():
+            for neuron in self._neurons:
+                neuron._called = self._called
+
+    def __reduce__(self):  # what a copy of the model takes along
+        return Mark, ([], self._called)
 
 
 @contextmanager
@@ -13,7 +29,11 @@ def streaming(model: nn.Module):
 
     A sequence fed in pieces gives the same spikes as in one call, bit for bit. The state starts at
     rest on entry, is dropped on exit, and is detached from no graph: detach or use ``no_grad`` for
-    long streams.
+    long streams. Copies of the model, by deepcopy or pickle, neither stream nor have a state.
+
+    A neuron has one state, so in one forward of ``model`` it must be called once. A neuron that
+    stands at several places of a model cannot be streamed, nor one in a loop over time within the
+    model's forward, unless ``model`` here is what that loop calls.
 
         >>> with snnfast.streaming(model), torch.no_grad():
         ...     for frames in stream:            # [T, B, ...] each
@@ -21,7 +41,8 @@ def streaming(model: nn.Module):
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: it has no neurons of snnfast, or is streaming already.
+        ValueError: it has no neurons of snnfast, is streaming already, or (in the block) calls one
+            of them twice in a forward.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"streaming: model must be a torch module, got {type(model).__name__}")
@@ -32,8 +53,14 @@ def streaming(model: nn.Module):
         raise ValueError("streaming: model must not be streaming already, got a nested block")
     for neuron in neurons:
         neuron._streaming = True
+    hooks = (
+        model.register_forward_pre_hook(Mark(neurons, False)),
+        model.register_forward_hook(Mark(neurons, None)),
+    )
     try:
         yield model
     finally:
+        for hook in hooks:
+            hook.remove()
         for neuron in neurons:
-            neuron._streaming, neuron._v = False, None
+            neuron._streaming, neuron._v, neuron._called = False, None, None

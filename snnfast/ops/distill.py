@@ -9,6 +9,7 @@ factor still saves them.
 """
 
 import functools
+import inspect
 import math
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from snnfast import reference_distill as reference
 from snnfast.backends import spec as specs
 from snnfast.ops import validation as check
-from snnfast.ops.select import module, select
+from snnfast.ops.select import check_name, module, select
 
 SELF_TARGETS = {"mean": specs.SELF_MEAN, "correct": specs.SELF_CORRECT}
 CE_STEPS = {"all": (1.0, 0.0), "student": (0.0, 1.0), "both": (0.5, 0.5)}
@@ -265,7 +266,10 @@ def _check_problem(op: str, logits, target, ignore_index: int) -> None:
     _, batch, classes = logits.shape
     if target.dtype == torch.int64:
         if target.shape != (batch,):
-            raise ValueError(f"{op}: target must have shape ({batch},), got {tuple(target.shape)}")
+            raise ValueError(
+                f"{op}: target must have shape ({batch},), the B of logits [T, B, C] (time first), "
+                f"got {tuple(target.shape)}"
+            )
         if target.device != logits.device:
             raise ValueError(
                 f"{op}: target must be on logits' device {logits.device}, got {target.device}"
@@ -348,7 +352,7 @@ def _stepwise(options, names, logits, target, teacher_logits, return_terms, back
 def _twkd_options(alpha, beta, temperature, self_target, scale_by_temperature, skip_all_wrong,
                   label_smoothing, ignore_index, return_terms):  # fmt: skip
     op = "twkd_loss"
-    if self_target not in SELF_TARGETS:
+    if self_target not in tuple(SELF_TARGETS):  # what is not hashable, too
         raise ValueError(
             f"{op}: self_target must be one of {', '.join(SELF_TARGETS)}, got {self_target!r}"
         )
@@ -392,7 +396,8 @@ def twkd_loss(
 
     Args:
         logits: [T, B, C], time first, T, B and C at least 1; float32, float16, bfloat16, or float64
-            (reference and cpu). Any strides, read once without a copy.
+            (reference and cpu). Any strides, read once without a copy. [B, T, C] is refused by the
+            target's shape, but not where B = T: pass ``logits.transpose(0, 1)`` then as well.
         target: labels int64 [B], or class probabilities [B, C] of a floating dtype (Mixup, CutMix),
             whose label for ``"correct"`` is the largest. Without gradient.
         teacher_logits: [B, C], a floating dtype; may be None where ``alpha`` is 0. No gradient.
@@ -502,7 +507,7 @@ def _tssd_options(alpha, beta, temperature, ce_steps, aux_per_step, scale_by_tem
                   label_smoothing, ignore_index, return_terms):  # fmt: skip
     """The op's name, numbers and choices."""
     op = "tssd_loss"
-    if ce_steps not in CE_STEPS:
+    if ce_steps not in tuple(CE_STEPS):
         raise ValueError(f"{op}: ce_steps must be one of {', '.join(CE_STEPS)}, got {ce_steps!r}")
     smoothing = _check_common(
         op, label_smoothing, ignore_index, aux_per_step=aux_per_step,
@@ -563,9 +568,8 @@ def tssd_loss(
         ignore_index, return_terms,
     )  # fmt: skip
     _check_problem(op, logits, target, ignore_index)
-    if isinstance(student_steps, bool) or not isinstance(student_steps, (int, torch.SymInt)):
-        raise TypeError(f"{op}: student_steps must be an int, got {check.type_name(student_steps)}")
-    if not 1 <= student_steps <= logits.shape[0]:
+    check.check_int(op, "student_steps", student_steps, 1)
+    if student_steps > logits.shape[0]:
         raise ValueError(
             f"{op}: student_steps must be in 1..T = {logits.shape[0]}, got {student_steps}"
         )
@@ -595,6 +599,19 @@ def tssd_loss(
             logits, target, aux_logits, *options, False, False, name
         )
     return (loss, _named(terms, ("task", "temporal", "spatial"))) if return_terms else loss
+
+
+def check_options(loss, options: dict) -> None:
+    """What ``loss``, one of the three functions, refuses of all its keyword arguments before it
+    sees a tensor."""
+    check_numbers = {
+        twkd_loss: _twkd_options, tser_loss: _tser_options, tssd_loss: _tssd_options,
+    }[loss]  # fmt: skip
+    check_numbers(*(options[name] for name in inspect.signature(check_numbers).parameters))
+    if "student_steps" in options:
+        check.check_int(loss.__name__, "student_steps", options["student_steps"], 1)
+    if options["backend"] is not None:
+        check_name(options["backend"], loss.__name__)
 
 
 def temporal_cross_entropy(

@@ -16,7 +16,7 @@ from snnfast.backends import layout
 from snnfast.backends import spec as specs
 from snnfast.ops import validation as check
 from snnfast.ops.packed import mark_spikes
-from snnfast.ops.select import module, select
+from snnfast.ops.select import check_name, module, select
 
 STATE_NONE, STATE_LAST, STATE_ALL = 0, 1, 2
 
@@ -164,6 +164,30 @@ DEFAULT_TAU = 2.0
 _POWERS_OF_TWO = tuple(2.0**k for k in range(11))
 
 
+def check_tau(op: str, tau) -> float:
+    tau = check.check_number(op, "tau", tau, finite=False)
+    if not tau >= 1.0:
+        raise ValueError(f"{op}: tau must be >= 1, got {tau}")
+    return tau
+
+
+def check_options(op, *, v_threshold, v_reset, detach_reset, surrogate, return_state, backend,
+                  decay_input=True):  # fmt: skip
+    """What can be said of a neuron's arguments before its input is known: (theta, reset, surrogate,
+    which state is wanted)."""
+    theta = check.check_number(op, "v_threshold", v_threshold)
+    soft = " (hard reset) or None (soft)"
+    reset = 0.0 if v_reset is None else check.check_number(op, "v_reset", v_reset, hint=soft)
+    check.check_bool(op, "decay_input", decay_input)
+    check.check_bool(op, "detach_reset", detach_reset)
+    if return_state not in (False, True, "all"):
+        raise ValueError(f"{op}: return_state must be False, True or 'all', got {return_state!r}")
+    state = STATE_ALL if return_state == "all" else STATE_LAST if return_state else STATE_NONE
+    if backend is not None:
+        check_name(backend, op)
+    return theta, reset, surrogates.resolve(surrogate, op), state
+
+
 def _check_rate(op, x, shape, tau, inv_tau) -> tuple[Tensor | None, float, bool]:
     """(rate tensor or None, rate as a number, whether it divides)."""
     if inv_tau is not None:
@@ -176,9 +200,7 @@ def _check_rate(op, x, shape, tau, inv_tau) -> tuple[Tensor | None, float, bool]
     if isinstance(tau, Tensor):
         check.check_rate(op, "tau", tau, x, shape)
         return tau, 0.0, True
-    tau = check.check_number(op, "tau", tau, finite=False)
-    if not tau >= 1.0:
-        raise ValueError(f"{op}: tau must be >= 1, got {tau}")
+    tau = check_tau(op, tau)
     # Multiplying by 1/tau is exact where tau is a power of two, and saves the division.
     if tau in _POWERS_OF_TWO:
         return None, 1.0 / tau, False
@@ -194,31 +216,24 @@ def check_neuron(op, x, v0, *, tau, v_threshold, v_reset, decay_input, detach_re
             raise ValueError(f"{op}: x must have time as its first axis, got a scalar")
         steps, shape, static = x.shape[0], x.shape[1:], False
     else:
-        if isinstance(timesteps, bool) or not isinstance(timesteps, (int, torch.SymInt)):
-            raise TypeError(f"{op}: timesteps must be an int, got {check.type_name(timesteps)}")
-        if timesteps < 0:
-            raise ValueError(f"{op}: timesteps must be >= 0, got {timesteps}")
+        check.check_int(op, "timesteps", timesteps, 0)
         steps, shape, static = timesteps, x.shape, True
     rate, rate_value, divide = _check_rate(op, x, shape, tau, inv_tau)
     check.refuse_transforms(op, x, v0, rate)
-    theta = check.check_number(op, "v_threshold", v_threshold)
-    hard = v_reset is not None
-    reset = check.check_number(op, "v_reset", v_reset) if hard else 0.0
-    check.check_bool(op, "decay_input", decay_input)
-    check.check_bool(op, "detach_reset", detach_reset)
-    chosen = surrogates.resolve(surrogate, op)
-    if return_state not in (False, True, "all"):
-        raise ValueError(f"{op}: return_state must be False, True or 'all', got {return_state!r}")
-    state = STATE_ALL if return_state == "all" else STATE_LAST if return_state else STATE_NONE
+    theta, reset, chosen, state = check_options(
+        op, v_threshold=v_threshold, v_reset=v_reset, decay_input=decay_input,
+        detach_reset=detach_reset, surrogate=surrogate, return_state=return_state, backend=backend,
+    )  # fmt: skip
     if v0 is not None:
         check.check_state(op, "v0", v0, x, shape)
-    name = select(op, backend, x.device.type, x.dtype, not chosen.spiking)
+    own = type(chosen).__name__ if chosen.ID is None else None
+    name = select(op, backend, x.device.type, x.dtype, not chosen.spiking, own)
     charge = specs.DECAY_INPUT if decay_input else specs.DECAY_STATE
     if rate is None and rate_value == math.inf:
         charge = specs.INTEGRATE
-    a, b = chosen.params()
-    layer = (steps, static, charge, rate_value, divide, theta, reset, hard, detach_reset,
-             chosen.ID, a, b, chosen.spiking, name)  # fmt: skip
+    a, b = (0.0, 0.0) if own else chosen.params()
+    layer = (steps, static, charge, rate_value, divide, theta, reset, v_reset is not None,
+             detach_reset, chosen.ID, a, b, chosen.spiking, name)  # fmt: skip
     return layer, rate, state, v_reset, chosen
 
 
@@ -266,7 +281,8 @@ def lif(
         decay_input: whether the input is divided by tau, too.
         detach_reset: leave the reset out of the gradient.
         surrogate: a name or an object of ``snnfast.surrogate``; ``spiking=False`` there gives the
-            smooth twin, whose S is the surrogate's primitive.
+            smooth twin, whose S is the surrogate's primitive. A subclass of your own runs on the
+            reference.
         inv_tau: 1/tau as a tensor [] or [C] in 0..1 that multiplies, instead of ``tau``
             (ParametricLIF's sigmoid(w)).
         timesteps: T, for a static ``x``. The gradient of x is then summed over time.

@@ -457,10 +457,7 @@ def norm_lif(
     for name, tensor in (("running_mean", running_mean), ("running_var", running_var)):
         if tensor is not None:
             _check_channels(name, tensor, y, channels, exact=True)
-    momentum = check.check_number("norm_lif", "momentum", momentum)
-    if not 0 <= momentum <= 1:
-        raise ValueError(f"norm_lif: momentum must be in 0..1, got {momentum}")
-    eps = check.check_positive("norm_lif", "eps", eps)
+    momentum, eps = check.check_norm("norm_lif", momentum, eps)
     if residual is not None:
         _check_residual(residual, y, static)
     check.refuse_transforms("norm_lif", residual, weight, bias)

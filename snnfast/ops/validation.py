@@ -53,10 +53,10 @@ LARGEST, SMALLEST = 3.4028234663852886e38, 1.1754943508222875e-38
 """Of float32, which every backend computes in."""
 
 
-def check_number(op: str, name: str, value, *, finite: bool = True) -> float:
+def check_number(op: str, name: str, value, *, finite: bool = True, hint: str = "") -> float:
     """A float32 number; infinity is one only where it need not be ``finite``."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{op}: {name} must be a number, got {type_name(value)}")
+        raise TypeError(f"{op}: {name} must be a number{hint}, got {type_name(value)}")
     # Comparisons only: under torch.compile a number may be symbolic, and math.isfinite is not.
     infinite = not -math.inf < value < math.inf
     if value != value or (infinite and finite):
@@ -73,9 +73,24 @@ def check_positive(op: str, name: str, value) -> float:
     return value
 
 
+def check_int(op: str, name: str, value, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{op}: {name} must be an int, got {type_name(value)}")
+    if value < least:
+        raise ValueError(f"{op}: {name} must be >= {least}, got {value}")
+
+
 def check_bool(op: str, name: str, value) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{op}: {name} must be True or False, got {type_name(value)}")
+
+
+def check_norm(op: str, momentum, eps) -> tuple[float, float]:
+    """The two numbers of a batch norm."""
+    momentum = check_number(op, "momentum", momentum)
+    if not 0 <= momentum <= 1:
+        raise ValueError(f"{op}: momentum must be in 0..1, got {momentum}")
+    return momentum, check_positive(op, "eps", eps)
 
 
 def check_state(op: str, name: str, v: Tensor, x: Tensor, shape: torch.Size) -> None:
