@@ -143,6 +143,21 @@ def test_sync_conversion_leaves_it_alone():
     assert nn.SyncBatchNorm.convert_sync_batchnorm(block) is block
 
 
+def test_attributes_are_those_of_the_neuron():
+    x, block = data(torch.float32), BatchNormLIF(C)
+    block.return_state, block.v_threshold, block.backend = "all", 0.5, "reference"
+    s, v = block(x)
+    assert v.shape == x.shape and block.neuron.return_state == "all"
+    again = BatchNormLIF(C, return_state="all", v_threshold=0.5, backend="reference")
+    assert all(map(torch.equal, (s, v), again(x)))
+    assert (block.tau, block.v_reset, block.decay_input) == (2.0, 0.0, True)
+    block.tau = 0.5
+    with pytest.raises(ValueError, match=r"tau must be >= 1, got 0\.5"):
+        block(x)
+    with pytest.raises(AttributeError, match="IF has no tau"):
+        BatchNormLIF(C, neuron=IF()).tau = 3.0
+
+
 def test_backend_reaches_the_op():
     block = BatchNormLIF(C, backend="reference")
     ((op, backend, _),) = snnfast.explain(block, data(torch.float32))
@@ -156,7 +171,15 @@ def test_backend_reaches_the_op():
         (lambda: BatchNormLIF(C)(data()[0, 0]), ValueError, "must have 4 channels on axis 2"),
         (lambda: BatchNormLIF(C)(data()[0, :, :1], timesteps=2), ValueError, "channels on axis 1"),
         (lambda: BatchNormLIF(C)(data()), TypeError, "must be float64 for float64 y, got float32"),
-        (lambda: BatchNormLIF(C, eps=0.0)(data().float()), ValueError, "eps must be > 0"),
+        (lambda: BatchNormLIF(C)(data()[0]), ValueError, r"\[T, B, C, ...\], time first"),
+        (lambda: BatchNormLIF(C, eps=0.0), ValueError, "BatchNormLIF: eps must be > 0"),
+        (lambda: BatchNormLIF(C, eps="1e-5"), TypeError, "eps must be a number, got str"),
+        (lambda: BatchNormLIF(C, momentum=2.0), ValueError, "momentum must be in 0..1, got 2.0"),
+        (lambda: BatchNormLIF(C, momentum=True), TypeError, "momentum must be a number, got bool"),
+        (lambda: BatchNormLIF(C, affine="no"), TypeError, "affine must be True or False, got str"),
+        (lambda: BatchNormLIF(C, track_running_stats=1), TypeError, "track_running_stats must be"),
+        (lambda: BatchNormLIF(0), ValueError, "num_features must be >= 1, got 0"),
+        (lambda: BatchNormLIF("64"), TypeError, "num_features must be an int, got str"),
         (
             lambda: BatchNormLIF(C)(data().float()[:1, :1, :, :1, :1]),
             ValueError,

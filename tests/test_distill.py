@@ -693,6 +693,38 @@ def test_bad_arguments_are_refused(name, change, error, message):
             CALLS[name][0](*positional, **{**arguments, "backend": change.get("backend", asked)})
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "error", "message"),
+    [
+        (name, *bad)
+        for name, (_, own) in CALLS.items()
+        for bad in [*BAD, *own]
+        if not bad[0].keys() & {"logits", "target", "other"}
+        and bad[0] not in ({"backend": "cuda"}, {"student_steps": 3})
+    ]
+    + [(name, {"backend": "cupy"}, ValueError, "backend must be one of auto") for name in CALLS]
+    + [("twkd_loss", {"self_target": []}, ValueError, "self_target must be one of mean, correct")],
+)
+def test_criteria_refuse_them_at_construction(name, change, error, message):
+    arguments = {"student_steps": 1} if name == "tssd_loss" else {}
+    with pytest.raises(error, match=f"{name}: {message}"):
+        getattr(distill, name.removesuffix("_loss").upper())(**arguments | change)
+
+
+def test_criteria_name_an_unknown_argument():
+    with pytest.raises(TypeError, match=r"^TWKD: got an unexpected keyword argument 'tau'"):
+        distill.TWKD(tau=2.0)
+    with pytest.raises(TypeError, match=r"^TSSD: missing a required .*'student_steps'"):
+        distill.TSSD()
+
+
+def test_batch_first_logits_are_refused_where_the_target_shows_it():
+    z, y, _, _ = problem()
+    assert z.shape[0] != z.shape[1]
+    with pytest.raises(ValueError, match=r"logits are \[T, B, C\], time first"):
+        twkd_loss(z.transpose(0, 1), y, alpha=0.0)
+
+
 # What is judged by.
 
 

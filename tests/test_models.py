@@ -166,11 +166,33 @@ def test_auxiliary_head():
         ({"neuron": "if", "tau": 2.0}, TypeError, "if neurons take .*, got tau$"),
         ({"return_state": True}, TypeError, "lif neurons take .*, got return_state"),
         ({"name": "vgg9", "image_size": 15}, ValueError, "image_size must be >= 16, got 15"),
+        ({"timesteps": 0}, ValueError, "timesteps must be >= 1, got 0"),
+        ({"name": ["digits_cnn"]}, ValueError, "name must be one of"),
+        ({"aux_head": ["layer1"]}, TypeError, "aux_head must be a stage's name or None, got list"),
+        ({"neuron": ["lif"]}, ValueError, "neuron must be one of lif, if, plif, got .'lif'.$"),
+        (
+            {"surrogate_function": "atan"},
+            TypeError,
+            r"lif neurons take .*, got surrogate_function \(did you mean 'surrogate'\?\)",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(change, error, message):
     with pytest.raises(error, match=f"create_model: {message}"):
         create_model(**{"name": "digits_cnn", "num_classes": 10} | change)
+
+
+def test_bad_arguments_of_the_neurons_are_refused():
+    for change, message in (
+        (
+            {"v_reset": "soft"},
+            r"LIF: v_reset must be a number \(hard reset\) or None \(soft",
+        ),
+        ({"backend": "cupy"}, "LIF: backend must be one of"),
+        ({"neuron": "plif", "v_threshold": "1"}, "ParametricLIF: v_threshold must be a number"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            create_model("digits_cnn", num_classes=10, **change)
 
 
 def test_bad_input_is_refused():
@@ -181,5 +203,8 @@ def test_bad_input_is_refused():
         model(torch.zeros(3, 2, 1, 28, 28), timesteps=4)
     with pytest.raises(ValueError, match="model: timesteps must be >= 1, got 0"):
         model(images(), timesteps=0)
+    for steps in ("4", True, 2.0):
+        with pytest.raises(TypeError, match="model: timesteps must be an int, got"):
+            model(images(), timesteps=steps)
     with pytest.raises(ValueError, match=r"model: x must have the image_size .*576 features"):
         model(images(size=20))

@@ -1,6 +1,7 @@
 """Modules and streaming."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 import snnfast
 from snnfast import surrogate
+from snnfast.nn import BatchNormLIF
 
 
 def test_modules_call_the_op_with_their_arguments():
@@ -74,9 +76,54 @@ def test_streaming_drops_the_state_after_an_error():
     assert layer._v is None and not layer._streaming
 
 
+NEURONS = (snnfast.nn.LIF, snnfast.nn.IF, snnfast.nn.ParametricLIF, partial(BatchNormLIF, 4))
+WRONG = [
+    ({"v_reset": "soft"}, TypeError, r"v_reset must be a number \(hard reset\) or None \(soft\)"),
+    ({"v_reset": False}, TypeError, r"v_reset must be a number \(hard.* got bool"),
+    ({"v_reset": math.nan}, ValueError, "v_reset must be finite, got nan"),
+    ({"v_threshold": "1"}, TypeError, "v_threshold must be a number, got str"),
+    ({"v_threshold": True}, TypeError, "v_threshold must be a number, got bool"),
+    ({"v_threshold": math.inf}, ValueError, "v_threshold must be finite, got inf"),
+    ({"detach_reset": 1}, TypeError, "detach_reset must be True or False, got int"),
+    ({"surrogate": 3}, TypeError, "surrogate must be a name or a"),
+    ({"return_state": "last"}, ValueError, "return_state must be False, True or 'all', got 'last'"),
+    ({"backend": "cupy"}, ValueError, "backend must be one of auto, .*cuda, got 'cupy'"),
+    (
+        {"surrogate_function": 0},
+        TypeError,
+        r"got surrogate_function \(did you mean 'surrogate'",
+    ),
+    ({"v_th": 1.0}, TypeError, r"got v_th \(did you mean 'v_threshold'\?\)"),
+    ({"detatch_reset": True}, TypeError, r"\(did you mean 'detach_reset'\?\)"),
+    ({"step_mode": "m"}, TypeError, r"got step_mode \(here: nothing: a call takes all timesteps"),
+    ({"beta": 0.9}, TypeError, r"got beta \(here: snnfast.nn.LIF\(tau=1 / \(1 - beta\)"),
+    ({"timesteps": 0}, TypeError, r"got timesteps \(here: timesteps, in the call\)"),
+    ({"leak": 0}, TypeError, "arguments must be among .*return_state, backend, got leak$"),
+]
+
+
+@pytest.mark.parametrize("make", NEURONS, ids=lambda m: getattr(m, "__name__", "BatchNormLIF"))
+@pytest.mark.parametrize(("arguments", "error", "message"), WRONG, ids=str)
+def test_arguments_are_checked_at_construction(make, arguments, error, message):
+    with pytest.raises(error, match=rf"^(LIF|IF|ParametricLIF): .*{message}"):
+        make(**arguments)
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
+        (lambda: snnfast.nn.LIF(decay_input="no"), TypeError, "LIF: decay_input must be True or"),
+        (lambda: snnfast.nn.LIF(tau=True), TypeError, "LIF: tau must be a number, got bool"),
+        (lambda: snnfast.nn.ParametricLIF(decay_input=0), TypeError, "decay_input must be True or"),
+        (lambda: snnfast.nn.ParametricLIF(channels=0), ValueError, "channels must be >= 1, got 0"),
+        (lambda: snnfast.nn.ParametricLIF(channels="3"), TypeError, "channels must be an int"),
+        (
+            lambda: snnfast.nn.ParametricLIF(tau=2.0),
+            TypeError,
+            r"got tau \(did you mean 'init_",
+        ),
+        (lambda: snnfast.nn.LIF(init_tau=2.0), TypeError, r"got init_tau \(did you mean 'tau'"),
+        (lambda: snnfast.nn.IF(tau=2.0), TypeError, "IF: arguments must be among .*, got tau$"),
         (lambda: snnfast.nn.LIF(tau=0.5), ValueError, "LIF: tau must be >= 1, got 0.5"),
         (lambda: snnfast.nn.LIF(tau="2"), TypeError, "LIF: tau must be a number, got str"),
         (lambda: snnfast.nn.LIF(surrogate="x"), ValueError, "LIF: surrogate must be one of"),

@@ -1,11 +1,11 @@
 """A warning where calls look like a loop over single steps, as other libraries write it.
 
-``for t in range(T): y += net(x[t])`` runs here, too, and takes the batch for time. One call does not
-show it. Several do: calls of one neuron in a row, with x of one shape [B, C] or [B, C, H, H], that
-wait in one graph for their backward, none of them behind another (a neuron that a network has at
-several places gets what comes out of its earlier calls); or, without a graph, with x[0], x[1], ...
-of one tensor. Nothing is read from a tensor's memory. Not seen are shapes that are as likely whole
-sequences, and loops without gradients behind another layer.
+``for t in range(T): y += net(x[t])`` runs here, too, and takes the batch for time. One call does
+not show that. Four in a row do, of one neuron with x of one shape [B, C] or [B, C, H, H]: either
+all of them wait in a graph for their backward and none is behind another (a neuron at several
+places of a network gets what comes of its earlier calls), or x is x[t], x[t + 1], ... of one
+tensor. Nothing is read from a tensor's memory. Not seen are loops with other shapes, which may as
+well be sequences, and loops without gradients behind another layer.
 """
 
 import warnings
@@ -15,7 +15,7 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
-CALLS = 4  # as many steps as most spiking networks have; query, key and value are fewer
+CALLS = 4  # as many as most spiking networks have steps; query, key and value are fewer
 _warned = False
 
 
@@ -54,10 +54,9 @@ def _follows(call: _Call, last: _Call) -> bool:
 def _is_spent(node) -> bool:
     """Whether backward has been here."""
     try:
-        node._raw_saved_tensors
+        return node._raw_saved_tensors is None
     except RuntimeError:
         return True
-    return False
 
 
 def _reaches(node, targets) -> bool:

@@ -266,9 +266,9 @@ def _check_problem(op: str, logits, target, ignore_index: int) -> None:
     _, batch, classes = logits.shape
     if target.dtype == torch.int64:
         if target.shape != (batch,):
+            hint = "; logits are [T, B, C], time first" if target.shape == logits.shape[:1] else ""
             raise ValueError(
-                f"{op}: target must have shape ({batch},), the B of logits [T, B, C] (time first), "
-                f"got {tuple(target.shape)}"
+                f"{op}: target must have shape ({batch},), got {tuple(target.shape)}{hint}"
             )
         if target.device != logits.device:
             raise ValueError(

@@ -148,9 +148,9 @@ def select(
             pass
         elif own is not None:
             _warn_once(
-                f"surrogate: no kernel knows {own}, so layers with it run on the reference, in plain "
-                "PyTorch: on a CPU in float32 about 5 (T=4) to 20 times (T=16) as long, with 3 times "
-                "the memory kept for backward"
+                f"surrogate: no kernel knows {own}, so layers with it run on the reference, in "
+                "plain PyTorch: on a CPU in float32 they take 5 (T=4) to 20 times (T=16) as long "
+                "and keep 3 times the memory for backward"
             )
         elif name == "reference" and device == "cuda":
             _warn_once(f"{op}: running the slow reference on a GPU ({reason})")
