@@ -114,6 +114,9 @@ def test_copies_do_not_stream(how, build):
         with snnfast.streaming(moved):  # and the copy may stream by itself
             pieces = torch.cat([moved(x[:2]), moved(x[2:])])
         assert torch.equal(pieces, whole)
+        twice = nn.Sequential(moved, moved)
+        with snnfast.streaming(twice), pytest.raises(ValueError, match="called once"):
+            twice(x)
     for neuron in moved.modules():
         assert not getattr(neuron, "_streaming", False) and getattr(neuron, "_v", None) is None
 
@@ -294,7 +297,15 @@ def test_states_of_the_callers_own_are_no_single_steps(silent):
         s, v = neuron(x[t : t + 1], v)
         kept.append(s)
     assert torch.equal(torch.cat(kept), snnfast.lif(x))
-    [neuron(x[t], timesteps=3) for t in range(T)]
+    images = sequence(T, B, C)
+    for neuron in (LIF(), ParametricLIF()):
+        [neuron(images[t], timesteps=3) for t in range(T)]
+        [neuron(images[t], v) for t in range(T)]
+
+
+def test_windows_of_a_recording_are_no_single_steps(silent):
+    x, neuron = sequence(9, C), LIF()
+    [neuron(x[i : i + 3]) for i in range(6)]
 
 
 @pytest.mark.unpoisoned

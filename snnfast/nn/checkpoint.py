@@ -21,7 +21,7 @@ class _AsInForward:
 
     @staticmethod
     def _attributes(module: nn.Module) -> dict:
-        names = ("_streaming", "_v", "_called") if isinstance(module, _Neuron) else ()
+        names = ("_streaming", "_v") if isinstance(module, _Neuron) else ()
         return {name: getattr(module, name) for name in ("training", *names)}
 
     def __enter__(self):
