@@ -98,6 +98,18 @@ def test_neuron_arguments_reach_the_neurons():
     assert (settle(build(**NEURON))(x) != silent.head.bias).any()
 
 
+@pytest.mark.parametrize("name", [n for n in list_models() if not n.startswith("ann_")])
+def test_the_default_neuron_is_the_papers(name):
+    """Its input is not divided by tau, unless asked for; a LIF alone is SpikingJelly's."""
+    with torch.device("meta"):
+        for neuron, kind in (("lif", LIF), ("plif", ParametricLIF)):
+            for given, expected in (({}, False), ({"decay_input": True}, True)):
+                model = build(name, neuron=neuron, image_size=32, **given)
+                neurons = [m for m in model.modules() if isinstance(m, kind)]
+                assert neurons and all(m.decay_input is expected for m in neurons)
+        assert LIF().decay_input and ParametricLIF().decay_input
+
+
 def test_other_neurons():
     """By name; a learnable tau starts at tau and gets a gradient."""
     model = build(neuron="plif", tau=3.0)

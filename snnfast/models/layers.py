@@ -86,7 +86,8 @@ def kaiming_fan_out(model: nn.Module) -> None:
 
 class Neurons:
     """Makes the neurons of one network: ``neuron`` is lif, if or plif (learnable tau, for which
-    ``tau`` is the first), the rest are arguments of that module in ``snnfast.nn``.
+    ``tau`` is the first), the rest are arguments of that module in ``snnfast.nn``, with
+    ``decay_input`` False unless it is given.
 
     Raises TypeError or ValueError, ``create_model: ...``, that names the argument.
     """
@@ -107,6 +108,8 @@ class Neurons:
                     f"create_model: {neuron} neurons take {', '.join(sorted(known))}, "
                     f"got {name}{hint(name, known)}"
                 )
+        if "decay_input" in known:
+            arguments.setdefault("decay_input", False)
         self.neuron()  # what it refuses is refused before weights are drawn
 
     def neuron(self) -> nn.Module:

@@ -48,7 +48,9 @@ def create_model(
     aux_head: str | None = None,
     **neuron,
 ) -> nn.Module:
-    """A new model with random weights (from torch's global generator).
+    """A new model with random weights (from torch's global generator), and unless told otherwise
+    with the papers' neuron, whose input is not divided by tau: ``decay_input`` is False, where
+    :class:`snnfast.nn.LIF` has SpikingJelly's True.
 
     Spiking models are called as ``model(image [B, C, H, W], timesteps=None)`` or
     ``model(sequence [T, B, C, H, W])`` and return logits [T, B, num_classes], one per timestep;
@@ -66,9 +68,9 @@ def create_model(
             reads, global average pooling and a linear layer; the model then returns (logits,
             aux_logits), both [T, B, num_classes], in training mode, and logits alone in evaluation
             mode. :func:`exported_weights` leaves it out.
-        neuron: arguments of :class:`snnfast.nn.LIF` (``tau``, ``surrogate``, ``backend``, ...), and
-            ``neuron="plif"`` or ``"if"`` for those of ``snnfast.nn.ParametricLIF`` and ``IF``. ANN
-            models have none.
+        neuron: arguments of :class:`snnfast.nn.LIF` (``tau``, ``surrogate``, ``backend``, ...) with
+            its defaults but for ``decay_input``, and ``neuron="plif"`` or ``"if"`` for those of
+            ``snnfast.nn.ParametricLIF`` and ``IF``. ANN models have none.
 
     Raises ValueError or TypeError that names the argument.
     """

@@ -113,9 +113,10 @@ class _Neuron(nn.Module):
 
 
 class LIF(_Neuron):
-    """Leaky integrate-and-fire neurons; the arguments, equations and shapes of ``snnfast.lif``.
+    """Leaky integrate-and-fire neurons; ``decay_input`` is True as in SpikingJelly, while
+    :func:`snnfast.models.create_model` and the recipes have the papers' False.
 
-    ``tau`` is a float >= 1 in timesteps. The module has no parameters and no entry in the
+    The arguments, equations and shapes are those of ``snnfast.lif``. ``tau`` is a float >= 1 in timesteps. The module has no parameters and no entry in the
     state_dict.
     """
 
