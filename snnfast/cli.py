@@ -1,4 +1,4 @@
-"""The command ``snnfast``: train, eval, report, profile, info.
+"""The command ``snnfast``: train, eval, predict, report, profile, info.
 
 Exit status: 0 done, 1 the run failed, 2 the command cannot be run as given, 130 interrupted. What
 needs torch is imported by the subcommand that needs it.
@@ -48,9 +48,9 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
         "train",
         help="train a network from a recipe",
         description="Train what a recipe describes. DIR then holds model.safetensors, "
-        "ema.safetensors and teacher.safetensors where there are such, config.toml, metrics.jsonl, "
-        "accuracy.png and a checkpoint, in place of those of an earlier run. Every key of the "
-        "recipe is an option.",
+        "ema.safetensors and teacher.safetensors where there are such, config.toml, "
+        "preprocess.json, metrics.jsonl, accuracy.png and a checkpoint, in place of those of an "
+        "earlier run. Every key of the recipe is an option.",
     )
     train.add_argument("recipe", metavar="RECIPE", help="a TOML file, or the name of a shipped one")
     if argv[:1] == ["train"]:  # the recipes' schema is not everybody's to wait for
@@ -71,6 +71,20 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     evaluate.add_argument("--data.root", dest="root", metavar="DIR", help="where the data lies now")
     evaluate.add_argument("--device", default="auto", help="cpu, cuda; default cuda where there is")
     evaluate.set_defaults(run=_eval)
+
+    predict = commands.add_parser(
+        "predict",
+        help="classes of image files by a trained run",
+        description="Show image files to the network in RUN, each as the images it was trained on, "
+        "and print its class, the network's confidence and the timestep at which it was sure.",
+    )
+    predict.add_argument("directory", metavar="RUN", type=Path, help="the output of a run")
+    predict.add_argument("images", metavar="IMAGE", nargs="+", type=Path, help="image files")
+    predict.add_argument("--threshold", metavar="P", type=_probability, default=0.9,
+                         help="confidence at which the network stops; default 0.9")  # fmt: skip
+    predict.add_argument("--weights", choices=("model", "ema"), default="model")
+    predict.add_argument("--device", default="auto", help="cpu, cuda; default cuda where there is")
+    predict.set_defaults(run=_predict)
 
     report = commands.add_parser(
         "report",
@@ -195,6 +209,29 @@ def _eval(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _predict(arguments: argparse.Namespace) -> int:
+    from snnfast.data import DataError
+    from snnfast.train import predict
+    from snnfast.train.checkpoint import CheckpointError
+    from snnfast.train.config import ConfigError
+
+    try:
+        print(
+            predict.run(
+                arguments.directory,
+                arguments.images,
+                weights=arguments.weights,
+                threshold=arguments.threshold,
+                device=arguments.device,
+            )
+        )
+    except (ConfigError, CheckpointError) as error:
+        return _fail(f"predict: {error}", 2)
+    except DataError as error:
+        return _fail(f"predict: {error}", 1)
+    return 0
+
+
 def _report(arguments: argparse.Namespace) -> int:
     from snnfast.train import compare
     from snnfast.train.config import ConfigError
@@ -234,6 +271,16 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
     return int(text)
+
+
+def _probability(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, got {text!r}")
+    return value
 
 
 def _range(text: str) -> int:

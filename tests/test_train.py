@@ -21,7 +21,8 @@ from snnfast.train.evaluate import accuracy
 from snnfast.train.loop import Options, Trainer, TrainingError
 from snnfast.train.optim import Average, Schedule, make_optimizer
 
-FILES = {"model.safetensors", "teacher.safetensors", "config.toml", "metrics.jsonl", "accuracy.png"}
+FILES = {"model.safetensors", "teacher.safetensors", "config.toml", "preprocess.json",
+         "metrics.jsonl", "accuracy.png"}  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)

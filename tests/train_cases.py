@@ -4,6 +4,8 @@ import json
 
 import torch
 
+from snnfast.cli import main
+
 TINY = {
     "epochs": "2",
     "teacher.epochs": "2",
@@ -47,3 +49,15 @@ class one_thread:
 
     def __exit__(self, *error):
         torch.set_num_threads(self.threads)
+
+
+def small(output, name="digits", root=None, **changes):
+    """Train a small network, whose neurons fire after a few steps, for an epoch on the data set of
+    that name, from files under ``root``; the exit status."""
+    options = {"model": "digits_resnet", "timesteps": "2", "objective": "mean_ce",
+               "teacher__model": "none", "time_step": "false", "epochs": "1",
+               "data__name": name, "neuron__v_threshold": "0.1"}  # fmt: skip
+    if name != "digits":
+        sizes = {"data__train": "0", "data__test": "0", "data__augment": "none"}
+        options |= sizes | {"data__root": str(root), "data__workers": "0"}
+    return main(arguments(output, **options | changes))

@@ -86,6 +86,8 @@ class Data:
     timesteps: int | None = None  # T of sequences; None: images
     augment: Augment = Augment()  # training batches
     prepare: Augment = Augment()  # test batches: normalisation alone
+    classes: tuple[str, ...] | None = None  # their names, by label
+    resize: int | None = None  # shorter side before the middle is cut; None: as image_size
 
 
 class TensorSplit:

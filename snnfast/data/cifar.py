@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snnfast.data import hub
+from snnfast.data import hub, known
 from snnfast.data.augment import pipelines
 from snnfast.data.base import Data, DataError, TensorSplit
 from snnfast.data.subset import choose, pick
-from snnfast.data.transforms import Normalise
 
 PIXELS = 3 * 32 * 32
 
@@ -34,8 +33,6 @@ class _Published:
     binary: str
     label_bytes: int  # before the pixels of a binary record; the last of them is the fine label
     hub: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
     def binary_files(self, split: str) -> tuple[str, ...]:
         return tuple(f"{file}.bin" for file in self.files[split])
@@ -50,8 +47,6 @@ _CIFAR10 = _Published(
     "cifar-10-batches-bin",
     1,
     "uoft-cs/cifar10",
-    (0.4914, 0.4822, 0.4465),
-    (0.2023, 0.1994, 0.2010),
 )
 _CIFAR100 = _Published(
     "cifar100",
@@ -62,8 +57,6 @@ _CIFAR100 = _Published(
     "cifar-100-binary",
     2,
     "uoft-cs/cifar100",
-    (0.5071, 0.4867, 0.4408),
-    (0.2675, 0.2565, 0.2761),
 )
 AUGMENT = ("crop4", "flip", "autoaugment", "cutout16")
 
@@ -101,7 +94,7 @@ def cifar100(
 
 def _cifar(published, root, source, train, test, augment, normalise, device) -> Data:
     steps = pipelines(
-        published.name, augment, Normalise(published.mean, published.std) if normalise else None
+        published.name, augment, known.NORMALISE[published.name] if normalise else None
     )
     splits = {}
     for split, count in (("train", train), ("test", test)):
@@ -122,6 +115,7 @@ def _cifar(published, root, source, train, test, augment, normalise, device) -> 
         image_size=32,
         augment=steps[0],
         prepare=steps[1],
+        classes=known.CLASSES[published.name],
     )
 
 

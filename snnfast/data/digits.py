@@ -10,14 +10,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from snnfast.data import known
 from snnfast.data.augment import pipelines
 from snnfast.data.base import Data, TensorSplit
 from snnfast.data.extras import require
-from snnfast.data.transforms import Normalise
 
 CLASSES = 10
 TRAIN, TEST = 4000, 1000
-_NORMALISE = Normalise((0.1307,), (0.3081,))  # of MNIST's training images
 
 
 @functools.lru_cache(maxsize=1)
@@ -51,7 +50,9 @@ def digits(
                 f"for all, got {value}"
             )
     train, test = train or TRAIN, test or TEST
-    steps = pipelines("digits", augment, _NORMALISE if normalise else None, channels=1)
+    steps = pipelines(
+        "digits", augment, known.NORMALISE["digits"] if normalise else None, channels=1
+    )
     images = _by_class()
     return Data(
         _split(images[:, : train // CLASSES], device),
@@ -61,6 +62,7 @@ def digits(
         image_size=28,
         augment=steps[0],
         prepare=steps[1],
+        classes=known.CLASSES["digits"],
     )
 
 

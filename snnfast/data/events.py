@@ -13,9 +13,9 @@ from snnfast.data.base import Data, DataError, TensorSplit
 from snnfast.data.decoded import ON_ERROR
 from snnfast.data.extras import place, require
 from snnfast.data.frames import Recording, load_frames
+from snnfast.data.known import CLASSES, OBJECTS
 from snnfast.data.subset import choose, pick
 
-OBJECTS = "airplane automobile bird cat deer dog frog horse ship truck".split()
 GESTURES = 11
 
 
@@ -192,4 +192,5 @@ def _data(
         timesteps=timesteps,
         augment=steps[0],
         prepare=steps[1],
+        classes=CLASSES[name],
     )

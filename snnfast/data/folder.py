@@ -11,14 +11,13 @@ from snnfast.data.augment import RESIZED_CROP, pipelines
 from snnfast.data.base import Data
 from snnfast.data.decoded import ON_ERROR, DecodedSplit, Samples
 from snnfast.data.extras import place, require
-from snnfast.data.pictures import centre_crop, decode, resized_crop
+from snnfast.data.known import NORMALISE
+from snnfast.data.pictures import centre_crop, decode, resized_crop, shorter_side
 from snnfast.data.subset import choose
-from snnfast.data.transforms import Normalise
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 AUGMENT = (RESIZED_CROP, "flip")
 TEST_FOLDERS = ("test", "val", "valid", "validation")
-_NORMALISE = Normalise((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # of ImageNet
 
 
 def imagenet(
@@ -106,7 +105,8 @@ def _decoded(
             raise ValueError(f"{name}: {option} must be >= {least}, got {value}")
     if on_error not in ON_ERROR:
         raise ValueError(f"{name}: on_error must be {' or '.join(ON_ERROR)}, got {on_error!r}")
-    steps = pipelines(name, augment, _NORMALISE if normalise else None, decoding=(RESIZED_CROP,))
+    normalised = NORMALISE[name] if normalise else None
+    steps = pipelines(name, augment, normalised, decoding=(RESIZED_CROP,))
     known, tested = samples["train"].classes, samples["test"].classes
     if known != tested:
         odd = sorted(set(known) ^ set(tested))[:3]
@@ -134,11 +134,13 @@ def _decoded(
         image_size=image_size,
         augment=steps[0],
         prepare=steps[1],
+        classes=tuple(known),
+        resize=shorter_side(image_size),
     )
 
 
 def _middle(image, size: int, random):
-    return centre_crop(image, size)
+    return centre_crop(image, size, shorter_side(size))
 
 
 class Folder:

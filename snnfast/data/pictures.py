@@ -48,12 +48,16 @@ def resized_crop(image, size: int, random: np.random.Generator):
     return part.resize((size, size), require("PIL.Image").Resampling.BILINEAR)
 
 
-def centre_crop(image, size: int):
-    """The middle, size x size, of the image scaled so that its shorter side is size * 256 / 224.
-    An image that is size x size is left as it is."""
+def shorter_side(size: int) -> int:
+    """Pixels to which :func:`centre_crop` scales the shorter side of a test image."""
+    return round(size / CROPPED)
+
+
+def centre_crop(image, size: int, short: int):
+    """The middle, size x size, of the image scaled so that its shorter side is ``short``. An image
+    that is size x size is left as it is."""
     if image.size == (size, size):
         return image
-    short = round(size / CROPPED)
     width, height = (max(short, int(short * side / min(image.size))) for side in image.size)
     image = image.resize((width, height), require("PIL.Image").Resampling.BILINEAR)
     left, top = round((width - size) / 2), round((height - size) / 2)

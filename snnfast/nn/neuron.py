@@ -116,8 +116,8 @@ class LIF(_Neuron):
     """Leaky integrate-and-fire neurons; ``decay_input`` is True as in SpikingJelly, while
     :func:`snnfast.models.create_model` and the recipes have the papers' False.
 
-    The arguments, equations and shapes are those of ``snnfast.lif``. ``tau`` is a float >= 1 in timesteps. The module has no parameters and no entry in the
-    state_dict.
+    The arguments, equations and shapes are those of ``snnfast.lif``. ``tau`` is a float >= 1 in
+    timesteps. The module has no parameters and no entry in the state_dict.
     """
 
     def __init__(self, tau: float = 2.0, *, decay_input: bool = True, **neuron):

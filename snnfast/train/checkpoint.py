@@ -56,7 +56,20 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> nn.Module:
-    """Load ``weights`` into ``model``; names and shapes must match. Raises CheckpointError."""
+    """Load ``weights`` into ``model``; names, shapes and dtypes must match, all numbers be finite
+    and variances >= 0. Raises CheckpointError that names the tensor."""
+    own = model.state_dict()
+    for name, value in weights.items():
+        wanted = own[name].dtype if name in own else value.dtype
+        if value.dtype != wanted:  # load_state_dict would cast
+            problem = f"must be {wanted}, got {value.dtype}".replace("torch.", "")
+        elif not (finite := value.isfinite()).all():
+            problem = f"must be finite, got {value[~finite][0].item()}"
+        elif name.endswith("running_var") and (value < 0).any():
+            problem = f"must be >= 0, got {value.min().item():g}"
+        else:
+            continue
+        raise CheckpointError(f"{path}: {name} {problem}")
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

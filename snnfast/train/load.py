@@ -1,6 +1,7 @@
 """A finished run as a model in your own code: ``snnfast.load(DIR)``."""
 
 import json
+import warnings
 from pathlib import Path
 
 import torch
@@ -8,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from snnfast.models import create_model, is_ann
-from snnfast.train import checkpoint, config
+from snnfast.train import checkpoint, config, preprocess
 from snnfast.train.checkpoint import EMA, STUDENT, CheckpointError
 from snnfast.train.objective import inference_steps
 
@@ -28,10 +29,16 @@ def load(
         device: where to.
 
     Returns the model without its auxiliary head; T for images is the recipe's (T_s after TSSD).
-    Raises ValueError for other ``weights``, CheckpointError where a file is missing or damaged and
-    ConfigError for a config that cannot be read.
+    ``model.preprocess`` (:class:`snnfast.train.preprocess.Preprocess`) makes of any images what the
+    model was trained on, ``model.classes`` are the names of its classes by label. A run of 0.1.0
+    over ``folder`` or ``imagenet`` has no names: ``classes`` is then None, with a warning.
 
-        >>> logits = snnfast.load("runs/digits_twkd")(images)  # [T, B, classes]
+    Raises ValueError for other ``weights``, CheckpointError where a file is missing or damaged or
+    weights are not finite, of another dtype or negative variances, and ConfigError for a config
+    that cannot be read.
+
+        >>> model = snnfast.load("runs/digits_twkd")
+        >>> logits = model(model.preprocess(images))  # [T, B, classes]
     """
     if weights not in WEIGHTS:
         raise ValueError(f"load: weights must be model or ema, got {weights!r}")
@@ -53,4 +60,16 @@ def load(
             timesteps=inference_steps(recipe),
             **({} if is_ann(recipe.model) else recipe.neuron.model_dump()),
         )
-    return checkpoint.fill(model, checkpoint.load_weights(path), path).to(device).eval()
+    checkpoint.fill(model, checkpoint.load_weights(path), path)
+    if preprocess.KEY in found:
+        model.preprocess = preprocess.of_weights(found[preprocess.KEY], shape, path)
+    else:
+        model.preprocess = preprocess.of_config(recipe.data, shape)
+    model.classes = model.preprocess.classes
+    if model.classes is None:
+        warnings.warn(
+            f"load: {directory} does not hold the names of its classes, the folders of "
+            f"{recipe.data.name} in their order: model.classes is None",
+            stacklevel=2,
+        )
+    return model.to(device).eval()

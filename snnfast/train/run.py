@@ -4,6 +4,7 @@ import contextlib
 import copy
 import json
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -16,7 +17,7 @@ from torch import nn
 from snnfast.data import DataError
 from snnfast.data.extras import require
 from snnfast.models import exported_weights, set_process_group
-from snnfast.train import build, checkpoint, progress, report
+from snnfast.train import build, checkpoint, preprocess, progress, report
 from snnfast.train.checkpoint import EMA, STUDENT, TEACHER, CheckpointError
 from snnfast.train.config import Config, ConfigError, differences, dump, load
 from snnfast.train.distributed import World, join, leave
@@ -25,7 +26,7 @@ from snnfast.train.load import CONFIG, SHAPE
 from snnfast.train.loop import Options, Step, Trainer, TrainingError, show, spiking, still
 from snnfast.train.objective import inference_steps, student_objective, teacher_objective
 
-FILES = (STUDENT, EMA, TEACHER, CONFIG, report.METRICS, report.PLOT)
+FILES = (STUDENT, EMA, TEACHER, CONFIG, preprocess.FILE, report.METRICS, report.PLOT)
 # What may change between a checkpoint and the run that goes on from it.
 FREE = {"output", "device", "resume", "threads", "checkpoint_every", "tensorboard",
         "data.root", "data.workers"}  # fmt: skip
@@ -81,6 +82,7 @@ class _Run:
         if not world.main:
             world.wait()  # what loading keeps on the disk, rank 0 makes
         self.data = build.load_data(config, device)
+        self.preprocess = preprocess.of_data(self.data)
         if world.main:
             world.wait()
         self.teacher = build.teacher(config, self.data, device)
@@ -96,6 +98,9 @@ class _Run:
 
     def train(self) -> report.Metrics:
         config = self.config
+        if self.world.main:
+            head = progress.headline(config, self.data, self.student, self.device, self.world)
+            print(head, file=sys.stderr)
         if self.teacher is not None:
             self._teach()
             self.teacher.eval().requires_grad_(False)
@@ -180,8 +185,11 @@ class _Run:
                     ) from error
 
     def _shape(self) -> dict[str, str]:
-        """What the config leaves to the data, for who loads the weights without them."""
-        return {"shape": json.dumps({name: getattr(self.data, name) for name in SHAPE})}
+        """What the config leaves to the data, for who loads the weights without them. One entry:
+        several would be written in any order, and the same weights would be different files."""
+        found = {name: getattr(self.data, name) for name in SHAPE}
+        found[preprocess.KEY] = self.preprocess.model_dump()
+        return {"shape": json.dumps(found)}
 
     def _save(self, trainer: Trainer) -> None:
         state = {
@@ -246,7 +254,11 @@ class _Run:
                     for name in FILES:
                         (self.output / name).unlink(missing_ok=True)
                 text = dump(self.config)
-                checkpoint.write_atomic(self.output / CONFIG, lambda part: part.write_text(text))
+                seen = self.preprocess.model_dump_json(indent=1)
+                for name, content in ((CONFIG, text), (preprocess.FILE, seen)):
+                    checkpoint.write_atomic(
+                        self.output / name, lambda part, content=content: part.write_text(content)
+                    )
             except OSError as error:
                 raise ConfigError(f"output: {error}") from error
         return rows
