@@ -210,7 +210,6 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    from snnfast.data import DataError
     from snnfast.train import predict
     from snnfast.train.checkpoint import CheckpointError
     from snnfast.train.config import ConfigError
@@ -227,7 +226,7 @@ def _predict(arguments: argparse.Namespace) -> int:
         )
     except (ConfigError, CheckpointError) as error:
         return _fail(f"predict: {error}", 2)
-    except DataError as error:
+    except predict.DataError as error:
         return _fail(f"predict: {error}", 1)
     return 0
 

@@ -258,7 +258,7 @@ def test_a_run_says_what_it_is_before_it_starts(tmp_path, capsys):
     assert small(tmp_path / "run", "folder", root, data__image_size="64", device="cpu") == 0
     first = capsys.readouterr().err.splitlines()[0]
     assert first == (
-        "folder: 12 images to train and 12 to test, 3 classes, 3x64x64 pixels (the first file "
-        "30x40, 3.4 times the pixels), digits_resnet of 19,723 parameters, T = 2, cpu, float32, "
+        "folder: 12 images to train and 12 to test, 3 classes, 3x64x64 pixels, "
+        "digits_resnet of 19,723 parameters, T = 2, cpu, float32, "
         f"into {tmp_path / 'run'}"
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from snnfast.data.base import DataError
 from snnfast.data.pictures import decode
 from snnfast.distill import anytime
 from snnfast.train.build import choose_device
@@ -64,3 +65,6 @@ def predict(
             sure = step < len(logits) or confidence >= threshold
             name = model.classes[label] if model.classes else str(label)
             yield file, name, confidence, step if sure else None
+
+
+__all__ = ["DataError", "predict", "run"]

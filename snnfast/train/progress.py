@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from snnfast.data.base import Data, DataError
+from snnfast.data.base import Data
 from snnfast.data.extras import require
 from snnfast.train.config import Config
 from snnfast.train.distributed import World
@@ -21,29 +21,17 @@ def headline(
 ) -> str:
     """What is about to be trained, on one line."""
     kind = "images" if data.timesteps is None else "recordings"
-    size = f"{data.image_size}x{data.image_size}"
-    parameters = sum(p.numel() for p in model.parameters())
-    steps = f"T = {config.timesteps}" if spiking(model) else "no time"
-    place = str(device) if world.size == 1 else f"{world.size} x {device.type}"
-    return ", ".join([
+    parts = [
         f"{config.data.name}: {len(data.train):,} {kind} to train and {len(data.test):,} to test",
-        f"{data.num_classes} classes", f"{data.in_channels}x{size} pixels{_scaled(data, size)}",
-        f"{config.model} of {parameters:,} parameters", steps,
-        place, {"none": "float32"}.get(config.amp, config.amp), f"into {config.output}",
-    ])  # fmt: skip
-
-
-def _scaled(data: Data, size: str) -> str:
-    """What the first image file was scaled from, where it was."""
-    samples = getattr(data.train, "samples", None)
-    if samples is None:
-        return ""
-    try:
-        width, height = samples.image(int(data.train.chosen[0])).size
-    except DataError:
-        return ""  # training says what it does about it
-    found, times = f"{height}x{width}", data.image_size**2 / (height * width)
-    return "" if found == size else f" (the first file {found}, {times:.2g} times the pixels)"
+        f"{data.num_classes} classes",
+        "x".join(str(n) for n in (data.in_channels, data.image_size, data.image_size)) + " pixels",
+        f"{config.model} of {sum(p.numel() for p in model.parameters()):,} parameters",
+        f"T = {config.timesteps}" if spiking(model) else "no time",
+        str(device) if world.size == 1 else f"{world.size} x {device.type}",
+        "float32" if config.amp == "none" else config.amp,
+        f"into {config.output}",
+    ]
+    return ", ".join(parts)
 
 
 def memory(device: torch.device) -> dict[str, int]:
