@@ -203,6 +203,7 @@ def test_names_of_folders_that_were_not_kept_are_missed_in_words(tmp_path, train
     [
         ({"mean": [0.5] * 2}, "not that of its network"),
         ({"size": 32, "resize": 32}, "not that of its network"),
+        ({"resize": 28_000}, "not that of its network"),
         ({"classes": ["a"]}, "not that of its network"),
         ({"std": [0.0]}, "damaged: std.0 Input should be greater than 0"),
         ({"resize": "28"}, "damaged: resize Input should be a valid integer"),
@@ -240,6 +241,15 @@ def test_weights_that_nothing_good_comes_of_are_refused(
     assert main(["eval", str(bad)]) == 2
     assert f"{name} must be {message}" in capsys.readouterr().err
     assert not (bad / "eval.json").exists()
+
+
+def test_eval_refuses_data_of_other_classes(tmp_path, trained, capsys):
+    root = data_files.write_data("folder", tmp_path)
+    for split in ("train", "test"):
+        (root / split / "n000").rename(root / split / "n003")
+    assert main(["eval", str(trained("folder")[0]), "--data.root", str(root)]) == 2
+    error = capsys.readouterr().err
+    assert "the classes must be those of training, 3, got 3 (not in both: n000, n003)" in error
 
 
 def test_weights_of_a_bad_teacher_are_refused(tmp_path, capsys):

@@ -44,6 +44,12 @@ def run(
     if root is not None:
         config = config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
     data = build.load_data(config, chosen)
+    if model.classes is not None and data.classes != model.classes:
+        odd = sorted(set(model.classes) ^ set(data.classes))[:3]
+        raise build.ConfigError(
+            f"data: the classes must be those of training, {len(model.classes)}, got "
+            f"{len(data.classes)} (not in both: {', '.join(odd) or 'their order'})"
+        )
     steps = timesteps or inference_steps(config)
     found = {
         "run": str(directory),

@@ -182,7 +182,8 @@ def of_weights(found: Mapping, shape: Mapping[str, int], path: Path) -> Preproce
         where = ".".join(map(str, first["loc"]))
         raise CheckpointError(f"{path}: its {KEY} is damaged: {where} {first['msg']}") from None
     fits = (found.channels, found.size) == (shape["in_channels"], shape["image_size"])
-    fits &= len(found.mean) == len(found.std) == found.channels and found.resize >= found.size
+    fits &= len(found.mean) == len(found.std) == found.channels
+    fits &= found.size <= found.resize <= 2 * found.size
     fits &= found.classes is None or len(found.classes) == shape["num_classes"]
     if not fits:
         raise CheckpointError(f"{path}: its {KEY} is not that of its network: {shape}")
