@@ -9,7 +9,7 @@ SOURCES := $(shell git ls-files 'csrc/*.h' 'csrc/*.cuh' 'csrc/*.cu' 'csrc/*.cpp'
 .PHONY: demo test lint format gpu peers clean
 
 demo: $(STAMP)
-	$(BIN)/snnfast train digits_twkd
+	$(BIN)/snnfast train digits_twkd --output runs/demo --overwrite
 
 test: $(STAMP) peers
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile

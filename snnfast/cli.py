@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 _DTYPES = ("float32", "bfloat16", "float16")
+_ALSO = {"teacher.checkpoint": "--teacher", "data.image_size": "--image_size"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -17,6 +18,17 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs):
         super().__init__(allow_abbrev=False, **kwargs)
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Options with - for _ or _ for -, as in other programs."""
+        return super().parse_known_args([self._spelled(word) for word in args], namespace)
+
+    def _spelled(self, word):
+        if not word.startswith("--"):
+            return word
+        name, equals, value = word.partition("=")
+        known = {option.replace("-", "_"): option for option in self._option_string_actions}
+        return known.get(name.replace("-", "_"), name) + equals + value
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message}\n")
@@ -49,10 +61,12 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
         help="train a network from a recipe",
         description="Train what a recipe describes. DIR then holds model.safetensors, "
         "ema.safetensors and teacher.safetensors where there are such, config.toml, "
-        "preprocess.json, metrics.jsonl, accuracy.png and a checkpoint, in place of those of an "
-        "earlier run. Every key of the recipe is an option.",
+        "preprocess.json, metrics.jsonl, accuracy.png and a checkpoint. Every key of the recipe is "
+        'an option. A recipe is a TOML file of keys; with base = "NAME" it takes what it does not '
+        "say from NAME.toml beside it, or from the recipe of that name that comes with snnfast.",
     )
     train.add_argument("recipe", metavar="RECIPE", help="a TOML file, or the name of a shipped one")
+    train.add_argument("--overwrite", action="store_true", help="replace the run that is in output")
     if argv[:1] == ["train"]:  # the recipes' schema is not everybody's to wait for
         _add_keys(train)
     train.set_defaults(run=_train)
@@ -107,12 +121,13 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     for name, default, help in (
         ("timesteps", 4, "timesteps T"),
         ("batch", 32, "images B"),
-        ("image-size", 32, "height and width, pixels"),
+        ("image_size", 32, "height and width, pixels"),
         ("channels", 3, "channels of the images"),
         ("classes", 10, "classes"),
     ):
-        profile.add_argument(f"--{name}", type=_positive, default=default, metavar="N",
-                             help=f"{help}; default {default}")  # fmt: skip
+        also = ["--data.image_size"] if name == "image_size" else []  # as train has it
+        profile.add_argument(f"--{name}", *also, dest=name, type=_positive, default=default,
+                             metavar="N", help=f"{help}; default {default}")  # fmt: skip
     profile.add_argument("--device", default="auto", help="cpu, cuda; default cuda where there is")
     profile.add_argument("--dtype", default="float32", choices=_DTYPES,
                          help="autocast where not float32; default float32")  # fmt: skip
@@ -135,7 +150,7 @@ def _add_keys(train: argparse.ArgumentParser) -> None:
             tables[table] = train.add_argument_group(f"table [{table}]")
         tables[table].add_argument(
             f"--{name}",
-            *(["--teacher"] if name == "teacher.checkpoint" else []),
+            *([_ALSO[name]] if name in _ALSO else []),
             dest=name,
             metavar="DIR" if name == "output" else name.rpartition("_")[2].upper(),
             default=argparse.SUPPRESS,
@@ -159,15 +174,16 @@ def _train(arguments: argparse.Namespace) -> int:
     except recipes.ConfigError as error:
         return _fail(error, 2)
 
-    from snnfast.train.checkpoint import CheckpointError
+    from snnfast.train.checkpoint import CheckpointError, resumable
+    from snnfast.train.folder import FILES, go_on
     from snnfast.train.loop import TrainingError
     from snnfast.train.report import summary
-    from snnfast.train.run import FILES, DataError, Interrupted, resumable, train
+    from snnfast.train.run import DataError, Interrupted, train
 
     output = Path(config.output)
-    again = f"to go on: snnfast train {arguments.recipe} --output {output} --resume auto"
+    again = f"to go on: {go_on(output)}"
     try:
-        metrics = train(config)
+        metrics = train(config, overwrite=arguments.overwrite)
     except Interrupted as stop:
         print(f"\ninterrupted {stop}, saved; {again}", file=sys.stderr)
         return 130
@@ -195,18 +211,17 @@ def _eval(arguments: argparse.Namespace) -> int:
     from snnfast.train.config import ConfigError
 
     try:
-        print(
-            eval_run.run(
-                arguments.directory,
-                timesteps=arguments.timesteps,
-                weights=arguments.weights,
-                root=arguments.root,
-                device=arguments.device,
-            )
+        found = eval_run.run(
+            arguments.directory,
+            timesteps=arguments.timesteps,
+            weights=arguments.weights,
+            root=arguments.root,
+            device=arguments.device,
         )
     except (ConfigError, CheckpointError) as error:
         return _fail(f"eval: {error}", 2)
-    return 0
+    print(eval_run.table(found), flush=True)
+    return _write("eval", eval_run.write, found, arguments.directory)
 
 
 def _predict(arguments: argparse.Namespace) -> int:
@@ -236,9 +251,22 @@ def _report(arguments: argparse.Namespace) -> int:
     from snnfast.train.config import ConfigError
 
     try:
-        print(compare.run(arguments.runs, arguments.output))
+        groups = compare.run(arguments.runs)
     except ConfigError as error:
         return _fail(f"report: {error}", 2)
+    print(compare.markdown(groups), flush=True)
+    return _write("report", compare.write, groups, arguments.output)
+
+
+def _write(command: str, write, *what) -> int:
+    """Keep what has been shown; a disk that does not take it is the last to be told of."""
+    from snnfast.train.config import ConfigError
+
+    try:
+        if path := write(*what):
+            print(path)
+    except ConfigError as error:
+        return _fail(f"{command}: {error}", 1)
     return 0
 
 
@@ -247,7 +275,7 @@ def _profile(arguments: argparse.Namespace) -> int:
     from snnfast.train.config import ConfigError
 
     try:
-        lines = profile_report.run(
+        found, title = profile_report.run(
             arguments.model,
             timesteps=arguments.timesteps,
             batch=arguments.batch,
@@ -262,8 +290,10 @@ def _profile(arguments: argparse.Namespace) -> int:
         return _fail(error, 2)
     except ImportError as error:
         return _fail(f"profile: {error}", 1)
-    print(lines)
-    return 0
+    print(f"{title}\n\n{profile_report.table(found)}", flush=True)
+    if arguments.output is None:
+        return 0
+    return _write("profile", profile_report.write, found, arguments.output, title)
 
 
 def _positive(text: str) -> int:

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -63,7 +62,7 @@ def test_missing_recipes(capsys, tmp_path):
     [
         ("epoch = 3", "unknown key 'epoch' in .*recipe.toml .did you mean 'epochs'"),
         ("[twkd]\nalfa = 0.1", "unknown key 'twkd.alfa' in .*did you mean 'twkd.alpha'"),
-        ("[neuron]\nalpha = 0.1", "unknown key 'neuron.alpha' in .*did you mean 'twkd.alpha'"),
+        ("[neuron]\nalpha = 0.1", "unknown key 'neuron.alpha' in .*.neuron. has tau, v_threshold"),
         ("[twdk]\nalpha = 0.1", "unknown key 'twdk' in .*did you mean 'twkd'"),
         ("qqqq = 0.1", "unknown key 'qqqq' in [^(]*$"),
         ("epochs = 0", "epochs must be >= 1, got 0"),
@@ -92,7 +91,7 @@ def test_bad_recipes(tmp_path, text, message):
     ("options", "message"),
     [
         (["--epoch", "3"], "unknown key 'epoch' in the command line (did you mean 'epochs'?)"),
-        (["--alpha", "3"], "unknown key 'alpha' in the command line (did you mean 'twkd.alpha'?)"),
+        (["--alpha", "3"], "(did you mean 'twkd.alpha' or 'tser.alpha' or 'tssd.alpha'?)"),
         (["--twkd.alfa=3"], "did you mean 'twkd.alpha'?"),
         (["--epochs", "many"], "epochs must be a whole number, got 'many'"),
         (["--epochs", "-1"], "epochs must be >= 1, got '-1'"),
@@ -173,4 +172,10 @@ def test_shipped_recipes_load_and_say_what_they_cost():
         head = file.read_text().split("\n\n")[0]
         for part in ("command", "hardware", "time", "expected accuracy", "source"):
             assert f"# {part}" in head, f"{file.name} does not say its {part}"
-    assert Path(recipes.load("digits_twkd").output) == Path("runs/digits_twkd")
+
+
+def test_the_output_is_named_by_recipe_and_seed(tmp_path):
+    assert recipes.load("digits_twkd").output == "runs/digits_twkd-0"
+    assert recipes.load("digits_twkd", {"seed": "3"}).output == "runs/digits_twkd-3"
+    assert recipes.load(recipe(tmp_path, "seed = 2")).output == "runs/recipe-2"
+    assert recipes.load(recipe(tmp_path, "output = 'here'"), {"seed": "1"}).output == "here"

@@ -12,7 +12,7 @@ import snnfast
 from snnfast.cli import main
 from snnfast.data import load_data
 from snnfast.distill import anytime
-from snnfast.train import compare, eval_run
+from snnfast.train import compare
 
 SHORT = {"data__train": "200", "epochs": "1", "teacher__epochs": "1", "time_step": "false"}
 
@@ -59,7 +59,7 @@ def test_eval_is_the_full_range_out_of_one_pass(runs, capsys):
 
 
 def test_eval_defaults_to_the_trained_timesteps(runs):
-    assert "4 " in eval_run.run(runs / "ce-1")
+    assert main(["eval", str(runs / "ce-1")]) == 0
     assert json.loads((runs / "ce-1" / "eval.json").read_text())["timesteps"] == 4
 
 

@@ -39,7 +39,7 @@ def trained(tmp_path_factory):
 
 
 def test_a_run_leaves_its_files(trained):
-    assert {file.name for file in trained.iterdir()} == FILES | {"checkpoint"}
+    assert {file.name for file in trained.iterdir()} == FILES | {"checkpoint", ".snnfast.json"}
     assert (trained / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     expected = recipes.load("digits_twkd", TINY | {"output": str(trained)})
     assert recipes.load(str(trained / "config.toml")) == expected
@@ -175,14 +175,6 @@ def test_missing_extras_are_named(tmp_path, capsys, monkeypatch, package):
     error = capsys.readouterr().err
     assert package in error and 'pip install "snnfast[train]"' in error and error.count("\n") == 1
     assert not (tmp_path / "run").exists()
-
-
-def test_an_earlier_run_is_replaced(tmp_path):
-    for name in (*FILES, "notes.txt"):
-        (tmp_path / name).write_text("old")
-    assert main(arguments(tmp_path, teacher__lr="1e30")) == 1
-    assert not (tmp_path / "model.safetensors").exists()
-    assert (tmp_path / "notes.txt").read_text() == "old"
 
 
 def test_files_are_written_whole_or_not_at_all(tmp_path):

@@ -205,4 +205,4 @@ def test_the_state_is_plain_data(whole):
     """What is not weights loads without running anything from the file."""
     folder = json.loads((whole / "checkpoint" / "latest.json").read_text())["folder"]
     state = torch.load(whole / "checkpoint" / folder / "state.pt", weights_only=True)
-    assert state["trainer"]["name"] == "student" and state["rows"] == 4
+    assert state["trainer"]["name"] == "student" and len(state["rows"]) == 4

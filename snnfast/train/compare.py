@@ -6,7 +6,9 @@ from pathlib import Path
 
 from snnfast.data.extras import require
 from snnfast.train import report
+from snnfast.train.checkpoint import CheckpointError, resumable, write_atomic
 from snnfast.train.config import Config, ConfigError, flat, load
+from snnfast.train.folder import METRICS, go_on
 
 MARKDOWN, PLOT = "report.md", "curves.png"
 # What does not make two runs different experiments.
@@ -37,43 +39,55 @@ class Group:
         return [100 * run.last[t - 1] for run in self.runs if len(run.last) >= t]
 
 
-def run(paths: list[Path], output: Path) -> str:
-    """Read runs, write ``report.md`` and ``curves.png`` into ``output``, return the Markdown.
+def run(paths: list[Path]) -> list[Group]:
+    """Read runs, for :func:`markdown` to show and :func:`write` to keep.
 
     Raises ConfigError for a path that is no finished run, ImportError without matplotlib.
     """
     require("matplotlib")
-    groups = grouped([read(path) for path in paths])
-    text = markdown(groups)
+    return grouped([read(path) for path in paths])
+
+
+def write(groups: list[Group], output: Path) -> None:
+    """Write ``report.md`` and ``curves.png`` into ``output``. Raises ConfigError."""
     try:
         output.mkdir(parents=True, exist_ok=True)
-        (output / MARKDOWN).write_text(text)
+        write_atomic(output / MARKDOWN, lambda part: part.write_text(markdown(groups)))
+        write_atomic(output / PLOT, lambda part: _plot(groups, part))
     except OSError as error:
-        raise ConfigError(f"output: {error}") from error
-    _plot(groups, output / PLOT)
-    return text
+        raise ConfigError(f"{MARKDOWN} and {PLOT} are not written: {error}") from error
 
 
 def read(path: Path) -> Run:
     """A run from its directory."""
-    for name in ("config.toml", report.METRICS):
+    for name in ("config.toml", METRICS):
         if not (path / name).is_file():
             raise ConfigError(f"{path} is not a run: it has no {name}")
     config = load(str(path / "config.toml"))
-    rows = report.read(path / report.METRICS)
-    student = [row for row in rows if row["phase"] == "student"]
-    teacher = [row for row in rows if row["phase"] == "teacher"]
+    # Going on writes the metrics anew, too.
+    remedy = f"to go on: {go_on(path)}" if resumable(path) else "there is no checkpoint to go on"
+    try:
+        rows = report.read(path / METRICS)
+        student = [row["test_accuracy"] for row in rows if row["phase"] == "student"]
+        teacher = [row["test_accuracy"] for row in rows if row["phase"] == "teacher"]
+        numbers = all(isinstance(v, float) for row in student + teacher for v in row)
+        if not numbers or not all(student + teacher):
+            raise CheckpointError(f"{path / METRICS}: damaged: an accuracy is none")
+    except CheckpointError as error:
+        raise ConfigError(f"{error}; {remedy}") from error
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"{path / METRICS}: damaged: {error!r}; {remedy}") from error
     if len(student) < config.epochs:
         raise ConfigError(
-            f"{path} is not finished: {len(student)} of {config.epochs} epochs; "
-            "snnfast train ... --resume auto goes on"
+            f"{path} is not finished: {len(student)} of {config.epochs} epochs in "
+            f"{METRICS}; {remedy}"
         )
     return Run(
         path,
         config,
-        student[-1]["test_accuracy"],
-        max(row["test_accuracy"][-1] for row in student),
-        teacher[-1]["test_accuracy"][0] if teacher else None,
+        student[-1],
+        max(row[-1] for row in student),
+        teacher[-1][0] if teacher else None,
     )
 
 

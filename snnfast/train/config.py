@@ -1,27 +1,37 @@
 """Recipes: TOML files read into typed, frozen models (pydantic).
 
 A key is a field below; ``twkd.alpha`` is ``alpha`` in the table ``[twkd]``. ``base = "name"`` takes
-everything that a recipe does not say from another one. What is unknown, of the wrong type or out of
-range is refused with a ConfigError that names the key. TOML has no null: the string "none" stands
-for None where None is allowed.
+everything that a recipe does not say from ``name.toml`` beside it or, where there is none, from the
+recipe of that name that comes with snnfast. What is unknown, of the wrong type or out of range is
+refused with a ConfigError that names the key. TOML has no null: the string "none" stands for None
+where None is allowed.
 """
 
 import difflib
+import os
+import reprlib
 import tomllib
-import types
 from collections.abc import Iterator, Mapping
 from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tomli_w
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic.fields import FieldInfo
+try:
+    import tomli_w
+    from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+    from pydantic.fields import FieldInfo
+except ModuleNotFoundError as error:
+    raise ImportError(
+        f'{error.name} is not installed: pip install "snnfast[train]"', name=error.name
+    ) from error
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
-Positive = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Natural = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Few = Annotated[int, Field(ge=0, le=1024)]
+Pixels = Annotated[int, Field(ge=0, le=2**14)]
+Several = Annotated[int, Field(ge=2, le=2**31 - 1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -65,9 +75,9 @@ class DataConfig(_Table):
     test: Natural = key(0, "test samples; 0: all")
     augment: Names = key(None, "augmentations, in order; none: the data set's own")
     normalise: maybe(bool) = key(None, "mean and standard deviation; none: the data set's own")
-    image_size: Natural = key(0, "height and width, pixels; 0: the data set's own")
+    image_size: Pixels = key(0, "height and width, pixels; 0: the data set's own")
     frames: Natural = key(0, "frames of an event recording; 0: as many as timesteps")
-    workers: Natural = key(2, "processes that decode image files")
+    workers: Few = key(2, "processes that decode image files")
     on_error: Literal["stop", "skip"] = key("stop", "at a file that cannot be read")
 
 
@@ -124,7 +134,9 @@ class TeacherConfig(_Table):
 class Config(_Table):
     """A whole recipe."""
 
-    output: str = key("runs/digits_twkd", "directory for weights, metrics and plots")
+    output: Annotated[str, Field(min_length=1)] = key(
+        "runs/unnamed", "directory for weights, metrics and plots; default runs/RECIPE-SEED"
+    )
     epochs: Positive = key(10, "epochs of the student")
     seed: Natural = key(0, "seed of weights, order and augmentation")
     device: str = key("auto", "torch device; auto: cuda where there is one, else cpu")
@@ -135,7 +147,7 @@ class Config(_Table):
     objective: Literal["mean_ce", "step_ce", "twkd", "tser", "tssd"] = key("twkd", "the loss")
     label_smoothing: Share = key(0.0, "label smoothing of the student")
     mixup: Weight = key(0.0, "alpha of Mixup's beta distribution; 0: none")
-    batch_size: Annotated[int, Field(ge=2)] = key(64, "samples per step, over all ranks")
+    batch_size: Several = key(64, "samples per step, over all ranks")
     accumulate: Positive = key(1, "parts of a batch, one after the other")
     lr: Rate = key(0.05, "peak learning rate of the student")
     schedule: Literal["cosine", "step"] = key("cosine", "cosine to 0, or times gamma by steps")
@@ -154,7 +166,7 @@ class Config(_Table):
     )
     time_step: bool = key(False, "at the end, time a step against the reference's time loop")
     tensorboard: bool = key(True, "write for TensorBoard, too, where it is installed")
-    threads: Natural = key(0, "CPU threads; 0: torch's choice")
+    threads: Few = key(0, "CPU threads; 0: torch's choice")
     checkpoint_every: Natural = key(0, "steps between checkpoints; 0: at the end of epochs only")
     data: DataConfig = DataConfig()
     neuron: NeuronConfig = NeuronConfig()
@@ -180,27 +192,31 @@ def list_recipes() -> dict[str, Path]:
 
 def find_recipe(recipe: str) -> Path:
     """The file of a recipe: a path, or the name of one that comes with snnfast."""
-    path = Path(recipe)
-    if path.is_file():
-        return path
+    if os.path.isfile(recipe):  # unlike Path.is_file, False for what no path can be
+        return Path(recipe)
     shipped = list_recipes()
     if recipe in shipped:
         return shipped[recipe]
-    near = difflib.get_close_matches(path.stem, shipped, n=1)
+    near = difflib.get_close_matches(Path(recipe).stem[:99], shipped, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"snnfast comes with {', '.join(shipped)}"
-    raise ConfigError(f"no recipe at {recipe!r} ({hint})")
+    raise ConfigError(f"no recipe at {_short(recipe)} ({hint})")
 
 
 def load(recipe: str, overrides: Mapping[str, str] | None = None) -> Config:
-    """The Config of a recipe file; ``overrides`` are dotted keys with their values as text."""
-    table = _read(find_recipe(recipe), ())
+    """The Config of a recipe file; ``overrides`` are dotted keys with their values as text. Without
+    an ``output`` it is ``runs/RECIPE-SEED``."""
+    path = find_recipe(recipe)
+    table = _read(path, ())
     for name, text in (overrides or {}).items():
         *parents, last = name.split(".")
         inner = table
         for parent in parents:
             inner = inner.setdefault(parent, {})
         inner[last] = _parse(name, text)
-    return build(table)
+    config = build(table)
+    if "output" in table:
+        return config
+    return config.model_copy(update={"output": f"runs/{path.stem}-{config.seed}"})
 
 
 def build(table: dict) -> Config:
@@ -228,14 +244,26 @@ def flat(config: Config) -> dict[str, object]:
 
 
 def unknown(name: str, where: str) -> ConfigError:
-    """The error for a key that does not exist, with the nearest that does."""
+    """The error for a key that does not exist, with the nearest that do."""
     known = [dotted for dotted, _ in keys()]
-    last = name.rpartition(".")[2]
-    near = [dotted for dotted in known if dotted.rpartition(".")[2] == last]  # the wrong table
-    tables = [table for table, item in Config.model_fields.items() if _is_table(item)]
-    near = near or difflib.get_close_matches(name, known + tables, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return ConfigError(f"unknown key {name!r} in {where}{hint}")
+    tables = [own for own, item in Config.model_fields.items() if _is_table(item)]
+    table, _, last = (f"{name}." if name in tables else name).rpartition(".")
+    if table in tables:  # what another table calls the same is another thing
+        known = [dotted for dotted in known if dotted.startswith(f"{table}.")]
+        ends = {dotted.rpartition(".")[2]: [dotted] for dotted in known}
+    elif table:
+        ends, last = {dotted: [dotted] for dotted in known}, name
+    else:
+        ends = {own: [own] for own in tables + [dotted for dotted in known if "." not in dotted]}
+        for dotted in known:
+            end = dotted.rpartition(".")[2]
+            if ends.get(end) != [end]:  # a table's key may be another's, too
+                ends.setdefault(end, []).append(dotted)
+    near = [key for end in difflib.get_close_matches(last[:99], ends, n=1) for key in ends[end]]
+    hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
+    if not near and table in tables:
+        hint = f" ([{table}] has {', '.join(ends)})"
+    return ConfigError(f"unknown key {_short(name)} in {where}{hint}")
 
 
 def _is_table(item: FieldInfo) -> bool:
@@ -249,11 +277,15 @@ def _read(path: Path, inside: tuple[Path, ...]) -> dict:
     try:
         with path.open("rb") as file:
             table = tomllib.load(file)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from error
+    except (OSError, ValueError) as error:  # ValueError: not TOML, not UTF-8, too many digits
+        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: nested too deeply") from error
     base = table.pop("base", None)
-    if not isinstance(base, str | types.NoneType):
-        raise ConfigError(f"{path}: base must be the name of a recipe, got {base!r}")
+    if base is not None and (not isinstance(base, str) or os.path.basename(base) != base):
+        raise ConfigError(f"{path}: base must be the name of a recipe, got {_short(base)}")
+    if len(inside) > 20:
+        raise ConfigError(f"{path}: it is the base of a base, and so on, more than 20 times")
     known = {dotted for dotted, _ in keys()}
     for name, value in table.items():
         is_table = isinstance(value, dict) and name in Config.model_fields
@@ -262,12 +294,31 @@ def _read(path: Path, inside: tuple[Path, ...]) -> dict:
                 raise unknown(dotted, str(path))
     if base is None:
         return table
-    beside = path.with_name(f"{base}.toml")
-    merged = _read(beside if beside.is_file() else find_recipe(base), (*inside, path))
+    merged = _read(_find_base(base, path), (*inside, path))
     for name, value in table.items():
         both = isinstance(value, dict) and isinstance(merged.get(name), dict)
         merged[name] = merged[name] | value if both else value
     return merged
+
+
+def _find_base(base: str, path: Path) -> Path:
+    """The recipe that the one at ``path`` calls its base."""
+    beside, shipped = path.parent / f"{base}.toml", RECIPES / f"{base}.toml"
+    if os.path.isfile(beside) and not (beside == path and os.path.isfile(shipped)):
+        return beside
+    return shipped if os.path.isfile(shipped) else find_recipe(base)
+
+
+def _short(value) -> str:
+    """``repr``, of any length and depth."""
+    try:
+        return _SHORTEN.repr(value)
+    except ValueError:  # an int of more digits than Python writes
+        return "a number of thousands of digits"
+
+
+_SHORTEN = reprlib.Repr()
+_SHORTEN.maxstring = _SHORTEN.maxother = 120
 
 
 def _parse(name: str, text: str):
@@ -289,11 +340,11 @@ def _message(error: dict) -> str:
     if error["type"] == "extra_forbidden":
         return str(unknown(where, "the config"))
     if error["type"] == "model_type":
-        return f"{where} must be a table [{where}], got {error['input']!r}"
+        return f"{where} must be a table [{where}], got {_short(error['input'])}"
     text = error["msg"]
     for wordy, short in _SHORT.items():
         text = text.replace(wordy, short)
-    return f"{where} {text}, got {error['input']!r}"
+    return f"{where} {text}, got {_short(error['input'])}"
 
 
 _PARTS = {part for dotted, _ in keys() for part in dotted.split(".")}
@@ -311,6 +362,7 @@ _SHORT = {
     "a valid integer": "a whole number",
     "a valid number": "a number",
     "a valid string": "text",
+    "String should have at least 1 character": "must not be empty",
 }
 
 

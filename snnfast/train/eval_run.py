@@ -9,13 +9,14 @@ from snnfast.data.extras import require
 from snnfast.distill import anytime, full_range
 from snnfast.train import activity, build
 from snnfast.train.checkpoint import write_atomic
+from snnfast.train.config import ConfigError
 from snnfast.train.config import load as load_config
 from snnfast.train.evaluate import batches
+from snnfast.train.folder import EVAL, EVAL_PLOT
 from snnfast.train.load import CONFIG, load
 from snnfast.train.loop import show, spiking, still
 from snnfast.train.objective import inference_steps
 
-JSON, PLOT = "eval.json", "eval.png"
 THRESHOLDS = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 1.0)
 SAMPLES = 250
 """Test samples whose activity is counted."""
@@ -28,9 +29,8 @@ def run(
     weights: str = "model",
     root: str | None = None,
     device: str = "auto",
-) -> str:
-    """Evaluate the run in ``directory``, write ``eval.json`` and ``eval.png`` there, and return the
-    tables.
+) -> dict:
+    """Evaluate the run in ``directory``: what :func:`table` shows and :func:`write` keeps.
 
     ``timesteps``: the largest T, as trained where None; sequences with fewer frames are repeated.
     ``root``: where the data lies, if not where it did.
@@ -51,16 +51,23 @@ def run(
             f"{len(data.classes)} (not in both: {', '.join(odd) or 'their order'})"
         )
     steps = timesteps or inference_steps(config)
-    found = {
+    return {
         "run": str(directory),
         "weights": weights,
         "timesteps": steps,
         **_pass(model, data, steps),
         "activity": _activity(model, data, steps),
     }
-    write_atomic(directory / JSON, lambda part: part.write_text(json.dumps(found, indent=1)))
-    _plot(found, directory / PLOT)
-    return table(found)
+
+
+def write(found: dict, directory: Path) -> None:
+    """Write ``eval.json`` and ``eval.png`` into ``directory``. Raises ConfigError."""
+    try:
+        text = json.dumps(found, indent=1)
+        write_atomic(directory / EVAL, lambda part: part.write_text(text))
+        write_atomic(directory / EVAL_PLOT, lambda part: _plot(found, part))
+    except OSError as error:
+        raise ConfigError(f"{EVAL} and {EVAL_PLOT} are not written: {error}") from error
 
 
 @torch.no_grad()
@@ -77,7 +84,7 @@ def _pass(model, data, steps: int) -> dict:
             prediction, taken = anytime(logits, threshold)
             row += torch.stack([(prediction == targets).sum(), taken.sum()]).cpu()
     if count == 0:
-        raise build.ConfigError("there are no samples to test on")
+        raise ConfigError("there are no samples to test on")
     return {
         "samples": count,
         "accuracy": (right / count).tolist(),

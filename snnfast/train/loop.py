@@ -114,8 +114,8 @@ class Trainer:
         self._run = self._callable()
 
     def steps(self) -> Iterator[Step]:
-        """Train, and yield after every step. Raises TrainingError at a loss that is not finite; on
-        a GPU up to 19 steps late, but always before :meth:`state` returns."""
+        """Train, and yield after every step. Raises TrainingError at a loss or a gradient that is
+        not finite; on a GPU up to 19 steps late, but always before :meth:`state` returns."""
         while self.epoch < self.options.epochs:
             yield from self._epoch()
 
@@ -129,9 +129,11 @@ class Trainer:
         steps, self._pending = [step for step, _ in self._pending], []
         for step, row in zip(steps, rows, strict=True):
             values = dict(zip(names, row, strict=True))
+            norm = values.pop("gradient") / self.world.size
             losses = _per_sample(values)
-            if not math.isfinite(losses["loss"]):
+            if not math.isfinite(losses["loss"] + norm):
                 shown = " ".join(f"{name}={value:g}" for name, value in losses.items())
+                shown += f" norm of the gradient={norm:g}"
                 raise TrainingError(f"not finite at step {step.step} (epoch {step.epoch}): {shown}")
             for name, value in values.items():
                 self.sums[name] = self.sums.get(name, 0.0) + value
@@ -145,8 +147,9 @@ class Trainer:
         return _per_sample(self.sums) | {"train_accuracy": right}
 
     def state(self) -> dict:
-        """All that a run needs to go on, but the weights. Loadable with ``weights_only=True``."""
-        self.flush()
+        """All that a run needs to go on, but the weights. Loadable with ``weights_only=True``.
+        Raises TrainingError where these are not finite."""
+        self.check()
         state = {
             "name": self.name,
             "epoch": self.epoch,
@@ -160,10 +163,24 @@ class Trainer:
             state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
         return state
 
+    def check(self) -> None:
+        """Raise TrainingError where a loss, a gradient or a weight is not finite: neurons hide a
+        NaN before them from the loss."""
+        self.flush()
+        state = self.model.state_dict()
+        # The sum of the magnitudes is finite only where all are: one number to wait for, not many.
+        total = sum(v.detach().double().abs().sum() for v in state.values())
+        if not math.isfinite(total):
+            bad = [name for name, value in state.items() if not value.isfinite().all()]
+            where = f"after step {self.epoch * len(self.batches) + self.done}"
+            raise TrainingError(f"not finite {where} (epoch {self.epoch + 1}): {', '.join(bad)}")
+
     def restore(self, state: dict) -> None:
         """Go on from :meth:`state`; the model's weights are the caller's to load."""
-        self.epoch, self.done = state["epoch"], state["done"]
-        self.sums = dict(state["sums"])
+        self.epoch, self.done = int(state["epoch"]), int(state["done"])
+        if not (0 <= self.epoch <= self.options.epochs and 0 <= self.done <= len(self.batches)):
+            raise ValueError(f"no epoch {self.epoch} with {self.done} steps")
+        self.sums = {name: float(value) for name, value in state["sums"].items()}
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["rng"])
@@ -234,23 +251,30 @@ class Trainer:
             row |= {"right": right, "count": torch.full_like(right, count)}
             for name, value in row.items():
                 sums[name] = sums[name] + value if name in sums else value
-        self._update(sums["loss"], lr)
+        sums["gradient"] = self._update(sums["loss"], lr)
         return {name: value.double() for name, value in sums.items()}
 
-    def _update(self, loss: Tensor, lr: float) -> None:
-        """Apply the gradients. On a CPU not where the loss is not finite: the weights stay good."""
-        if self.device.type != "cuda" and self.world.any(not loss.isfinite(), self.device):
-            return
+    def _update(self, loss: Tensor, lr: float) -> Tensor:
+        """Apply the gradients; returns their norm, before clipping. On a CPU not where the loss or
+        the norm is not finite: the weights stay good."""
+        self.scaler.unscale_(self.optimizer)
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        if self.options.clip_norm:
+            nn.utils.clip_grads_with_norm_(parameters, self.options.clip_norm, norm)
+        if self.scaler.is_enabled() and self.scaler.get_scale() >= 1:
+            norm = norm.nan_to_num(0, 0, 0)  # an overflow, which a smaller scale mends
+        wrong = not (loss + norm).isfinite() if self.device.type != "cuda" else False
+        if self.device.type != "cuda" and self.world.any(wrong, self.device):
+            return norm
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        if self.options.clip_norm:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average:
             self.average.update(self.model)
+        return norm
 
     def _callable(self) -> Callable:
         """The network as it is run: over ranks, and compiled where asked for."""

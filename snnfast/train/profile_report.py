@@ -25,9 +25,10 @@ def run(
     device: str,
     dtype: str,
     output: Path | None,
-) -> str:
-    """Profile ``create_model(name)`` on random images: the text to print, and where ``output`` is
-    given a plot there. Raises ConfigError before any work, ImportError without matplotlib."""
+) -> tuple[Profile, str]:
+    """Profile ``create_model(name)`` on random images; the profile, and what it is of. Raises
+    ConfigError before any work, also where ``output`` cannot be made, ImportError without
+    matplotlib."""
     place = choose_device(device)
     model = configured(
         "profile", create_model, name, num_classes=classes, in_channels=channels,
@@ -45,11 +46,16 @@ def run(
         f"{name}, T = {timesteps}, batch {batch} x {channels} x {image_size} x {image_size}, "
         f"{dtype}, {place}"
     )
-    lines = f"{title}\n\n{table(found)}"
-    if output is None:
-        return lines
-    plot(found, output / PLOT, title)
-    return f"{lines}\n{output / PLOT}"
+    return found, title
+
+
+def write(found: Profile, output: Path, title: str) -> Path:
+    """The plot in ``output``. Raises ConfigError."""
+    try:
+        plot(found, output / PLOT, title)
+    except OSError as error:
+        raise ConfigError(f"{PLOT} is not written: {error}") from error
+    return output / PLOT
 
 
 def table(found: Profile) -> str:

@@ -2,13 +2,12 @@
 
 import importlib.util
 import json
-import shutil
+import os
 from pathlib import Path
 
 from snnfast.data.extras import require
-from snnfast.train.checkpoint import write_atomic
-
-METRICS, PLOT, BOARD = "metrics.jsonl", "accuracy.png", "tensorboard"
+from snnfast.train.checkpoint import CheckpointError, write_atomic
+from snnfast.train.folder import BOARD, clear_board
 
 
 class Metrics:
@@ -30,9 +29,8 @@ class Metrics:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        folder = self.path.parent / BOARD
-        shutil.rmtree(folder, ignore_errors=True)
-        self._board = SummaryWriter(folder)
+        clear_board(self.path.parent)
+        self._board = SummaryWriter(self.path.parent / BOARD)
         for row in self.rows:
             self._show(row)
 
@@ -41,6 +39,8 @@ class Metrics:
         if self.write:
             with self.path.open("a") as file:
                 file.write(json.dumps(row, allow_nan=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
         self.rows.append(row)
         if self._board is not None:
             self._show(row)
@@ -60,13 +60,23 @@ class Metrics:
 
 
 def read(path: Path) -> list[dict]:
-    """The rows of a metrics file; a last line that was cut off is left out."""
+    """The rows of a metrics file; a last line that was cut off is left out. Raises CheckpointError
+    for a file that holds something else."""
     rows = []
-    for line in path.read_text().splitlines():
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: damaged: {error}") from error
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
+            row = json.loads(line)
+            if not isinstance(row, dict) or "phase" not in row:
+                raise ValueError("not a row of a run")
+        except (ValueError, RecursionError) as error:
+            if number == len(lines):
+                break
+            raise CheckpointError(f"{path}: line {number} is damaged: {error}") from error
+        rows.append(row)
     return rows
 
 

@@ -17,16 +17,16 @@ from torch import nn
 from snnfast.data import DataError
 from snnfast.data.extras import require
 from snnfast.models import exported_weights, set_process_group
-from snnfast.train import build, checkpoint, preprocess, progress, report
+from snnfast.train import build, checkpoint, folder, preprocess, progress, report
 from snnfast.train.checkpoint import EMA, STUDENT, TEACHER, CheckpointError
 from snnfast.train.config import Config, ConfigError, differences, dump, load
 from snnfast.train.distributed import World, join, leave
 from snnfast.train.evaluate import accuracy, logits_of, time_steps
+from snnfast.train.folder import FILES, METRICS, PLOT
 from snnfast.train.load import CONFIG, SHAPE
 from snnfast.train.loop import Options, Step, Trainer, TrainingError, show, spiking, still
 from snnfast.train.objective import inference_steps, student_objective, teacher_objective
 
-FILES = (STUDENT, EMA, TEACHER, CONFIG, preprocess.FILE, report.METRICS, report.PLOT)
 # What may change between a checkpoint and the run that goes on from it.
 FREE = {"output", "device", "resume", "threads", "checkpoint_every", "tensorboard",
         "data.root", "data.workers"}  # fmt: skip
@@ -36,14 +36,15 @@ class Interrupted(KeyboardInterrupt):
     """A run that was asked to stop, and that saved where it stood."""
 
 
-def train(config: Config) -> report.Metrics:
+def train(config: Config, *, overwrite: bool = False) -> report.Metrics:
     """Run a recipe and leave ``FILES`` and a checkpoint in ``config.output``.
 
     With ``resume = "auto"`` it goes on from the checkpoint there, exactly: on a CPU with the same
-    number of threads to the same bits. Otherwise files of an earlier run are replaced. Under
-    torchrun all ranks train together and rank 0 writes.
+    number of threads to the same bits. Otherwise the directory must not hold a run, or it is
+    replaced where ``overwrite`` says so. Under torchrun all ranks train together and rank 0 writes.
 
-    Raises ConfigError before any work where the config names something that is not there,
+    Raises ConfigError before any work where the config names something that is not there, and where
+    ``config.output`` holds a run or files that are none, or is in use by another run;
     CheckpointError for a checkpoint that is damaged, foreign or cannot be written, TrainingError
     where a loss is not finite, DataError for a file that cannot be read, ImportError where an
     optional package is missing, and Interrupted (a KeyboardInterrupt) after Ctrl-C or SIGTERM, when
@@ -59,25 +60,30 @@ def train(config: Config) -> report.Metrics:
         device = torch.device("cuda", world.local_rank)
     try:
         with _interruptions() as interrupted:
-            return _Run(config, device, world, interrupted).train()
+            return _Run(config, device, world, interrupted, overwrite).train()
     finally:
         leave(world)
-
-
-def resumable(output: Path) -> bool:
-    """Whether there is a checkpoint to go on from."""
-    return (output / checkpoint.FOLDER / checkpoint.LATEST).is_file()
 
 
 class _Run:
     """What the phases of a run share."""
 
     def __init__(
-        self, config: Config, device: torch.device, world: World, interrupted: Callable[[], bool]
+        self,
+        config: Config,
+        device: torch.device,
+        world: World,
+        interrupted: Callable[[], bool],
+        overwrite: bool = False,
     ):
         self.config, self.device, self.world = config, device, world
         self.interrupted = interrupted
         self.output = Path(config.output)
+        self.found, self.needs = None, {}
+        self.resume, self.overwrite = config.resume == "auto", overwrite
+        if world.main:  # before the work of loading
+            folder.check_free(self.output)
+            folder.check(self.output, resume=self.resume, overwrite=overwrite)
         self.objective = build.configured(config.objective, student_objective, config)
         if not world.main:
             world.wait()  # what loading keeps on the disk, rank 0 makes
@@ -89,14 +95,27 @@ class _Run:
         self.student = build.student(config, self.data, device)
         if self.teacher is not None and config.teacher.checkpoint is not None:
             build.load_teacher(self.teacher, Path(config.teacher.checkpoint))
-        self.found = self._checkpoint() if config.resume == "auto" else None
-        self.metrics = report.Metrics(
-            self.output / report.METRICS, self._prepare(), write=world.main
-        )
-        if config.tensorboard:
-            self.metrics.to_tensorboard()
 
     def train(self) -> report.Metrics:
+        with contextlib.ExitStack() as claim:
+            if self.overwrite:
+                self._try()
+            if self.world.main:
+                if self.resume and not folder.marked(self.output):
+                    self._checkpoint()  # of a run without a marker: its checkpoint is the claim
+                claim.enter_context(
+                    folder.claimed(self.output, resume=self.resume, overwrite=self.overwrite)
+                )
+            self.world.wait()
+            self.found = self._checkpoint() if self.resume else None
+            rows, path = self._prepare(), self.output / METRICS
+            with _written(path):
+                self.metrics = report.Metrics(path, rows, write=self.world.main)
+                if self.config.tensorboard:
+                    self.metrics.to_tensorboard()
+            return self._train()
+
+    def _train(self) -> report.Metrics:
         config = self.config
         if self.world.main:
             head = progress.headline(config, self.data, self.student, self.device, self.world)
@@ -108,28 +127,41 @@ class _Run:
         result = {"phase": "result", "test_samples": len(self.data.test)}
         if config.time_step and spiking(self.student) and self.world.size == 1:
             result |= self._time_step()
-        self.metrics.add(result)
+        with _written(self.metrics.path):
+            self.metrics.add(result)
         if self.world.main:
             title = f"{config.model}, T = {config.timesteps}, seed {config.seed}"
-            report.plot_accuracy(self.metrics, self.output / report.PLOT, title)
+            with _written(self.output / PLOT):
+                report.plot_accuracy(self.metrics, self.output / PLOT, title)
         self.world.wait()
         return self.metrics
 
+    def _try(self) -> None:
+        """What may fail at the start of training, before anything of an earlier run goes."""
+        for split in (self.data.train, self.data.test):
+            next(split.batches([torch.arange(min(2, len(split)))]), None)
+        if self.world.size == 1:  # over ranks a trainer is a collective work
+            self.student_trainer()
+
     def _teach(self) -> None:
         """The teacher's weights: given, those of the run that goes on, or trained now."""
-        own, path = self.config.teacher, self.output / TEACHER
-        if own.checkpoint is not None:
-            if self.world.main:
-                checkpoint.save_weights(self.teacher.state_dict(), path, self._shape())
-        elif self.found and self.found[1]["trainer"]["name"] == "student":
+        path = self.output / TEACHER
+        if self.found and self.found[1]["trainer"]["name"] == "student":
             checkpoint.fill(self.teacher, checkpoint.load_weights(path), path)
         else:
-            self._phase(self.teacher_trainer())
+            if self.config.teacher.checkpoint is None:
+                self._phase(self.teacher_trainer())
+            if self.world.main:
+                self._write({TEACHER: self.teacher.state_dict()})
+        if self.world.main:
+            self.needs = {TEACHER: checkpoint.digest(path)}
 
     def _phase(self, trainer: Trainer) -> None:
         """Train one network with a progress bar; after every epoch test it, note it, save it."""
         if self.found:
             self._restore(trainer)
+            if self.world.main and trainer.epoch == trainer.options.epochs:
+                self._write(self._weights(trainer))  # nothing else would mend them
         every, start = self.config.checkpoint_every, time.perf_counter()
         with progress.bar(trainer.name, trainer, self.world) as bar:
             for step in trainer.steps():
@@ -152,37 +184,43 @@ class _Run:
 
     def _test(self, trainer: Trainer, step: Step, seconds: float) -> None:
         """Test a network at the end of an epoch; its row of metrics and its weights."""
+        trainer.check()
         model, student = trainer.model, trainer.name == "student"
         test = self.data.test, self.data.prepare, inference_steps(self.config) if student else None
         row = {"phase": trainer.name, "epoch": step.epoch, "step": step.step, "lr": step.lr}
         row |= trainer.means()
         row["test_accuracy"] = accuracy(model, *test, world=self.world)
-        weights = {STUDENT if student else TEACHER: exported_weights(model.state_dict())}
         if trainer.average:
             with trainer.average.applied(model):
                 row["ema_accuracy"] = accuracy(model, *test, world=self.world)
-            weights[EMA] = exported_weights(trainer.average.weights(model))
         loading, stepping = trainer.seconds["loading"], trainer.seconds["step"]
-        self.metrics.add(
-            row
-            | {
-                "seconds": round(seconds, 3),
-                "images": int(trainer.images),
-                "loading_seconds": round(loading, 3),
-                "step_seconds": round(stepping, 3),
-                "skipped_files": len(getattr(self.data.train, "skipped", ())),
-            }
-            | progress.memory(self.device)
-        )
+        row |= {
+            "seconds": round(seconds, 3),
+            "images": int(trainer.images),
+            "loading_seconds": round(loading, 3),
+            "step_seconds": round(stepping, 3),
+            "skipped_files": len(getattr(self.data.train, "skipped", ())),
+        }
+        with _written(self.metrics.path):
+            self.metrics.add(row | progress.memory(self.device))
         if self.world.main:
-            for name, tensors in weights.items():
-                try:
-                    checkpoint.save_weights(tensors, self.output / name, self._shape())
-                except OSError as error:
-                    raise CheckpointError(
-                        f"{self.output / name} could not be written: {error}; the one before it "
-                        "is untouched"
-                    ) from error
+            self._write(self._weights(trainer))
+
+    def _weights(self, trainer: Trainer) -> dict[str, dict[str, torch.Tensor]]:
+        """What is left of a network, by file."""
+        model, student = trainer.model, trainer.name == "student"
+        weights = {STUDENT if student else TEACHER: exported_weights(model.state_dict())}
+        if trainer.average:
+            weights[EMA] = exported_weights(trainer.average.weights(model))
+        return weights
+
+    def _write(self, weights: dict[str, dict[str, torch.Tensor]]) -> None:
+        """Write weights, where they are not there already."""
+        for name, tensors in weights.items():
+            path, blob = self.output / name, checkpoint.pack_weights(tensors, self._shape())
+            with _written(path):
+                if not path.is_file() or path.read_bytes() != blob:
+                    checkpoint.write_atomic(path, lambda part, blob=blob: part.write_bytes(blob))
 
     def _shape(self) -> dict[str, str]:
         """What the config leaves to the data, for who loads the weights without them. One entry:
@@ -194,14 +232,14 @@ class _Run:
     def _save(self, trainer: Trainer) -> None:
         state = {
             "config": dump(self.config),
-            "rows": len(self.metrics.rows),
+            "rows": self.metrics.rows,
             "trainer": trainer.state(),
         }
         if self.world.main:
             weights = {STUDENT: trainer.model.state_dict()}
             if trainer.average:
                 weights[EMA] = trainer.average.weights(trainer.model)
-            checkpoint.save_checkpoint(self.output, weights, state)
+            checkpoint.save_checkpoint(self.output, weights, state, self.needs)
         self.world.wait()
 
     def _restore(self, trainer: Trainer) -> None:
@@ -209,12 +247,14 @@ class _Run:
         self.found = None
         home = self.output / checkpoint.FOLDER
         checkpoint.fill(trainer.model, weights[STUDENT], home)
-        if trainer.average:
-            trainer.average.load(weights[EMA])
+        if trainer.average and EMA not in weights:
+            raise CheckpointError(f"{home}: it has no {EMA}")
         try:
+            if trainer.average:
+                trainer.average.load(weights[EMA])
             trainer.restore(state["trainer"])
-        except (KeyError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{home}: its state does not fit: {error}") from error
+        except Exception as error:  # of a state that is not ours, anything
+            raise CheckpointError(f"{home}: its state does not fit: {error!r}") from error
 
     def _checkpoint(self):
         """The checkpoint in the output directory, None where there is none; refuses one that was
@@ -224,7 +264,9 @@ class _Run:
             return None
         home = self.output / checkpoint.FOLDER
         try:
-            text, _, _ = found[1]["config"], int(found[1]["rows"]), found[1]["trainer"]["name"]
+            text, rows, name = (found[1][key] for key in ("config", "rows", "trainer"))
+            if not isinstance(rows, int | list) or name["name"] not in ("teacher", "student"):
+                raise ValueError("its rows or its phase are of another kind")
             with tempfile.TemporaryDirectory() as scratch:
                 file = Path(scratch) / CONFIG
                 file.write_text(text)
@@ -240,19 +282,19 @@ class _Run:
         return found
 
     def _prepare(self) -> list[dict]:
-        """Make the output directory, rid of an earlier run's files, and write the config there.
+        """Rid the output directory of an earlier run's files, and write the config there.
         Returns the rows of the metrics that the checkpoint knows of."""
-        rows = []
-        if self.found:
-            rows = report.read(self.output / report.METRICS)[: self.found[1]["rows"]]
+        rows = self.found[1]["rows"] if self.found else []
+        if isinstance(rows, int):  # of a checkpoint of version 0.1.0
+            count, path = rows, self.output / METRICS
+            rows = report.read(path)[:count]
+            if len(rows) < count:
+                raise CheckpointError(f"{path}: damaged: {len(rows)} of {count} rows can be read")
         self.world.wait()
         if self.world.main:
             try:
-                self.output.mkdir(parents=True, exist_ok=True)
                 if not self.found:
-                    checkpoint.remove_checkpoint(self.output)
-                    for name in FILES:
-                        (self.output / name).unlink(missing_ok=True)
+                    folder.clear(self.output)
                 text = dump(self.config)
                 seen = self.preprocess.model_dump_json(indent=1)
                 for name, content in ((CONFIG, text), (preprocess.FILE, seen)):
@@ -316,6 +358,17 @@ class _Run:
 
 
 @contextlib.contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """A file that cannot be written is a CheckpointError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} could not be written: {error}; the one before it is untouched"
+        ) from error
+
+
+@contextlib.contextmanager
 def _interruptions() -> Iterator[Callable[[], bool]]:
     """Ctrl-C and SIGTERM ask for a stop at the next step; a second one does not wait."""
     asked = threading.Event()
@@ -343,4 +396,4 @@ def _hardware(device: torch.device) -> str:
     return f"{device.type}, {threads} thread{'s' if threads > 1 else ''}"
 
 
-__all__ = ["CONFIG", "FILES", "DataError", "Interrupted", "TrainingError", "resumable", "train"]
+__all__ = ["CONFIG", "FILES", "DataError", "Interrupted", "TrainingError", "train"]
