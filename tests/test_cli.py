@@ -80,11 +80,45 @@ def test_missing_recipes(capsys, tmp_path):
         ("base = 3", "recipe.toml: base must be the name of a recipe, got 3"),
         ("epochs = ", "recipe.toml: Invalid value"),
         ("epochs = 1\nepochs = 2", "recipe.toml: Cannot overwrite a value"),
+        ("base = 'a/b'", "recipe.toml: base must be the name of a recipe, got 'a/b'"),
+        ("base = '/a'", "recipe.toml: base must be the name of a recipe, got '/a'"),
+        ("base = '..'", "no recipe at '..'"),
+        ("base = ''", "no recipe at ''"),
+        ("base = '" + 5000 * "a" + "'", "no recipe at 'aaaaaa.*"),
+        (r'base = "\u0000"', r"no recipe at '.x00'"),
+        ("epochs = " + 5000 * "[", "recipe.toml: nested too deeply"),
+        ("epochs = " + 300 * "[" + 300 * "]", r"epochs must be a whole number, got \[\[\["),
+        ("epochs" + 5000 * ".a" + " = 1", r"unknown key 'epochs.a' in .*did you mean 'epochs'"),
+        ("[twkd]\nalpha" + 5000 * ".a" + " = 1", "twkd.alpha must be a number, got {'a': {'a': "),
+        ("a" + 5000 * ".a" + " = 1", "unknown key 'a' in "),
+        ("epochs = " + 5000 * "1", "recipe.toml: Exceeds the limit"),
+        ("epochs = 0x" + 5000 * "1", "epochs must be .*, got a number of thousands of digits"),
+        ("batch_size = 100000000000000000000", "batch_size must be <= 2147483647, got 1"),
+        ("threads = 1000000", "threads must be <= 1024, got 1000000"),
+        ("[data]\nworkers = 1000000", "data.workers must be <= 1024, got 1000000"),
+        ("output = ''", "output must not be empty, got ''"),
     ],
 )
 def test_bad_recipes(tmp_path, text, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as refused:
         recipes.load(recipe(tmp_path, text))
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 2000
+
+
+def test_recipes_that_are_no_text(capsys, tmp_path):
+    (tmp_path / "recipe.toml").write_bytes(b"epochs = 1 # \xff")
+    assert "recipe.toml: 'utf-8' codec" in fails(capsys, "train", str(tmp_path / "recipe.toml"))
+    assert "no recipe at" in fails(capsys, "train", 5000 * "a")
+    assert "no recipe at" in fails(capsys, "train", "\0")
+    assert "output: " in fails(capsys, "train", "digits_twkd", "--output", "a\0b")
+    assert "output must be text" in fails(capsys, "train", "digits_twkd", "--output", "\udcff")
+
+
+def test_bases_of_bases_end(tmp_path):
+    for i in range(30):
+        (tmp_path / f"r{i}.toml").write_text(f"base = 'r{i + 1}'")
+    with pytest.raises(ConfigError, match="more than 20 times"):
+        recipes.load(str(tmp_path / "r0.toml"))
 
 
 @pytest.mark.parametrize(
@@ -147,6 +181,52 @@ def test_a_recipe_is_over_its_base(tmp_path):
     path = recipe(tmp_path, "base = 'low'\nlr = 2.0\n[twkd]\nbeta = 0.2\n")
     config = recipes.load(path, {"twkd.alpha": "0.4"})
     assert (config.epochs, config.lr, config.twkd.alpha, config.twkd.beta) == (3, 2.0, 0.4, 0.2)
+
+
+@pytest.mark.parametrize("name", recipes.list_recipes())
+def test_a_copied_recipe_loads(tmp_path, name):
+    """Its base is found among the shipped ones, unless one lies beside it."""
+    copy = tmp_path / f"{name}.toml"
+    copy.write_bytes(recipes.list_recipes()[name].read_bytes())
+    assert recipes.load(str(copy)) == recipes.load(name)
+    copy.write_text(f"base = '{name}'\nlr = 0.123\n")  # of the shipped one of its name
+    assert recipes.differences(recipes.load(str(copy)), recipes.load(name)) == ["lr"]
+    (tmp_path / "_digits.toml").write_text("epochs = 77")
+    copy.write_text("base = '_digits'")
+    assert recipes.load(str(copy)).epochs == 77
+
+
+def test_the_help_of_train_says_what_base_is(capsys):
+    assert main(["train", "--help"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert 'with base = "NAME" it takes what it does not say from NAME.toml beside it' in out
+    assert "--overwrite" in out and "default runs/RECIPE-SEED" in out
+
+
+@pytest.mark.parametrize("option", ["--data.image-size=0", "--data.image_size=0", "--image-size=0",
+                                    "--image_size=0"])  # fmt: skip
+def test_options_have_one_name_in_all_commands(capsys, option):
+    assert "image_size" in fails(capsys, "train", "digits_twkd", option.replace("0", "-1"))
+    assert "must be a whole number from 1, got '0'" in fails(capsys, "profile", "resnet18", option)
+    assert "no recipe at 'zzz'" in fails(capsys, "train", "zzz", "--data.image-size=3")
+
+
+@pytest.mark.parametrize(
+    ("package", "command"),
+    [
+        ("tomli_w", ["train", "digits_twkd"]),
+        ("pydantic", ["train", "digits_twkd"]),
+        ("tomli_w", ["eval", "x"]),
+    ],
+)
+def test_a_missing_extra_is_named_with_its_command(package, command):
+    code = (
+        f"import sys; sys.modules[{package!r}] = None\n"
+        f"from snnfast.cli import main; sys.exit(main({command!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    message = f'{command[0]}: {package} is not installed: pip install "snnfast[train]"\n'
+    assert (done.returncode, done.stderr) == (1, f"snnfast: error: {message}")
 
 
 def test_configs_survive_a_file(tmp_path):

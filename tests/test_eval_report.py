@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,27 @@ def test_eval_is_the_full_range_out_of_one_pass(runs, capsys):
     layers = found["activity"]["layers"]
     assert [layer["name"] for layer in layers] == ["conv1", "conv2", "conv3", "head"]
     assert layers[0]["runs"] == 1 and layers[1]["runs"] == 6 and layers[1]["binary"]
+
+
+@pytest.mark.parametrize("command", ["eval", "report", "profile"])
+def test_what_cannot_be_written_is_shown(runs, tmp_path, capsys, command):
+    """After minutes of work: a folder stands where a file should."""
+    run, output = str(runs / "ce-0"), shutil.copytree(runs / "ce-0", tmp_path / "run")
+    files = ("eval.png", "report.md", "profile.png")
+    for name in files:
+        (output / name).unlink(missing_ok=True), (output / name).mkdir()
+    argv = {
+        "eval": ["eval", str(output)],
+        "report": ["report", run, "--output", str(output)],
+        "profile": ["profile", "digits_cnn", "--batch=2", "--channels=1", "--image_size=28",
+                    "--output", str(output)],
+    }  # fmt: skip
+    assert main(argv[command]) == 1
+    out, error = capsys.readouterr()
+    shown = {"eval": "early exit", "report": "| run | seeds |", "profile": "forward ms"}
+    assert shown[command] in out
+    assert f"snnfast: error: {command}: " in error and error.count("\n") == 1
+    assert "written: " in error and not list(output.glob(".*.part.*"))
 
 
 def test_eval_defaults_to_the_trained_timesteps(runs):

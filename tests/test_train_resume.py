@@ -5,10 +5,15 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from train_cases import arguments, one_thread, phase, rows, without_times
 
 from snnfast.cli import main
@@ -94,21 +99,25 @@ def test_kill_9_at_random_moments_changes_nothing(tmp_path, whole):
 
 
 def test_an_interrupt_saves_and_says_how_to_go_on(tmp_path, capsys, monkeypatch, whole):
-    measured, asked = run.accuracy, []
+    """The printed command works as it is printed, whatever options the run was started with."""
+    output, (measured, asked) = tmp_path / "a run", (run.accuracy, [])
 
     def interrupted(*args, **kwargs):
-        if not asked and len(phase(tmp_path, "teacher")) == 2:  # the student's first epoch
+        if not asked and len(phase(output, "teacher")) == 2:  # the student's first epoch
             asked.append(signal.raise_signal(signal.SIGINT))
         return measured(*args, **kwargs)
 
     monkeypatch.setattr(run, "accuracy", interrupted)
-    assert main(arguments(tmp_path, **SHORT)) == 130
+    assert main(arguments(output, **SHORT, threads="1")) == 130
     error = capsys.readouterr().err.splitlines()[-1]
     assert "interrupted after step 6 (epoch 1), saved; to go on: snnfast train" in error
-    assert error.endswith(f"--output {tmp_path} --resume auto")
-    monkeypatch.undo()
-    assert main(arguments(tmp_path, **SHORT, resume="auto")) == 0
-    same(tmp_path, whole)
+    assert error.endswith(f"--output '{output}' --resume auto")
+    command = error.partition("to go on: ")[2]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=tmp_path,
+                          env=os.environ | {"OMP_NUM_THREADS": "1", "PATH": path})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    same(output, whole)
 
 
 def test_resume_auto_starts_where_there_is_nothing(tmp_path, whole):
@@ -175,6 +184,22 @@ def test_a_full_disk_stops_the_run_by_name(tmp_path, capsys, monkeypatch):
         (lambda f: (f.parent / "latest.json").write_text("{"), "latest.json: damaged"),
         (lambda f: (f.parent / "latest.json").write_text("[]"), "latest.json: not a checkpoint"),
         (lambda f: (f.parent / "latest.json").write_text('{"format": "x"}'), "not a checkpoint"),
+        (lambda f: _change(f, sha256={}), "latest.json: damaged: it does not name"),
+        (lambda f: _drop(f, "state.pt"), "latest.json: damaged: it does not name"),
+        (lambda f: _drop(f, "model.safetensors"), "latest.json: damaged: it does not name"),
+        (lambda f: _change(f, folder=".."), "latest.json: damaged: it does not name"),
+        (lambda f: _change(f, folder="000001/../000001"), "damaged: it does not name"),
+        (lambda f: _change(f, folder=str(f)), "latest.json: damaged: it does not name"),
+        (lambda f: _change(f, folder=1), "latest.json: damaged: "),
+        (lambda f: _change(f, folder=["000001"]), "latest.json: damaged: "),
+        (lambda f: _change(f, folder="000002"), "000002/model.safetensors: missing"),
+        (lambda f: _change(f, sha256=["state.pt", "model.safetensors"]), "latest.json: damaged: "),
+        (lambda f: _change(f, needs=None), "latest.json: damaged: "),
+        (lambda f: _change(f, needs={"../x": 64 * "0"}), "damaged: it does not name"),
+        (lambda f: _change(f, needs={"teacher.safetensors": "0"}), "a SHA-256 is none"),
+        (lambda f: _change(f, needs={"teacher.safetensors": 64 * "0"}), "teacher.safetensors: mis"),
+        (lambda f: (f.parent / "latest.json").write_text(100_000 * "["), "latest.json: damaged: "),
+        (lambda f: (f.parent / "latest.json").write_bytes(b"\xff"), "latest.json: damaged: "),
     ],
 )
 def test_damaged_and_foreign_checkpoints_are_refused(tmp_path, capsys, damage, message):
@@ -184,6 +209,138 @@ def test_damaged_and_foreign_checkpoints_are_refused(tmp_path, capsys, damage, m
     assert main(arguments(output, **SHORT, resume="auto")) == 2
     error = capsys.readouterr().err
     assert message in error and str(output) in error and error.count("\n") == 1
+
+
+def _change(home, **changes):
+    """Other values in the manifest of the checkpoint in ``home``."""
+    latest = home.parent / "latest.json"
+    latest.write_text(json.dumps(json.loads(latest.read_text()) | changes))
+
+
+def _drop(folder, name):
+    digests = json.loads((folder.parent / "latest.json").read_text())["sha256"]
+    _change(folder, sha256={file: digest for file, digest in digests.items() if file != name})
+
+
+def copied(whole, tmp_path):
+    """A finished run to damage; its folder, and that of its checkpoint."""
+    output = shutil.copytree(whole, tmp_path / "run")
+    name = json.loads((output / "checkpoint" / "latest.json").read_text())["folder"]
+    return output, output / "checkpoint" / name
+
+
+def test_another_teacher_is_refused(tmp_path, capsys, whole):
+    output, _ = copied(whole, tmp_path)
+    path = output / "teacher.safetensors"
+    other = load_file(path)
+    other["head.bias"] += 1e-6
+    checkpoint.save_weights(other, path)
+    assert main(arguments(output, **SHORT, resume="auto")) == 2
+    assert f"{path}: damaged: its SHA-256 is not" in capsys.readouterr().err
+    path.unlink()
+    assert main(arguments(output, **SHORT, resume="auto")) == 2
+    assert f"{path}: missing" in capsys.readouterr().err
+
+
+def test_a_given_teacher_stays_the_one_that_was_given(tmp_path, whole):
+    """Its file may become another meanwhile: the run has its own copy."""
+    given = shutil.copy(whole / "teacher.safetensors", tmp_path / "given.safetensors")
+    options = SHORT | {"teacher": str(given)}
+    assert main(arguments(tmp_path / "all", **options)) == 0
+    output, (measured, asked) = tmp_path / "some", (run.accuracy, [])
+
+    def interrupted(*args, **kwargs):
+        if not asked:
+            asked.append(signal.raise_signal(signal.SIGINT))
+        return measured(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "accuracy", interrupted)
+        assert main(arguments(output, **options)) == 130
+    save_file({k: v + 1 for k, v in load_file(given).items()}, given)
+    assert main(arguments(output, **options, resume="auto")) == 0
+    same(output, tmp_path / "all")
+
+
+def test_a_flipped_bit_in_weights_is_seen(tmp_path, whole):
+    """Wherever: in lengths, names and numbers, and in each byte of the metadata."""
+    file = FILES[0]
+    draw, blob = random.Random(0), (whole / file).read_bytes()
+    head = 8 + int.from_bytes(blob[:8], "little")
+    end = blob.index(b"}")  # of the metadata, which come first
+    flips = [(draw.randrange(*part), draw.randrange(8)) for part in [(0, head), (head, len(blob))]
+             for _ in range(60)]  # fmt: skip
+    for place, bit in [*flips, *((place, draw.randrange(8)) for place in range(8, end))]:
+        damaged = bytearray(blob)
+        damaged[place] ^= 1 << bit
+        (tmp_path / file).write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=file):
+            checkpoint.load_weights(tmp_path / file)
+
+
+def test_damaged_weights_of_a_finished_run_are_mended(tmp_path, whole):
+    output, _ = copied(whole, tmp_path)
+    (output / "model.safetensors").unlink(), (output / "ema.safetensors").write_bytes(b"x")
+    assert main(arguments(output, **SHORT, resume="auto")) == 0
+    same(output, whole)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff\n", b"[1]\n{}\n", b"{}\n", None])
+def test_damaged_metrics_are_seen_and_mended(tmp_path, capsys, damage, whole):
+    """By the command that the report prints."""
+    output, _ = copied(whole, tmp_path)
+    lines = (output / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    rest = b"".join(lines[:-2] + lines[-1:]) if damage is None else damage  # None: a row is lost
+    (output / "metrics.jsonl").write_bytes(rest)
+    report = ["report", str(output), "--output", str(tmp_path / "report")]
+    assert main(report) == 2
+    error = capsys.readouterr().err
+    assert "metrics.jsonl" in error and error.count("\n") == 1
+    assert main(error.partition("to go on: snnfast ")[2].split()) == 0
+    same(output, whole)
+    assert main(report) == 0
+
+
+class Attack:
+    def __reduce__(self):
+        return print, ("run from a checkpoint",)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: Attack(),
+        lambda state: [],
+        lambda state: state | {"config": 3},
+        lambda state: state | {"config": "epochs = ["},
+        lambda state: state | {"rows": None},
+        lambda state: state | {"trainer": 3},
+        lambda state: state | {"trainer": state["trainer"] | {"epoch": "x"}},
+        lambda state: state | {"trainer": state["trainer"] | {"epoch": 9}},
+        lambda state: state | {"trainer": state["trainer"] | {"name": "other"}},
+        lambda state: state | {"trainer": state["trainer"] | {"optimizer": {}}},
+        lambda state: state | {"trainer": state["trainer"] | {"sums": 3}},
+        lambda state: state | {"trainer": state["trainer"] | {"rng": torch.zeros(3)}},
+    ],
+)
+def test_a_state_that_is_not_ours_is_refused(tmp_path, capsys, change, whole):
+    """In words of ours: never with advice to load it in spite of all."""
+    output, folder = copied(whole, tmp_path)
+    torch.save(change(torch.load(folder / "state.pt", weights_only=True)), folder / "state.pt")
+    digests = json.loads((folder.parent / "latest.json").read_text())["sha256"]
+    _change(folder, sha256=digests | {"state.pt": checkpoint.digest(folder / "state.pt")})
+    assert main(arguments(output, **SHORT, resume="auto")) == 2
+    out, error = capsys.readouterr()
+    last = error.splitlines()[-1]
+    assert str(output) in last and "Traceback" not in error and out == ""
+    assert "weights_only" not in error and "trust" not in error
+
+
+def test_another_phases_weights_are_missed(tmp_path, capsys, whole):
+    output, folder = copied(whole, tmp_path)
+    _drop(folder, "ema.safetensors")
+    assert main(arguments(output, **SHORT, resume="auto")) == 2
+    assert "it has no ema.safetensors" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_what_is_no_checkpoint_of_a_run_is_refused(tmp_path, capsys, whole):

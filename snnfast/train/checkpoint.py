@@ -26,7 +26,7 @@ from torch import Tensor, nn
 STUDENT, EMA, TEACHER = "model.safetensors", "ema.safetensors", "teacher.safetensors"
 FOLDER, LATEST, STATE = "checkpoint", "latest.json", "state.pt"
 FORMAT, BEFORE = "snnfast checkpoint 2", "snnfast checkpoint 1"  # BEFORE: of version 0.1.0
-DIGEST = "sha256"
+WEIGHTS, DIGEST = "snnfast weights 1", "sha256"
 _NAME, _SHA256 = re.compile(r"\d{6,}"), re.compile(r"[0-9a-f]{64}")
 _OURS = re.compile(r"\d{6,}|\.\d{6,}\.part")  # folders in FOLDER
 
@@ -58,7 +58,7 @@ def pack_weights(weights: Mapping[str, Tensor], metadata: Mapping[str, str] | No
     """The bytes of :func:`save_weights`."""
     blob = save({name: value.detach().cpu().contiguous() for name, value in weights.items()})
     header, data = _split(blob)
-    header["__metadata__"] = dict(metadata or {})
+    header["__metadata__"] = {**(metadata or {}), "format": WEIGHTS}
     header["__metadata__"][DIGEST] = _weights_digest(header, data)
     text = _canonical(header)
     text += b" " * (-len(text) % 8)
@@ -74,8 +74,9 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: {_first_line(error)}") from error
     header, data = _split(blob)
-    expected = header.get("__metadata__", {}).get(DIGEST)
-    if expected is not None and expected != _weights_digest(header, data):
+    metadata = header.get("__metadata__", {})
+    ours = metadata.get("format") == WEIGHTS or DIGEST in metadata
+    if ours and metadata.get(DIGEST) != _weights_digest(header, data):
         raise CheckpointError(f"{path}: damaged: its SHA-256 is not that of its header")
     return weights
 

@@ -56,7 +56,11 @@ def marked(output: Path) -> bool:
 
 def check_free(output: Path) -> None:
     """Refuse, with ConfigError, a directory where a run is at work."""
-    with contextlib.suppress(OSError), (output / MARKER).open("r+") as file:
+    try:
+        file = (output / MARKER).open("r+")
+    except (OSError, ValueError):  # not there, or no name that anything could have
+        return
+    with file:
         _lock(file, output)
 
 

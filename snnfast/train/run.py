@@ -160,8 +160,8 @@ class _Run:
         """Train one network with a progress bar; after every epoch test it, note it, save it."""
         if self.found:
             self._restore(trainer)
-            if self.world.main and trainer.epoch == trainer.options.epochs:
-                self._write(self._weights(trainer))  # nothing else would mend them
+            if self.world.main and trainer.done == len(trainer.batches):
+                self._write(self._weights(trainer))  # of this epoch: nothing else would mend them
         every, start = self.config.checkpoint_every, time.perf_counter()
         with progress.bar(trainer.name, trainer, self.world) as bar:
             for step in trainer.steps():
