@@ -158,6 +158,22 @@ def test_two_runs_are_not_in_one_directory(tmp_path, capsys, options):
     assert main(argv) == 0
 
 
+def test_a_worker_that_outlives_its_run_does_not_hold_the_lock(tmp_path):
+    code = (
+        "import os, signal, sys, time; from pathlib import Path; from snnfast.train import folder\n"
+        "output = Path(sys.argv[1])\n"
+        "with folder.claimed(output, resume=False, overwrite=False):\n"
+        "    worker = os.fork() or time.sleep(60) or os._exit(0)\n"
+        "try:\n"
+        "    time.sleep(0.3); folder.check_free(output); print(os.waitpid(worker, os.WNOHANG))\n"
+        "finally:\n"
+        "    os.kill(worker, signal.SIGKILL)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout == "(0, 0)\n", done.stderr  # it is free, and the worker lives
+
+
 def test_the_lock_is_held_from_the_first_write_to_the_last(tmp_path, capsys, monkeypatch):
     seen = []
 

@@ -74,7 +74,7 @@ def claimed(output: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except (OSError, ValueError) as error:
         raise ConfigError(f"output: {error}") from error
-    with os.fdopen(handle, "r+") as file:  # closing it releases the lock
+    with os.fdopen(handle, "r+") as file, _not_in_forks(file):  # closing it releases the lock
         _lock(file, output)
         check(output, resume=resume, overwrite=overwrite)
         now = datetime.now().astimezone().isoformat(" ", "seconds")
@@ -100,6 +100,27 @@ def _lock(file: IO[str], output: Path) -> None:
         ) from error
     except OSError as error:  # a file system without locks
         warnings.warn(f"{output} cannot be locked ({error}): keep other runs out", stacklevel=3)
+
+
+_HELD: set[IO[str]] = set()
+
+
+@contextlib.contextmanager
+def _not_in_forks(file: IO[str]) -> Iterator[None]:
+    """Processes that are forked meanwhile let go of the lock: they may outlive this one."""
+    _HELD.add(file)
+    try:
+        yield
+    finally:
+        _HELD.discard(file)
+
+
+def _let_go() -> None:
+    for file in _HELD:
+        file.close()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def clear(output: Path) -> None:
