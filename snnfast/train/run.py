@@ -223,8 +223,7 @@ class _Run:
                     checkpoint.write_atomic(path, lambda part, blob=blob: part.write_bytes(blob))
 
     def _shape(self) -> dict[str, str]:
-        """What the config leaves to the data, for who loads the weights without them. One entry:
-        several would be written in any order, and the same weights would be different files."""
+        """What the config leaves to the data, for who loads the weights without them."""
         found = {name: getattr(self.data, name) for name in SHAPE}
         found[preprocess.KEY] = self.preprocess.model_dump()
         return {"shape": json.dumps(found)}
