@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -101,38 +103,138 @@ def test_missing_files_say_what_goes_where(tmp_path):
         load_data("cifar10", root=tmp_path)
 
 
+def proto2(*parts):
+    """A pickle of protocol 2 out of its operations."""
+    return b"\x80\x02" + b"".join(parts) + b"."
+
+
+def published_pickle(labels, pixels):
+    """As Python 2 wrote the published files: strings of bytes, every value kept by its number."""
+
+    def text(content):
+        return b"T" + struct.pack("<I", len(content)) + content
+
+    state = b"(K\x03U\x01|NNN" + b"J\xff\xff\xff\xff" * 2 + b"K\x00tb"
+    dtype = b"cnumpy\ndtype\nq\x07(U\x02u1q\x08K\x00K\x01tRq\x09" + state
+    side = struct.pack("<I", pixels.shape[0])
+    return proto2(
+        b"}q\x00(U\x0bbatch_labelq\x01U\x15training batch 1 of 5q\x02U\x06labelsq\x03]q\x04(",
+        b"".join(b"K" + bytes([label]) for label in labels),
+        b"eU\x04datacnumpy.core.multiarray\n_reconstruct\nq\x05cnumpy\nndarray\nq\x06K\x00\x85U\x01b\x87R",
+        b"(K\x01J" + side + b"M\x00\x0c\x86" + dtype + b"\x89" + text(pixels.tobytes()) + b"tb",
+        b"U\tfilenamesr\x00\x01\x00\x00](U\x05a.pngU\x05b.pngeu",
+    )
+
+
+@pytest.mark.parametrize("make", [published_pickle, *range(2, 5)])
+def test_cifar_pickles_of_python_2_and_of_every_protocol(tmp_path, make):
+    path = write_cifar(tmp_path) / "data_batch_1"
+    pixels, labels = cifar_images(10, "test", 1)
+    if callable(make):
+        content = make(labels, pixels)
+        assert pickle.loads(content, encoding="latin1")["labels"] == labels.tolist()
+    else:
+        content = pickle.dumps({"labels": labels, "data": pixels, "names": ["a"]}, protocol=make)
+    path.write_bytes(content)
+    train = load_data("cifar10", root=tmp_path).train
+    assert torch.equal(train.images[:10].flatten(1), torch.from_numpy(pixels))
+    assert train.targets[:10].tolist() == labels.tolist()
+
+
+def test_the_binary_version_comes_first(tmp_path):
+    (write_cifar(tmp_path) / "data_batch_1").write_bytes(b"damaged")
+    write_cifar(tmp_path, binary=True)
+    assert len(load_data("cifar10", root=tmp_path).train) == 50
+
+
 class Evil:
     def __reduce__(self):
         return os.mkdir, ("was-here",)
 
 
+def nested(depth):
+    """Tuples whose hash, text and comparison take 2**depth steps."""
+    return b"K\x01\x85" + b"q\x00h\x00\x86" * depth
+
+
+ARRAY = b"cnumpy\nndarray\n"
+DTYPE = b"cnumpy\ndtype\n"
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (lambda: b"", "cannot be read"),
-        (lambda: pickle.dumps({"data": np.zeros((2, 3072), np.uint8)}), "has no 'labels'"),
-        (lambda: pickle.dumps(np.zeros(3), protocol=2), "cannot be read"),
-        (lambda: pickle.dumps(Evil(), protocol=2), "mkdir is not an array"),
+        (b"", "cannot be read"),
+        (pickle.dumps({"data": np.zeros((2, 3072), np.uint8)}), "has no 'labels'"),
+        (pickle.dumps(np.zeros(3, np.uint8), protocol=2), "dict expected, got Array"),
+        (pickle.dumps(Evil(), protocol=2), "mkdir is not an array"),
         (
-            lambda: pickle.dumps({"data": np.zeros((2, 3072)), "labels": [0, 1]}, protocol=2),
-            r"must hold uint8 \[2, 3072\], got float64",
+            pickle.dumps({"data": np.zeros((2, 3072)), "labels": [0, 1]}, protocol=2),
+            "arrays must be of u1 or i8, got 'f8'",
         ),
         (
-            lambda: pickle.dumps(
-                {"data": np.zeros((2, 3071), np.uint8), "labels": [0, 1]}, protocol=2
-            ),
-            r"got uint8 \[2, 3071\]",
+            pickle.dumps({"data": np.zeros((2, 3071), np.uint8), "labels": [0, 1]}, protocol=2),
+            r"must hold uint8 \[2, 3072\], got uint8 \[2, 3071\]",
         ),
+        # Addresses out of the file: an array of objects over bytes, and the same by its dtype.
+        (proto2(ARRAY + b"K\x01\x85U\x01OU\x08AAAAAAAA\x87R"), "numpy.ndarray is not an array"),
+        (proto2(ARRAY + b"K\x01\x85U\x01OU\x08AAAAAAAA\x87\x81"), "NEWOBJ is none of what"),
+        (proto2(DTYPE + b"U\x01O\x85R"), "arrays must be of u1 or i8, got 'O'"),
+        (
+            proto2(DTYPE + b"U\x02u1\x85R(K\x03U\x01|N(U\x01fttb"),
+            "dict expected, got _Dtype",
+        ),
+        (proto2(ARRAY + b"U\x07__doc__U\x01x\x86b"), "_Global has no such state"),
+        # Memory: a number to keep a value by, an array, a length, operations without an end.
+        (b"\x80\x02Nr\xff\xff\xff\x7f.", "dict expected, got NoneType"),
+        (b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b".", "expected 1099511627776 bytes"),
+        (proto2(DTYPE + b"U\x02u1\x85R"), "dict expected"),
+        (proto2(b"}" * 1_000_001), "more than 1000000 operations"),
+        # Time: keys whose hash, and labels and names whose text, take for ever.
+        (proto2(b"}" + nested(60) + b"Ns"), "str expected, got tuple"),
+        (proto2(b"}X\x04\0\0\0data]sX\x06\0\0\0labels]" + nested(60) + b"as"), "int expected"),
+        (proto2(DTYPE + nested(60) + b"\x85R"), "str expected, got tuple"),
     ],
 )
 def test_damaged_and_hostile_pickles_are_named(tmp_path, monkeypatch, content, message):
     monkeypatch.chdir(tmp_path)
     path = write_cifar(tmp_path) / "data_batch_2"
-    path.write_bytes(content())
+    path.write_bytes(content)
     with pytest.raises(DataError, match=message) as error:
         load_data("cifar10", root=tmp_path)
     assert "data_batch_2" in str(error.value)
     assert not (tmp_path / "was-here").exists()
+
+
+def test_pickles_take_no_more_memory_than_their_size(tmp_path):
+    """One text of a megabyte, made into an array 200 times; a number for 2 GB of empty places."""
+    text = struct.pack("<I", 2**20) + b"A" * 2**20
+    dtype = DTYPE + b"U\x02u1\x85R"
+    array = b"cnumpy.core.multiarray\n_reconstruct\n" + ARRAY + b"K\x00\x85U\x01b\x87R"
+    state = b"(K\x01J\x00\x00\x10\x00\x85" + dtype + b"\x89h\x00t"
+    content = proto2(b"T" + text + b"q\x00", *[array + state + b"b"] * 200, b"r\xff\xff\xff\x7f")
+    path = write_cifar(tmp_path) / "data_batch_2"
+    path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="data_batch_2 cannot be read"):
+            load_data("cifar10", root=tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_files_that_never_end_or_are_too_long(tmp_path):
+    path = write_cifar(tmp_path) / "data_batch_2"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match="data_batch_2 cannot be read: it is not a regular file"):
+        load_data("cifar10", root=tmp_path)
+    path.unlink()
+    with path.open("wb") as file:
+        file.truncate(2**28 + 1)
+    with pytest.raises(DataError, match=r"_2 cannot .* at most 268435456 bytes, got 2684"):
+        load_data("cifar10", root=tmp_path)
 
 
 def test_damaged_binary_file_is_named(tmp_path):

@@ -1,10 +1,10 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky, 2009), from the files in which they are published.
 
-Either version will do, unpacked: the pickles for Python (``cifar-10-batches-py``,
-``cifar-100-python``) or the binary one (``cifar-10-batches-bin``, ``cifar-100-binary``).
+Either version will do, unpacked: the binary one (``cifar-10-batches-bin``, ``cifar-100-binary``),
+which is nothing but labels and pixels and comes first where both are there, or the pickles for
+Python (``cifar-10-batches-py``, ``cifar-100-python``).
 """
 
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snnfast.data import hub, known
+from snnfast.data import hub, known, pickled
 from snnfast.data.augment import pipelines
 from snnfast.data.base import Data, DataError, TensorSplit
+from snnfast.data.extras import regular
 from snnfast.data.subset import choose, pick
 
 PIXELS = 3 * 32 * 32
+MOST = 2**28  # bytes of a file; the largest published one has 155 million
 
 
 @dataclass(frozen=True)
@@ -134,8 +136,8 @@ def _check(published: _Published, targets: Tensor, split: str) -> None:
 def _read(published: _Published, root: Path, split: str) -> tuple[Tensor, Tensor]:
     """Images uint8 [N, 3, 32, 32] and targets int64 [N]."""
     for folder, files, read in (
-        (published.folder, published.files[split], _read_pickle),
         (published.binary, published.binary_files(split), _read_binary),
+        (published.folder, published.files[split], _read_pickle),
     ):
         # The folder itself may be given, too.
         for place in (root / folder, root):
@@ -154,49 +156,26 @@ def _read(published: _Published, root: Path, split: str) -> tuple[Tensor, Tensor
 def _read_pickle(published: _Published, path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Pixels uint8 [n, 3072] and labels int64 [n] of one pickle."""
     try:
-        with path.open("rb") as file:
-            content = _Arrays(file, encoding="latin1").load()
-        pixels, labels = content["data"], np.asarray(content[published.labels], dtype=np.int64)
-        fits = pixels.dtype == np.uint8 and pixels.shape == (len(labels), PIXELS)
-    except KeyError as error:
-        raise DataError(f"{published.name}: {path} has no {error.args[0]!r}") from error
+        content = pickled.load(regular(path, MOST).read_bytes())
+        missing = [key for key in ("data", published.labels) if key not in content]
+        if missing:
+            raise ValueError(f"it has no {missing[0]!r}")
+        pixels, labels = (pickled.numbers(content[key]) for key in ("data", published.labels))
     except Exception as error:  # damaged pickles raise errors of nearly every type
         raise DataError(f"{published.name}: {path} cannot be read: {error}") from error
-    if not fits:
+    if pixels.dtype != np.uint8 or pixels.shape != (*labels.shape, PIXELS):
         raise DataError(
             f"{published.name}: {path} must hold uint8 [{len(labels)}, {PIXELS}], got "
             f"{pixels.dtype} {list(pixels.shape)}"
         )
-    return pixels, labels
-
-
-class _Arrays(pickle.Unpickler):
-    """Unpickles NumPy arrays among plain containers, and nothing that could run code."""
-
-    def find_class(self, module: str, name: str):
-        if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
-            return getattr(np, name)
-        # The module was renamed in NumPy 2.
-        if module.replace("numpy._core", "numpy.core") == "numpy.core.multiarray":
-            if name == "_reconstruct":
-                return np._core.multiarray._reconstruct
-        if (module, name) == ("_codecs", "encode"):
-            return _encode
-        raise pickle.UnpicklingError(f"{module}.{name} is not an array")
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    """How pickles of an old protocol write bytes."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"bytes in the encoding {encoding!r}")
-    return text.encode(encoding)
+    return pixels, labels.astype(np.int64)
 
 
 def _read_binary(published: _Published, path: Path) -> tuple[np.ndarray, np.ndarray]:
     """The same of one binary file: records of label bytes and 3072 pixels."""
     try:
-        content = np.fromfile(path, dtype=np.uint8)
-    except OSError as error:
+        content = np.fromfile(regular(path, MOST), dtype=np.uint8)
+    except (OSError, ValueError, MemoryError) as error:
         raise DataError(f"{published.name}: {path} cannot be read: {error}") from error
     record = published.label_bytes + PIXELS
     if len(content) == 0 or len(content) % record:

@@ -1,6 +1,7 @@
-"""What may be there or not: optional packages, imported where they are used, and folders."""
+"""What may be there or not: optional packages, imported where they are used, files and folders."""
 
 import importlib
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,3 +22,15 @@ def place(root: str | Path, names: Sequence[str], signs: Sequence[str]) -> Path:
     root = Path(root)
     places = (root, *(root / name for name in names))
     return next((p for p in places if any((p / sign).exists() for sign in signs)), root)
+
+
+def regular(path: str | Path, most: int | None = None) -> Path:
+    """``path``, of a file that can be read to its end: ValueError for a pipe, a device or a folder,
+    and for more than ``most`` bytes; OSError where there is nothing."""
+    path = Path(path)
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError("it is not a regular file")
+    if most is not None and found.st_size > most:
+        raise ValueError(f"it must have at most {most} bytes, got {found.st_size}")
+    return path
