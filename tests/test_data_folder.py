@@ -1,6 +1,11 @@
 """Folders of images, decoded by workers; sets of the hub's package from a copy on disk."""
 
+import multiprocessing
+import os
+import re
+import resource
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -126,11 +131,154 @@ def test_corrupt_images_are_skipped_and_counted(tmp_path, kind):
     torch.testing.assert_close(loss, torch.tensor(2.0).log())
 
 
+def one_image(root, image=None, name="0.png"):
+    """A class of one good image for testing, and one for training with ``image``, if any."""
+    write_images(root, classes=1, per_class=1, size=(32, 32))
+    path = root / "train" / "n000" / name
+    if image is not None:
+        (root / "train" / "n000" / "000.png").unlink()
+        image.save(path)
+    return path
+
+
+def small(root, **options):
+    return load_data(
+        "imagenet", root=root, **{"workers": 0, "image_size": 32, "augment": []} | options
+    )
+
+
+@pytest.mark.parametrize("kind", ["png", "tif", "pgm"])
+def test_16_bits_of_grey_become_8(tmp_path, kind):
+    levels = np.linspace(0, 65535, 32 * 32).reshape(32, 32).round().astype(np.uint16)
+    one_image(tmp_path, Image.fromarray(levels), f"0.{kind}")
+    (image, _) = read(small(tmp_path).train)
+    expected = torch.from_numpy((levels / 257).round().astype(np.float32))
+    assert torch.equal((image[0] * 255).round(), expected.expand(3, 32, 32))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int32"])
+def test_levels_without_a_range_are_refused(tmp_path, dtype):
+    levels = np.linspace(0, 1, 32 * 32).reshape(32, 32).astype(dtype)
+    one_image(tmp_path, Image.fromarray(levels), "0.tif")
+    with pytest.raises(DataError, match=r"0.tif cannot be .* 8 or 16 bits expected, got 32 bits"):
+        read(small(tmp_path).train)
+
+
+def extra_memory(split):
+    """Bytes of memory that reading takes at most, in a process of its own."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+
+    def child():
+        torch.set_num_threads(1)
+        before = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+        read(split)
+        sender.send(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    assert receiver.poll(30), "the process has ended"
+    process.join()
+    return receiver.recv()
+
+
+@pytest.mark.parametrize("size", [(1, 10_000), (50_000, 1), (3, 40_001)])
+@pytest.mark.parametrize("augment", [[], ["resizedcrop"]])
+def test_long_narrow_images_take_no_memory(tmp_path, size, augment):
+    """Scaled so that the shorter side is 256, these have 2 to 10 gigabytes; the middle stays."""
+    ramp = np.linspace(0, 255, max(size)).reshape(size[::-1]) if 1 in size else 77
+    pixels = np.broadcast_to(ramp, size[::-1]).round().astype(np.uint8)
+    one_image(tmp_path, Image.fromarray(pixels))
+    split = small(tmp_path, image_size=224, augment=augment).train
+    assert extra_memory(split) < 50 * 2**20
+    if not augment:
+        image = read(split)[0]
+        assert (image * 255 - pixels.mean()).abs().max() < 1
+
+
+def test_images_of_too_many_pixels_are_refused(tmp_path):
+    one_image(tmp_path, Image.new("1", (10_000, 9_000)))
+    with pytest.raises(DataError, match=r"0.png cannot be decoded: .*90000000 pixels.* exceeds"):
+        read(small(tmp_path).train)
+
+
+def test_other_formats_are_not_tried(tmp_path):
+    path = one_image(tmp_path, Image.new("RGB", (32, 32)))
+    Image.new("RGB", (32, 32)).save(path, "EPS")
+    with pytest.raises(DataError, match=r"0.png cannot be decoded: cannot identify"):
+        read(small(tmp_path).train)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OSError(5, "Input/output error"), RuntimeError("x")]
+)
+def test_all_that_a_sample_raises_is_named_or_skipped(tmp_path, monkeypatch, workers, error):
+    write_images(tmp_path, classes=1, per_class=3)
+
+    def fails(*given):
+        raise error
+
+    monkeypatch.setattr(sys.modules["snnfast.data.folder"], "centre_crop", fails)
+    said = re.escape(str(error)) or type(error).__name__
+    with pytest.raises(DataError, match=rf"000.png cannot be read: .*{said}"):
+        read(small(tmp_path, workers=workers).train)
+    split = small(tmp_path, workers=workers, on_error="skip").train
+    with pytest.warns(UserWarning, match="000.png cannot be read"):
+        _, targets = read(split)
+    assert targets.tolist() == [IGNORED] * 3 and len(split.skipped) == 3
+
+
+def test_a_worker_that_ends_is_named(tmp_path, monkeypatch):
+    write_images(tmp_path, classes=1, per_class=3)
+    monkeypatch.setattr(
+        sys.modules["snnfast.data.folder"], "centre_crop", lambda *given: os._exit(1)
+    )
+    with pytest.raises(DataError, match=r"batch 0 .*000.png.* ended a worker.*workers=0"):
+        read(small(tmp_path, workers=1).train)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pipes_are_not_waited_for(tmp_path, workers):
+    write_images(tmp_path, classes=1, per_class=2)
+    os.mkfifo(tmp_path / "train" / "n000" / "001a.png")
+    with pytest.raises(DataError, match=r"001a.png cannot be decoded: it is not a regular file"):
+        read(small(tmp_path, workers=workers).train)
+    split = small(tmp_path, workers=workers, on_error="skip").train
+    with pytest.warns(UserWarning, match="001a.png"):
+        assert read(split)[1].tolist() == [0, 0, IGNORED]
+
+
+def test_what_is_hidden_is_no_image(tmp_path):
+    write_images(tmp_path, classes=2, per_class=2)
+    for split in ("train", "val"):
+        (tmp_path / split / "n000" / "._000.png").write_bytes(b"Mac OS X")
+        for place in ("n000", "."):
+            left = tmp_path / split / place / ".ipynb_checkpoints"
+            left.mkdir()
+            Image.new("RGB", (32, 32)).save(left / "000-checkpoint.png")
+    data = small(tmp_path)
+    assert data.num_classes == 2 and read(data.train)[1].tolist() == [0, 0, 1, 1]
+
+
+def test_scaling_up_is_warned_of(tmp_path):
+    one_image(tmp_path)
+    with pytest.warns(
+        UserWarning, match=r"imagenet: images of 32 .* to image_size 224, 49 times.*32"
+    ):
+        small(tmp_path, image_size=224)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        small(tmp_path, image_size=32)
+
+
 def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"imagenet: .* must hold train/CLASS.*val/CLASS"):
         load_data("imagenet", root=tmp_path)
     write_images(tmp_path, splits=("train",))
-    with pytest.raises(FileNotFoundError, match=r"folder: .* must hold train/CLASS.*test/CLASS"):
+    expected = (
+        r"folder: .* train/CLASS/IMAGE and test/CLASS/IMAGE \(or val/.*\.png,.* folders train: put"
+    )
+    with pytest.raises(FileNotFoundError, match=expected):
         load_data("folder", root=tmp_path)
     (tmp_path / "val").mkdir()
     with pytest.raises(FileNotFoundError, match=r"no class folders in .*val"):

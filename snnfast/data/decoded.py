@@ -1,6 +1,7 @@
 """Splits that are decoded while they are read, by worker processes."""
 
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
@@ -57,16 +58,23 @@ class DecodedSplit:
 
     def batches(self, indices: Iterable[Tensor], seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """As :meth:`snnfast.data.Split.batches`."""
+        lists = _Lists(indices)
         loader = DataLoader(
             _Reader(self.samples, self.chosen, self.cut, self.size, seed),
-            batch_sampler=_Lists(indices),
+            batch_sampler=lists,
             num_workers=self.workers,
             collate_fn=_as_is,
             pin_memory=self.device.type == "cuda",
             # Its own: the loader would draw from the global one.
             generator=torch.Generator(),
         )
-        for images, targets, failures in loader:
+
+        def name_of(batch: int) -> str:
+            first, last = (self.samples.label_of(int(self.chosen[n])) for n in lists.ends[0])
+            return f"batch {batch} (images {first} to {last})"
+
+        for images, targets, failures in unbroken(loader, name_of):
+            lists.ends.popleft()
             for name, message in failures:
                 self._failed(name, message)
             images = images.to(self.device, non_blocking=True).float().div_(255)
@@ -81,14 +89,33 @@ class DecodedSplit:
             self.skipped.append(name)
 
 
+def unbroken(loader: Iterable, name_of: Callable[[int], str]) -> Iterator:
+    """What a DataLoader gives. Where one of its processes ends before its time (for want of memory,
+    by a crash in a decoder), DataError names what was waited for, ``name_of(its number)``."""
+    number = -1
+    try:
+        for number, item in enumerate(loader):  # noqa: B007
+            yield item
+    except RuntimeError as error:
+        raise DataError(
+            f"{name_of(number + 1)} or one of the next ended a worker: {error}; workers=0 shows "
+            "which"
+        ) from error
+
+
 class _Lists:
-    """Tensors of sample numbers as lists, one at a time: the order may be long."""
+    """Tensors of sample numbers as lists, one at a time: the order may be long. ``ends`` are the
+    first and the last number of those that are being read."""
 
     def __init__(self, indices: Iterable[Tensor]):
         self.indices = indices
+        self.ends: deque[tuple[int, int]] = deque()
 
     def __iter__(self):
-        return (index.tolist() for index in self.indices)
+        for index in self.indices:
+            numbers = index.tolist()
+            self.ends.append((numbers[0], numbers[-1]))
+            yield numbers
 
 
 class _Reader:
@@ -105,12 +132,18 @@ class _Reader:
         for place, number in enumerate(numbers):
             index = int(self.chosen[number])
             random = np.random.default_rng((self.seed, number))
+            name = self.samples.label_of(index)
             try:
-                image = self.samples.image(index)
+                image = self.cut(self.samples.image(index), self.size, random)
+                images[place] = to_tensor(image)
             except DataError as error:
-                failures.append((self.samples.label_of(index), str(error)))
+                failures.append((name, str(error)))
                 continue
-            images[place] = to_tensor(self.cut(image, self.size, random))
+            except Exception as error:  # of memory, of the storage
+                failures.append(
+                    (name, f"{name} cannot be read: {str(error) or type(error).__name__}")
+                )
+                continue
             targets[place] = self.samples.targets[index]
         return images, targets, failures
 

@@ -2,7 +2,7 @@
 
 import importlib
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
@@ -34,3 +34,8 @@ def regular(path: str | Path, most: int | None = None) -> Path:
     if most is not None and found.st_size > most:
         raise ValueError(f"it must have at most {most} bytes, got {found.st_size}")
     return path
+
+
+def seen(paths: Iterable[Path]) -> list[Path]:
+    """Those that are not hidden, sorted: copying and viewing leave ._0.png and the like behind."""
+    return sorted(path for path in paths if not path.name.startswith("."))

@@ -1,6 +1,8 @@
 """Folders of images: ImageNet and any other set with one folder per class."""
 
+import contextlib
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from snnfast.data.subset import choose
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 AUGMENT = (RESIZED_CROP, "flip")
+PROBED = 5  # images whose size is looked at before the work
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 
 
@@ -66,7 +69,8 @@ def folder(
 
     Images come out [3, image_size, image_size], in RGB. "resizedcrop" in ``augment`` cuts them at
     random in training; without it, and in testing, the shorter side is scaled to image_size * 256 /
-    224 and the middle is taken, or the image as it is where it has that size. ``train`` and
+    224 and the middle is taken, or the image as it is where it has that size. Smaller images are
+    scaled up; a warning says so from twice the sides on. ``train`` and
     ``test`` are numbers of images, 0 for all. ``workers`` processes decode. ``on_error`` is "stop",
     or "skip" for samples that cannot be read (:class:`snnfast.data.decoded.DecodedSplit`).
     Normalised with ImageNet's mean and deviation.
@@ -78,10 +82,13 @@ def folder(
 def _folders(name: str, root: Path, test_folders: Sequence[str], *options) -> Data:
     tested = next((t for t in test_folders if (root / t).is_dir()), None)
     if tested is None or not (root / "train").is_dir():
+        found = ", ".join(sorted(path.name for path in root.glob("*/"))[:5])
+        tests, *others = (f"{called}/CLASS/IMAGE" for called in test_folders)
         raise FileNotFoundError(
-            f"{name}: {root.resolve()} must hold train/CLASS/*.jpg and "
-            f"{'/'.join(test_folders[:1])}/CLASS/*.jpg (a folder for every class): put the images "
-            "there, or set root"
+            f"{name}: {root.resolve()} must hold train/CLASS/IMAGE and {tests}"
+            f"{' (or ' + ', '.join(others) + ')' if others else ''}, images being "
+            f"{', '.join(SUFFIXES)}, got {f'the folders {found}' if found else 'no folders'}: put "
+            "the images there, or set root"
         )
     samples = {"train": Folder(name, root / "train"), "test": Folder(name, root / tested)}
     return _decoded(name, samples, *options)
@@ -114,6 +121,7 @@ def _decoded(
             f"{name}: the classes of both splits must be the same, got {len(known)} for training "
             f"and {len(tested)} for testing (not in both: {', '.join(odd) or 'their order'})"
         )
+    _warn_of_enlargement(name, samples["train"], image_size)
     splits = {
         split: DecodedSplit(
             source,
@@ -139,6 +147,22 @@ def _decoded(
     )
 
 
+def _warn_of_enlargement(name: str, samples: Samples, size: int) -> None:
+    """A warning where most of a few images, from all over the set, get four times the pixels."""
+    sides = []
+    for index in torch.linspace(0, len(samples.targets) - 1, PROBED).long().tolist():
+        with contextlib.suppress(Exception):  # who reads it says so
+            sides.append(min(samples.image(index).size))
+    side = sorted(sides)[len(sides) // 2] if sides else size
+    if 2 * side <= size:
+        warnings.warn(
+            f"{name}: images of {side} pixels (the shorter side) are scaled up to image_size "
+            f"{size}, {(size / side) ** 2:.3g} times the pixels: image_size={side} "
+            f"(--data.image_size {side}) leaves them as they are",
+            stacklevel=5,
+        )
+
+
 def _middle(image, size: int, random):
     return centre_crop(image, size, shorter_side(size))
 
@@ -148,7 +172,9 @@ class Folder:
 
     def __init__(self, name: str, path: Path):
         self.path = path
-        self.classes = sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
+        self.classes = sorted(
+            entry.name for entry in os.scandir(path) if entry.is_dir() and not _hidden(entry.name)
+        )
         self.files: list[str] = []
         labels = []
         for label, known in enumerate(self.classes):
@@ -169,5 +195,15 @@ class Folder:
 
 
 def _images(folder: Path):
-    for where, _, files in os.walk(folder):
-        yield from (os.path.join(where, f) for f in files if f.lower().endswith(SUFFIXES))
+    for where, inside, files in os.walk(folder):
+        inside[:] = [name for name in inside if not _hidden(name)]
+        yield from (
+            os.path.join(where, name)
+            for name in files
+            if name.lower().endswith(SUFFIXES) and not _hidden(name)
+        )
+
+
+def _hidden(name: str) -> bool:
+    """What copying and viewing leave behind, ._0.png and .ipynb_checkpoints, is no image."""
+    return name.startswith(".")

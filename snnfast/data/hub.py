@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from snnfast.data.extras import require
+from snnfast.data.extras import require, seen
 from snnfast.data.pictures import decode
 
 
@@ -82,6 +82,6 @@ def table(name: str, published: str, root: str | Path, source: str, split: str) 
 def _parquet(root: Path) -> dict[str, list[str]]:
     """Parquet files in ``root`` by split."""
     files: dict[str, list[str]] = {}
-    for path in sorted([*root.glob("*.parquet"), *root.glob("data/*.parquet")]):
+    for path in seen([*root.glob("*.parquet"), *root.glob("data/*.parquet")]):
         files.setdefault(path.stem.split("-")[0], []).append(str(path))
     return files

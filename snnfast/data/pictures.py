@@ -2,6 +2,7 @@
 
 import io
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,20 +10,43 @@ import torch
 from torch import Tensor
 
 from snnfast.data.base import DataError
-from snnfast.data.extras import require
+from snnfast.data.extras import regular, require
 
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+_WIDE = ("PNG", "PPM")  # 16 bits, where PIL calls them 32
 CROPPED = 224 / 256  # of the shorter side, in testing
+LONGEST = 8  # sides of which the middle is scaled, in shorter ones
 
 
 def decode(content: bytes | str | Path, name: str):
-    """A PIL image in RGB from a file or from its bytes; DataError, naming it, where that fails."""
+    """A PIL image in RGB from a file or from its bytes; DataError, naming it, where that fails.
+
+    Grey levels of 16 bits are rounded to 8. Refused are pixels without a known range (float, or of
+    32 bits) and more of them than ``PIL.Image.MAX_IMAGE_PIXELS``.
+    """
     pil = require("PIL.Image")
     try:
-        with pil.open(io.BytesIO(content) if isinstance(content, bytes) else content) as opened:
+        file = io.BytesIO(content) if isinstance(content, bytes) else regular(content)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pil.DecompressionBombWarning)
+            opened = pil.open(file, formats=FORMATS)
+        with opened:
+            wide = opened.mode.startswith("I;16")
+            wide |= opened.mode == "I" and opened.format in _WIDE
+            if opened.mode in ("I", "F") and not wide:
+                raise ValueError(
+                    f"levels of 8 or 16 bits expected, got 32 bits (mode {opened.mode} in a "
+                    f"{opened.format}), which do not say what is white"
+                )
+            if wide:
+                levels = np.asarray(opened).astype(np.uint32)
+                opened = pil.fromarray(((levels + 128) // 257).astype(np.uint8))
             return opened.convert("RGB")
     except Exception as error:  # decoders raise errors of nearly every type
-        raise DataError(f"{name} cannot be decoded: {error}") from error
+        raise DataError(
+            f"{name} cannot be decoded: {str(error) or type(error).__name__}"
+        ) from error
 
 
 def to_tensor(image) -> Tensor:
@@ -58,6 +82,9 @@ def centre_crop(image, size: int, short: int):
     that is size x size is left as it is."""
     if image.size == (size, size):
         return image
+    # The ends of a long, narrow image go first: scaled, they could be gigabytes.
+    ends = [max(0, side - LONGEST * min(image.size)) // 2 for side in image.size]
+    image = image.crop((*ends, *(side - end for side, end in zip(image.size, ends))))
     width, height = (max(short, int(short * side / min(image.size))) for side in image.size)
     image = image.resize((width, height), require("PIL.Image").Resampling.BILINEAR)
     left, top = round((width - size) / 2), round((height - size) / 2)
