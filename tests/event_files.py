@@ -23,17 +23,20 @@ def write_aedat2(path, t, x, y, p):
     path.write_bytes(header.encode() + words.tobytes())
 
 
-def write_aedat3(path, t, x, y, p, size=100):
-    """Packets of ``size`` polarity events, after one of another kind."""
+def write_aedat3(path, t, x, y, p, size=100, valid=1, room=0):
+    """Packets of ``size`` polarity events, after one of another kind; ``valid`` for all or for each
+    event, and room for some more in every packet, where other events lie."""
     with path.open("wb") as file:
         file.write(b"#!AER-DAT3.1\r\n#Format: RAW\r\n#!END-HEADER\r\n")
         file.write(struct.pack("<HHIIIIII", 0, 1, 12, 4, 0, 1, 1, 1) + bytes(12))
-        words = np.stack([x << 17 | y << 2 | p << 1 | 1, t & 0x7FFFFFFF], 1).astype("<u4")
+        words = np.stack([x << 17 | y << 2 | p << 1 | valid, t & 0x7FFFFFFF], 1).astype("<u4")
         for at in range(0, len(t), size):
             part = words[at : at + size]
             count, overflows = len(part), int(t[at]) >> 31
-            file.write(struct.pack("<HHIIIIII", 1, 1, 8, 4, overflows, count, count, count))
-            file.write(part.tobytes())
+            there = int((part[:, 0] & 1).sum())
+            head = (1, 1, 8, 4, overflows, count + room, count, there)
+            file.write(struct.pack("<HHIIIIII", *head) + part.tobytes())
+            file.write(part[:1].tobytes() * room)
 
 
 def write_aedat4(path, t, x, y, p):

@@ -1,14 +1,18 @@
 """Event recordings: published files in, sequences of frames out."""
 
 import os
+import struct
 import sys
+import warnings
 
+import numpy as np
 import pytest
 import torch
 from event_files import (
     OBJECTS,
     gesture_events,
     random_events,
+    write_aedat2,
     write_aedat3,
     write_cifar10_dvs,
     write_dvs_gesture,
@@ -241,6 +245,190 @@ def test_labels_that_do_not_fit_are_named(tmp_path):
     table.write_text(good + "x,220000,230000\n")
     with pytest.raises(DataError, match=r"user02_lab_labels.csv must hold class,startTime"):
         load_data("dvs_gesture", root=tmp_path)
+
+
+def test_a_pixel_that_never_rests_is_not_infinite(tmp_path):
+    """700,000 events of one pixel, in frames that are kept as float16."""
+    write_cifar10_dvs(tmp_path, per_class=2)
+    count = 700_000
+    at = np.full(count, 5)
+    write_aedat2(
+        tmp_path / "airplane" / "cifar10_airplane_0.aedat", np.arange(count), at, at, at - 4
+    )
+    options = {"timesteps": 2, "image_size": 128, "workers": 0}
+    images, _ = read(load_data("cifar10_dvs", root=tmp_path, **options).train)
+    assert images.isfinite().all()
+    assert images[:, 0, 1, 5, 5].tolist() == [65504] * 2 and images[:, 0].count_nonzero() == 2
+
+
+def one_recording(root, kind="aedat"):
+    write_cifar10_dvs(root, per_class=2, kind=kind)
+    return root / "airplane" / f"cifar10_airplane_0.{kind}"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("at", "value", "message"),
+    [
+        (62, 0xFFFFFFFF, "damaged: range end index"),  # a panic
+        # Lengths: of the header, of a packet.
+        (14, 0xFFFFFFFF, "incomplete: 4294967313 bytes or more expected, got"),
+        (None, 0xFFFFFFFF, r"incomplete: 42949\d* bytes or more expected, got"),
+        (0, 0, "AEDAT 4.0 expected"),
+    ],
+)
+def test_damaged_aedat4_is_named_and_skipped(tmp_path, workers, at, value, message):
+    path = one_recording(tmp_path, "aedat4")
+    content = bytearray(path.read_bytes())
+    at = content.rindex(b"EVTS") - 12 if at is None else at
+    content[at : at + 4] = struct.pack("<I", value)
+    path.write_bytes(content)
+    options = {"root": tmp_path, "workers": workers}
+    with pytest.raises(DataError, match=rf"airplane_0.aedat4 cannot be read: {message}"):
+        load_data("cifar10_dvs", **options)
+    with pytest.warns(UserWarning, match=rf"airplane_0.aedat4 cannot be read: {message}"):
+        split = load_data("cifar10_dvs", on_error="skip", **options).train
+    assert split.targets.tolist() == [IGNORED, *range(1, 10)] and split.skipped == [str(path)]
+
+
+def test_a_table_of_packets_ends_aedat4(tmp_path):
+    path = one_recording(tmp_path, "aedat4")
+    content = bytearray(path.read_bytes())
+    at = content.index(struct.pack("<q", -1))
+    content[at : at + 8] = struct.pack("<q", len(content))
+    path.write_bytes(content + b"\xff" * 9)
+    images, _ = read(load_data("cifar10_dvs", root=tmp_path, image_size=128, **NO_WORKERS).train)
+    assert torch.equal(images[:, 0], counts(*random_events([0, 0]), 10))
+
+
+def test_recordings_of_other_sensors_are_refused(tmp_path):
+    path = one_recording(tmp_path)
+    content = path.read_bytes()
+    header = content[: content.index(b"edit\r\n") + 6]
+    events = content[len(header) :]
+    chip = b"# AEChip: eu.seebetter.ini.chips.davis.DAVIS240C\r\n"
+    x, y = 200, 100
+    address = 1 << 31 | y << 22 | x << 12 | 1 << 11
+    for changed, message in (
+        (header + chip + events, "a recording of a DVS128 expected, got .*DAVIS240C"),
+        (header + events + struct.pack(">II", address, 0), "DVS128 have 16 bits, got 0x990c8800"),
+    ):
+        path.write_bytes(changed)
+        with pytest.raises(DataError, match=rf"airplane_0.aedat cannot be read: .*{message}"):
+            load_data("cifar10_dvs", root=tmp_path, **NO_WORKERS)
+
+
+def test_what_is_no_event_of_a_pixel_is_left_out(tmp_path):
+    path = one_recording(tmp_path)
+    known = b"# AEChip: ch.unizh.ini.jaer.chip.retina.DVS128\r\n"
+    content = path.read_bytes().replace(b"# This is", known + b"# This is")
+    path.write_bytes(content + struct.pack(">II", 0x8000, 0) * 7)
+    images, _ = read(load_data("cifar10_dvs", root=tmp_path, image_size=128, **NO_WORKERS).train)
+    assert torch.equal(images[:, 0], counts(*random_events([0, 0]), 10))
+
+
+def test_aedat3_has_events_that_are_valid_and_there(tmp_path):
+    write_dvs_gesture(tmp_path)
+    t, x, y, p = random_events(3)
+    valid = np.arange(len(t)) % 3 > 0
+    write_aedat3(tmp_path / "user24_led.aedat", t, x, y, p, valid=valid.astype(int), room=5)
+    (tmp_path / "user24_led_labels.csv").write_text("class,start,end\n3,0,20000\n")
+    options = {"root": tmp_path, "timesteps": 2, "image_size": 128, "workers": 0}
+    images, _ = read(load_data("dvs_gesture", **options).test)
+    assert torch.equal(images[:, 0], counts(t[valid], x[valid], y[valid], p[valid], 2))
+    content = bytearray((tmp_path / "user24_led.aedat").read_bytes())
+    at = content.index(struct.pack("<HHII", 1, 1, 8, 4)) + 20
+    content[at : at + 4] = struct.pack("<I", 10**6)
+    (tmp_path / "user24_led.aedat").write_bytes(content)
+    with pytest.raises(DataError, match=r"user24_led.aedat .* 1000000 events in a packet for 105"):
+        load_data("dvs_gesture", **options)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"class,start,end\n1," + b"1" * 131_073 + b",2\n", "field larger than field limit"),
+        (b"class,start,end\n1," + b"1" * 5_000 + b",2\n", "Exceeds the limit"),
+        (b"class,start,end\n1,1,1" + b"0" * 30 + b"\n", "must have 63 bits"),
+        (b"class,start,end\n1,2\n", "not enough values"),
+        (b"\xff\xfe\x00", "codec can't decode"),
+        (b" " * 2**20 + b"\n", "at most 1048576 bytes, got 1048577"),
+    ],
+)
+def test_damaged_tables_of_labels_are_named(tmp_path, content, message):
+    write_dvs_gesture(tmp_path)
+    (tmp_path / "user02_lab_labels.csv").write_bytes(content)
+    with pytest.raises(DataError, match=rf"user02_lab_labels.csv must hold class.*{message}"):
+        load_data("dvs_gesture", root=tmp_path, **NO_WORKERS)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (np.zeros((50, 3), np.int64), r"numbers \[N, 4\] expected, got int64 \[50, 3\]"),
+        (np.full((50, 4), np.nan), "not finite"),
+        (np.array([["a"] * 4] * 50), r"numbers \[N, 4\] expected"),
+        (np.array([{}] * 50), "pickle"),
+    ],
+)
+def test_damaged_cut_gestures_are_named(tmp_path, content, message):
+    write_dvs_gesture(tmp_path, cut=True)
+    np.save(tmp_path / "ibmGestureTest" / "user24_led" / "4.npy", content, allow_pickle=True)
+    with pytest.raises(DataError, match=rf"4.npy cannot be read: .*{message}"):
+        load_data("dvs_gesture", root=tmp_path, **NO_WORKERS)
+
+
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+def test_pipes_and_broken_links_are_not_waited_for(tmp_path, on_error):
+    path = one_recording(tmp_path)
+    broken = path.with_name("cifar10_airplane_00.aedat")
+    broken.symlink_to(tmp_path / "nowhere")
+    path.unlink()
+    os.mkfifo(path)
+    options = {"root": tmp_path, "on_error": on_error, "workers": 1}
+    if on_error == "stop":
+        with pytest.raises(DataError, match=r"airplane_0.aedat cannot be read: it is not a regul"):
+            load_data("cifar10_dvs", **options)
+    else:
+        with pytest.warns(UserWarning, match=r"airplane_0.aedat .*: 2 left out"):
+            split = load_data("cifar10_dvs", **options).train
+        assert split.skipped == [str(path), str(broken)]
+
+
+def test_what_is_hidden_is_no_recording(tmp_path):
+    path = one_recording(tmp_path)
+    path.with_name(f"._{path.name}").write_bytes(b"Mac OS X")
+    data = load_data("cifar10_dvs", root=tmp_path, **NO_WORKERS)
+    assert len(data.train) == 10 and len(data.test) == 10
+
+
+def test_a_worker_that_ends_is_named(tmp_path, monkeypatch):
+    one_recording(tmp_path)
+    monkeypatch.setattr("snnfast.data.events.read_aedat2", lambda path: os._exit(1))
+    with pytest.raises(DataError, match=r"airplane_0.aedat or one of the next ended a worker"):
+        load_data("cifar10_dvs", root=tmp_path, workers=1)
+
+
+def test_no_altered_file_of_frames_is_taken(tmp_path):
+    one_recording(tmp_path)
+    options = {"root": tmp_path, "timesteps": 1, "image_size": 8, "workers": 0}
+    first = load_data("cifar10_dvs", **options).train
+    kept = tmp_path / "cifar10_dvs-train-T1-8.safetensors"
+    good = kept.read_bytes()
+    assert len(first) == 10 and len(good) < 10_000
+    random = np.random.default_rng(0)
+    quiet = 0
+    for at in random.integers(0, len(good), 150):
+        damaged = bytearray(good)
+        damaged[at] ^= 1 << random.integers(8)
+        kept.write_bytes(damaged)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            again = load_data("cifar10_dvs", **options).train
+        assert torch.equal(again.images, first.images) and torch.equal(again.targets, first.targets)
+        quiet += not said
+    # Where the fingerprint itself is another, the file is one of other recordings.
+    assert quiet < 20
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,13 @@ from snnfast.data.aedat import events, read_aedat2, read_aedat3, read_aedat4
 from snnfast.data.augment import pipelines
 from snnfast.data.base import Data, DataError, TensorSplit
 from snnfast.data.decoded import ON_ERROR
-from snnfast.data.extras import place, require
+from snnfast.data.extras import place, regular, require, seen
 from snnfast.data.frames import Recording, load_frames
 from snnfast.data.known import CLASSES, OBJECTS
 from snnfast.data.subset import choose, pick
 
 GESTURES = 11
+TABLE = 2**20  # bytes of a table of labels; published ones have a few hundred
 
 
 def cifar10_dvs(
@@ -52,7 +53,7 @@ def cifar10_dvs(
         )
     recordings: dict[str, list[Recording]] = {"train": [], "test": []}
     for label, known in enumerate(OBJECTS):
-        files = sorted((root / known).glob("*.aedat")) or sorted((root / known).glob("*.aedat4"))
+        files = seen((root / known).glob("*.aedat")) or seen((root / known).glob("*.aedat4"))
         if len(files) < 2:
             raise FileNotFoundError(
                 f"{name}: {root.resolve()}/{known} must hold 2 or more recordings (*.aedat, "
@@ -113,16 +114,22 @@ def dvs_gesture(
 def _trials(root: Path, split: str) -> list[Recording]:
     """The published files: recordings and, beside them, the times and labels of their samples."""
     recordings = []
-    names = (root / f"trials_to_{split}.txt").read_text().split()
+    listed = root / f"trials_to_{split}.txt"
+    try:
+        names = regular(listed, TABLE).read_text().split()
+    except ValueError as error:
+        raise DataError(f"dvs_gesture: {listed} cannot be read: {error}") from error
     for path in (root / name for name in names):
         table = path.with_name(f"{path.stem}_labels.csv")
         for needed in (path, table):
             if not needed.is_file():
                 raise FileNotFoundError(f"dvs_gesture: trials_to_{split}.txt needs {needed}")
         try:
-            rows = list(csv.reader(table.read_text().split()))[1:]
+            rows = list(csv.reader(regular(table, TABLE).read_text().split()))[1:]
             samples = tuple((int(label) - 1, int(start), int(stop)) for label, start, stop in rows)
-        except ValueError as error:
+            if any(abs(number) >= 2**63 for sample in samples for number in sample):
+                raise ValueError("labels and times must have 63 bits")
+        except (ValueError, OSError, csv.Error) as error:
             raise DataError(
                 f"dvs_gesture: {table} must hold class,startTime_usec,endTime_usec: {error}"
             ) from error
@@ -132,7 +139,7 @@ def _trials(root: Path, split: str) -> list[Recording]:
 
 def _cut(root: Path, split: str) -> list[Recording]:
     """Recordings that were cut into one file per sample, named after its label."""
-    files = sorted((root / f"ibmGesture{split.title()}").glob("*/*.npy"))
+    files = seen((root / f"ibmGesture{split.title()}").glob("*/*.npy"))
     try:
         labels = [int(path.stem) for path in files]
     except ValueError as error:
@@ -143,8 +150,13 @@ def _cut(root: Path, split: str) -> list[Recording]:
 
 
 def _read_npy(path: Path) -> np.ndarray:
-    x, y, p, t = np.load(path).T
-    return events(1000 * t, x, y, p)
+    content = np.load(regular(path))
+    if content.ndim != 2 or content.shape[1] != 4 or content.dtype.kind not in "iuf":
+        raise ValueError(f"numbers [N, 4] expected, got {content.dtype} {list(content.shape)}")
+    if not np.isfinite(content).all():
+        raise ValueError("it holds numbers that are not finite")
+    x, y, p, t = content.T
+    return events(1000 * t.astype(np.int64), x, y, p)
 
 
 def _data(

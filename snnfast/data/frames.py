@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,10 +18,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from snnfast.data.base import IGNORED, DataError
+from snnfast.data.decoded import unbroken
 from snnfast.data.extras import require
 
 SENSOR = 128  # pixels of a side
-VERSION = 1  # of the frames: counts up when they are computed in another way
+VERSION = 2  # of the frames: counts up when they are computed in another way
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ def integrate(events: np.ndarray, timesteps: int, size: int) -> Tensor:
 
     Of N events, frame t has those from t * (N // T), the last frame the rest as well. Channel 0
     counts events to darker, 1 to brighter. From 128 x 128 pixels the counts are averaged down,
-    bilinearly and over all pixels. Raises ValueError for fewer events than frames and for events
+    bilinearly and over all pixels. Counts above 65504, the largest float16, are 65504: a pixel that
+    never rests must not be infinite. Raises ValueError for fewer events than frames and for events
     outside of the sensor.
     """
     count = len(events)
@@ -56,7 +58,7 @@ def integrate(events: np.ndarray, timesteps: int, size: int) -> Tensor:
     frames = torch.from_numpy(counts).float().view(timesteps, 2, SENSOR, SENSOR)
     if size != SENSOR:
         frames = F.interpolate(frames, (size, size), mode="bilinear", antialias=True)
-    return frames.half()
+    return frames.clamp_(max=torch.finfo(torch.float16).max).half()
 
 
 def load_frames(
@@ -72,10 +74,10 @@ def load_frames(
     and the files that were left out.
 
     They are kept in the file ``path`` and taken from there while recordings and options are the
-    same: each recording's place, size and time of change are in it. Where they are not, or the file
-    is damaged, it is made anew; where it cannot be written, a warning says so. Raises DataError for
-    a recording that cannot be read; with ``on_error`` "skip" its samples are zeros, with the target
-    IGNORED, and a warning counts them.
+    same: each recording's place, size and time of change are in it, and a digest of all that it
+    holds. Where they are not, or the file is damaged, it is made anew; where it cannot be written,
+    a warning says so. Raises DataError for a recording that cannot be read; with ``on_error``
+    "skip" its samples are zeros, with the target IGNORED, and a warning counts them.
     """
     mark = _fingerprint(path.parent, recordings, timesteps, size)
     kept = _read(path, mark)
@@ -98,7 +100,8 @@ def _integrate_all(name, recordings, timesteps, size, workers, on_error):
     frames = torch.empty(len(labels), timesteps, 2, size, size, dtype=torch.float16)
     reader = _Reader(name, recordings, timesteps, size)
     loader = DataLoader(reader, batch_size=None, num_workers=workers, generator=torch.Generator())
-    for recording, (made, found) in zip(recordings, _shown(loader, name), strict=True):
+    shown = _shown(unbroken(loader, lambda n: f"{name}: {recordings[n].path}"), name, len(reader))
+    for recording, (made, found) in zip(recordings, shown, strict=True):
         if found and on_error == "stop":
             raise DataError(next(iter(found.values())))
         # Copied, not collected: what workers send holds an open file each.
@@ -110,11 +113,12 @@ def _integrate_all(name, recordings, timesteps, size, workers, on_error):
     return frames, targets, failures
 
 
-def _shown(loader: DataLoader, name: str):
+def _shown(made: Iterable, name: str, total: int) -> Iterable:
     """With a progress bar, where there is a terminal and tqdm: thousands of files take minutes."""
     if find_spec("tqdm") is None:
-        return loader
-    return require("tqdm").tqdm(loader, desc=f"{name}: frames", unit="file", disable=None)
+        return made
+    bar = require("tqdm").tqdm
+    return bar(made, f"{name}: frames", total, unit="file", disable=None)
 
 
 class _Reader:
@@ -158,9 +162,12 @@ def _fingerprint(root, recordings, timesteps, size) -> str:
     """Changes with any file, sample or option."""
     parts = [VERSION, timesteps, size]
     for recording in recordings:
-        stat = recording.path.stat()
         place = os.path.relpath(recording.path, root)
-        parts.append([place, stat.st_size, stat.st_mtime_ns, recording.samples])
+        try:
+            stat = recording.path.stat()
+            parts.append([place, stat.st_size, stat.st_mtime_ns, recording.samples])
+        except OSError as error:  # of a broken link; who reads it says so
+            parts.append([place, str(error), recording.samples])
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -174,16 +181,33 @@ def _read(path: Path, mark: str):
             if metadata.get("fingerprint") != mark:
                 return None
             frames, targets = file.get_tensor("frames"), file.get_tensor("targets")
-    except (SafetensorError, OSError) as error:
+        failures = metadata["failures"]
+        if metadata.get("digest") != _digest(mark, failures, frames, targets):
+            raise ValueError("its digest does not fit")
+        return frames, targets, json.loads(failures)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
         warnings.warn(f"{path} cannot be read ({error}) and is made anew", stacklevel=5)
         return None
-    return frames, targets, json.loads(metadata["failures"])
+
+
+def _digest(mark: str, failures: str, *tensors: Tensor) -> str:
+    """SHA-256 of all that is kept."""
+    digest = hashlib.sha256(json.dumps([mark, failures]).encode())
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def _write(path: Path, mark: str, frames: Tensor, targets: Tensor, failures: dict) -> None:
     """In one step, so that nobody ever sees a part; several processes may."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    metadata = {"fingerprint": mark, "failures": json.dumps(failures)}
+    known = json.dumps(failures)
+    metadata = {
+        "fingerprint": mark,
+        "failures": known,
+        "digest": _digest(mark, known, frames, targets),
+    }
     try:
         save_file({"frames": frames, "targets": targets}, part, metadata)
         os.replace(part, path)
