@@ -39,8 +39,30 @@ def write_aedat3(path, t, x, y, p, size=100, valid=1, room=0):
             file.write(part[:1].tobytes() * room)
 
 
-def write_aedat4(path, t, x, y, p):
-    """One stream of events, one uncompressed packet: FlatBuffers laid out by hand."""
+def zstd(content):
+    """Zstandard's frame of one block that is stored, or of blocks that repeat a byte: an int is
+    their number, each of 128 kB out of four bytes."""
+    if isinstance(content, int):
+        header = struct.pack("<I", 1 << 1 | 2**17 << 3)[:3]
+        body = (header + b"\0") * content + b"\1\0\0"
+    else:
+        body = struct.pack("<I", 1 | len(content) << 3)[:3] + content
+    return b"\x28\xb5\x2f\xfd\x00\x38" + body
+
+
+def lz4(content):
+    """LZ4's frame of one block that is stored, or as many compressed ones, each 64 kB of zeros."""
+    if isinstance(content, int):
+        block = b"\x1f\0\x01\0" + b"\xff" * 256 + b"\xe0\x50" + b"\0" * 5
+        body = (struct.pack("<I", len(block)) + block) * content
+    else:
+        body = struct.pack("<I", 1 << 31 | len(content)) + content
+    return b"\x04\x22\x4d\x18\x60\x40\x82" + body + bytes(4)
+
+
+def write_aedat4(path, t, x, y, p, pack=None, blocks=0):
+    """One stream of events, one packet: FlatBuffers laid out by hand. The packet is stored, or in a
+    frame that ``pack``, :func:`zstd` or :func:`lz4`, makes of it, or of ``blocks`` of zeros."""
     info = (
         b'<dv version="2.0"><node name="outInfo" path="/mainloop/Recorder/outInfo/">'
         b'<node name="0" path="/mainloop/Recorder/outInfo/0/">'
@@ -50,8 +72,9 @@ def write_aedat4(path, t, x, y, p):
         b'<attr key="sizeX" type="int">128</attr><attr key="sizeY" type="int">128</attr>'
         b"</node></node></node></dv>"
     )
+    method = {None: 0, lz4: 1, zstd: 3}[pack]
     # Root offset, identifier, vtable (at 8), table (at 24), string.
-    header = struct.pack("<I4s5H6xiiqI", 24, b"IOHE", 10, 20, 4, 8, 16, 16, 0, -1, 4)
+    header = struct.pack("<I4s5H6xiiqI", 24, b"IOHE", 10, 20, 4, 8, 16, 16, method, -1, 4)
     header += struct.pack("<I", len(info)) + info + bytes(4 - len(info) % 4)
     records = np.zeros(len(t), [("t", "<i8"), ("x", "<i2"), ("y", "<i2"), ("p", "?"), ("_", "V3")])
     records["t"], records["x"], records["y"], records["p"] = t, x, y, p
@@ -59,7 +82,9 @@ def write_aedat4(path, t, x, y, p):
     packet = struct.pack("<I4s3H2xiI4xI", 16, b"EVTS", 6, 8, 4, 8, 8, len(t)) + records.tobytes()
     with path.open("wb") as file:
         file.write(b"#!AER-DAT4.0\r\n" + struct.pack("<I", len(header)) + header)
-        file.write(struct.pack("<iiI", 0, len(packet) + 4, len(packet)) + packet)
+        packet = struct.pack("<I", len(packet)) + packet
+        packet = pack(blocks or packet) if pack else packet
+        file.write(struct.pack("<ii", 0, len(packet)) + packet)
 
 
 def write_cifar10_dvs(root, per_class=3, kind="aedat"):

@@ -11,11 +11,14 @@ import torch
 from event_files import (
     OBJECTS,
     gesture_events,
+    lz4,
     random_events,
     write_aedat2,
     write_aedat3,
+    write_aedat4,
     write_cifar10_dvs,
     write_dvs_gesture,
+    zstd,
 )
 
 from snnfast.data import IGNORED, DataError, load_data
@@ -289,6 +292,23 @@ def test_damaged_aedat4_is_named_and_skipped(tmp_path, workers, at, value, messa
     with pytest.warns(UserWarning, match=rf"airplane_0.aedat4 cannot be read: {message}"):
         split = load_data("cifar10_dvs", on_error="skip", **options).train
     assert split.targets.tolist() == [IGNORED, *range(1, 10)] and split.skipped == [str(path)]
+
+
+@pytest.mark.parametrize("pack", [zstd, lz4])
+def test_compressed_aedat4(tmp_path, pack):
+    path = one_recording(tmp_path, "aedat4")
+    write_aedat4(path, *random_events(5), pack=pack)
+    options = {"root": tmp_path, "image_size": 128, "workers": 0}
+    images, _ = read(load_data("cifar10_dvs", **options).train)
+    assert torch.equal(images[:, 0], counts(*random_events(5), 10))
+    good = path.read_bytes()
+    for changed in (good[:-4912] + b"\x27" + good[-4911:], good[:-60]):
+        path.write_bytes(changed)
+        with pytest.raises(DataError, match=r"airplane_0.aedat4 cannot be read"):
+            load_data("cifar10_dvs", **options)
+    write_aedat4(path, *random_events(5), pack=pack, blocks=5000)
+    with pytest.raises(DataError, match=r"at most 268435456 bytes, expanded, got \d{9}"):
+        load_data("cifar10_dvs", **options)
 
 
 def test_a_table_of_packets_ends_aedat4(tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from snnfast.data.expanded import lz4_bytes, zstd_bytes
 from snnfast.data.extras import regular, require
 
 EVENT = np.dtype([("t", np.int64), ("x", np.int64), ("y", np.int64), ("p", np.int64)])
@@ -26,6 +27,8 @@ _PACKET = np.dtype(
 )
 _POLARITY = 1
 _AEDAT4 = b"#!AER-DAT4.0\r\n"
+_SIZES = {1: lz4_bytes, 2: lz4_bytes, 3: zstd_bytes, 4: zstd_bytes}  # by the header's compression
+MOST = 2**28  # bytes of a recording's packets, 16 of them for an event
 
 
 def events(t, x, y, p) -> np.ndarray:
@@ -101,7 +104,7 @@ def read_aedat4(path: str | Path) -> np.ndarray:
     Raises ImportError without it, ValueError and its own errors for a damaged file.
     """
     decoder = require("aedat", "events").Decoder
-    _check_lengths(regular(path).read_bytes())
+    _check_sizes(regular(path).read_bytes())
     try:
         packets = [packet["events"] for packet in decoder(str(path)) if "events" in packet]
     except (Exception, KeyboardInterrupt, SystemExit):
@@ -112,9 +115,10 @@ def read_aedat4(path: str | Path) -> np.ndarray:
     return np.concatenate(parts) if parts else np.empty(0, EVENT)
 
 
-def _check_lengths(content: bytes) -> None:
-    """ValueError for a length beyond the end of a file in AEDAT 4.0: the package reserves as much
-    memory as a length says, and ends the process where there is not as much.
+def _check_sizes(content: bytes) -> None:
+    """ValueError where a file in AEDAT 4.0 has a length beyond its end, or packets that together
+    become too long: the package reserves as much memory as a length says, and ends the process
+    where there is not as much.
 
     After a first line comes the header, and then packets until a table of them, or until the end
     where the header says that there is none: each behind its length, which for a packet follows the
@@ -125,22 +129,34 @@ def _check_lengths(content: bytes) -> None:
         raise ValueError("AEDAT 4.0 expected")
     try:
         (length,) = struct.unpack_from("<I", content, at)
-        header = content[at + 4 : at + 4 + length]
-        (table,) = struct.unpack_from("<I", header)
-        (fields,) = struct.unpack_from("<i", header, table)
-        size, _, _, place = struct.unpack_from("<4H", header, table - fields)
-        place = (
-            place if size >= 8 else 0
-        )  # of the second field; fields at their defaults are left out
-        end = struct.unpack_from("<q", header, table + place)[0] if place else -1
+        compression, end = _aedat4_header(content[at + 4 : at + 4 + length])
+        size_of, expanded = _SIZES.get(compression, len), 0
         at, end = at + 4 + length, len(content) if end < 0 else min(end, len(content))
         while at < end:
             (length,) = struct.unpack_from("<I", content, at + 4)
+            expanded += size_of(content[at + 8 : at + 8 + length])
             at += 8 + length
     except struct.error as error:
         raise ValueError(f"incomplete at byte {at}") from error
     if at > len(content):
         raise ValueError(f"incomplete: {at} bytes or more expected, got {len(content)}")
+    if expanded > MOST:
+        raise ValueError(f"its packets may have at most {MOST} bytes, expanded, got {expanded}")
+
+
+def _aedat4_header(header: bytes) -> tuple[int, int]:
+    """Compression, and where the table of packets is or -1: fields 0 and 1 of a FlatBuffer; those
+    at their defaults are left out."""
+    (table,) = struct.unpack_from("<I", header)
+    fields = table - struct.unpack_from("<i", header, table)[0]
+    (size,) = struct.unpack_from("<H", header, fields)
+    values = [0, -1]
+    for field, kind in enumerate(("<i", "<q")):
+        if size >= 6 + 2 * field:
+            (place,) = struct.unpack_from("<H", header, fields + 4 + 2 * field)
+            if place:
+                (values[field],) = struct.unpack_from(kind, header, table + place)
+    return values[0], values[1]
 
 
 def _header(path: str | Path) -> tuple[str, list[str], bytes]:
