@@ -60,9 +60,10 @@ def lz4(content):
     return b"\x04\x22\x4d\x18\x60\x40\x82" + body + bytes(4)
 
 
-def write_aedat4(path, t, x, y, p, pack=None, blocks=0):
-    """One stream of events, one packet: FlatBuffers laid out by hand. The packet is stored, or in a
-    frame that ``pack``, :func:`zstd` or :func:`lz4`, makes of it, or of ``blocks`` of zeros."""
+def aedat4(t, x, y, p, pack=None, blocks=0):
+    """A file of one stream of events, one packet: FlatBuffers laid out by hand. The packet is
+    stored, or in a frame that ``pack``, :func:`zstd` or :func:`lz4`, makes of it, or of ``blocks``
+    of zeros."""
     info = (
         b'<dv version="2.0"><node name="outInfo" path="/mainloop/Recorder/outInfo/">'
         b'<node name="0" path="/mainloop/Recorder/outInfo/0/">'
@@ -80,11 +81,14 @@ def write_aedat4(path, t, x, y, p, pack=None, blocks=0):
     records["t"], records["x"], records["y"], records["p"] = t, x, y, p
     # Root offset, identifier, vtable (at 8), table (at 16), vector (at 28).
     packet = struct.pack("<I4s3H2xiI4xI", 16, b"EVTS", 6, 8, 4, 8, 8, len(t)) + records.tobytes()
-    with path.open("wb") as file:
-        file.write(b"#!AER-DAT4.0\r\n" + struct.pack("<I", len(header)) + header)
-        packet = struct.pack("<I", len(packet)) + packet
-        packet = pack(blocks or packet) if pack else packet
-        file.write(struct.pack("<ii", 0, len(packet)) + packet)
+    packet = struct.pack("<I", len(packet)) + packet
+    packet = pack(blocks or packet) if pack else packet
+    header = b"#!AER-DAT4.0\r\n" + struct.pack("<I", len(header)) + header
+    return header + struct.pack("<ii", 0, len(packet)) + packet
+
+
+def write_aedat4(path, *args, **options):
+    path.write_bytes(aedat4(*args, **options))
 
 
 def write_cifar10_dvs(root, per_class=3, kind="aedat"):

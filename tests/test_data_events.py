@@ -227,7 +227,9 @@ def test_what_is_missing_is_named(tmp_path):
         load_data("cifar10_dvs", root=tmp_path)
     write_dvs_gesture(tmp_path)
     (tmp_path / "user02_lab_labels.csv").unlink()
-    with pytest.raises(FileNotFoundError, match=r"trials_to_train.txt needs .*02_lab_labels.csv"):
+    with pytest.raises(
+        FileNotFoundError, match=r"trials_to_train.txt needs 'user02_lab_labels.csv'"
+    ):
         load_data("dvs_gesture", root=tmp_path)
 
 
@@ -383,12 +385,27 @@ def test_damaged_tables_of_labels_are_named(tmp_path, content, message):
 
 
 @pytest.mark.parametrize(
+    "name", ["../user09.aedat", "/etc/passwd", "u" * 5000, "a\0b", "gone.aedat"]
+)
+def test_lists_of_recordings_name_what_lies_beside_them(tmp_path, name):
+    root = write_dvs_gesture(tmp_path / "inside")
+    for place in (tmp_path, root):
+        (tmp_path / "user09.aedat").write_bytes((root / "user24_led.aedat").read_bytes())
+        (place / "user09_labels.csv").write_text("class,start,end\n1,0,10000\n")
+    (root / "trials_to_test.txt").write_text(name)
+    with pytest.raises(
+        FileNotFoundError, match=r"dvs_gesture: .*trials_to_test.txt needs '.* beside"
+    ):
+        load_data("dvs_gesture", root=root, **NO_WORKERS)
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         (np.zeros((50, 3), np.int64), r"numbers \[N, 4\] expected, got int64 \[50, 3\]"),
         (np.full((50, 4), np.nan), "not finite"),
         (np.array([["a"] * 4] * 50), r"numbers \[N, 4\] expected"),
-        (np.array([{}] * 50), "pickle"),
+        (np.array([{}] * 50), "Python objects in dtype"),
     ],
 )
 def test_damaged_cut_gestures_are_named(tmp_path, content, message):

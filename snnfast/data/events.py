@@ -1,6 +1,7 @@
 """Recordings of event cameras as sequences of frames: DVS-Gesture and CIFAR10-DVS."""
 
 import csv
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -119,11 +120,15 @@ def _trials(root: Path, split: str) -> list[Recording]:
         names = regular(listed, TABLE).read_text().split()
     except ValueError as error:
         raise DataError(f"dvs_gesture: {listed} cannot be read: {error}") from error
-    for path in (root / name for name in names):
-        table = path.with_name(f"{path.stem}_labels.csv")
-        for needed in (path, table):
-            if not needed.is_file():
-                raise FileNotFoundError(f"dvs_gesture: trials_to_{split}.txt needs {needed}")
+    there = set(os.listdir(root))
+    for name in names:
+        known = f"{name.removesuffix('.aedat')}_labels.csv"
+        for needed in (name, known):
+            if needed not in there:  # never a path to another place
+                raise FileNotFoundError(
+                    f"dvs_gesture: {listed} needs {needed[:100]!r} beside it, which is not there"
+                )
+        path, table = root / name, root / known
         try:
             rows = list(csv.reader(regular(table, TABLE).read_text().split()))[1:]
             samples = tuple((int(label) - 1, int(start), int(stop)) for label, start, stop in rows)
@@ -150,7 +155,7 @@ def _cut(root: Path, split: str) -> list[Recording]:
 
 
 def _read_npy(path: Path) -> np.ndarray:
-    content = np.load(regular(path))
+    content = np.load(regular(path), mmap_mode="r")  # refuses a shape that the file has not
     if content.ndim != 2 or content.shape[1] != 4 or content.dtype.kind not in "iuf":
         raise ValueError(f"numbers [N, 4] expected, got {content.dtype} {list(content.shape)}")
     if not np.isfinite(content).all():
