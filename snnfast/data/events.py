@@ -2,6 +2,7 @@
 
 import csv
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from snnfast.data.known import CLASSES, OBJECTS
 from snnfast.data.subset import choose, pick
 
 GESTURES = 11
-TABLE = 2**20  # bytes of a table of labels; published ones have a few hundred
+TABLE = 2**15  # bytes of a table of labels or a list of recordings; published ones have up to 2,000
 
 
 def cifar10_dvs(
@@ -120,6 +121,11 @@ def _trials(root: Path, split: str) -> list[Recording]:
         names = regular(listed, TABLE).read_text().split()
     except ValueError as error:
         raise DataError(f"dvs_gesture: {listed} cannot be read: {error}") from error
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(
+            f"dvs_gesture: {listed} must name every recording once, got {twice[:100]!r}"
+        )
     there = set(os.listdir(root))
     for name in names:
         known = f"{name.removesuffix('.aedat')}_labels.csv"
