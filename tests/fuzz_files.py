@@ -33,7 +33,7 @@ from snnfast.data import IGNORED, DataError, load_data
 
 SILENCE, START = 15, 120  # seconds without a word after which the process counts as hanging
 MOST = 100  # failures, after which no more are looked for
-CPU = 4  # seconds of computing for one file
+CPU = 8  # seconds of computing for one file; the largest image is decoded twice
 # Bytes above what the process begins with: two copies of the largest image that is decoded, which
 # has 89 million pixels of 4 bytes.
 MEMORY = 800 * 2**20

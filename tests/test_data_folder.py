@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import sys
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -14,6 +15,7 @@ from data_files import cifar_images, write_images
 from PIL import Image
 
 from snnfast.data import IGNORED, DataError, load_data
+from snnfast.data.pictures import decode
 
 
 def read(split, order=None, size=5, seed=0):
@@ -199,6 +201,23 @@ def test_images_of_too_many_pixels_are_refused(tmp_path):
     one_image(tmp_path, Image.new("1", (10_000, 9_000)))
     with pytest.raises(DataError, match=r"0.png cannot be decoded: .*90000000 pixels.* exceeds"):
         read(small(tmp_path).train)
+
+
+def test_a_length_in_an_image_reserves_no_memory(tmp_path):
+    path = one_image(tmp_path, Image.new("L", (32, 32)))
+    content = bytearray(path.read_bytes())
+    at = content.index(b"IDAT") - 4
+    content[at : at + 4] = b"\x7f\xff\xff\xff"
+    path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        decode(path, "0.png")
+    except DataError:
+        pass
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 2**22
 
 
 def test_other_formats_are_not_tried(tmp_path):

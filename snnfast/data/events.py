@@ -121,10 +121,10 @@ def _trials(root: Path, split: str) -> list[Recording]:
         names = regular(listed, TABLE).read_text().split()
     except ValueError as error:
         raise DataError(f"dvs_gesture: {listed} cannot be read: {error}") from error
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
         raise DataError(
-            f"dvs_gesture: {listed} must name every recording once, got {twice[:100]!r}"
+            f"dvs_gesture: {listed} must name every recording once, got {twice[0][:100]!r} again"
         )
     there = set(os.listdir(root))
     for name in names:

@@ -14,6 +14,8 @@ from snnfast.data.extras import regular, require
 
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+MOST = 2**30  # bytes of a file
+_EIGHT = ((np.arange(2**16) + 128) // 257).astype(np.uint8)  # 16 bits of grey, rounded to 8
 _WIDE = ("PNG", "PPM")  # 16 bits, where PIL calls them 32
 CROPPED = 224 / 256  # of the shorter side, in testing
 LONGEST = 8  # sides of which the middle is scaled, in shorter ones
@@ -27,10 +29,11 @@ def decode(content: bytes | str | Path, name: str):
     """
     pil = require("PIL.Image")
     try:
-        file = io.BytesIO(content) if isinstance(content, bytes) else regular(content)
+        if not isinstance(content, bytes):  # all of it: decoders ask a file for what lengths say
+            content = regular(content, MOST).read_bytes()
         with warnings.catch_warnings():
             warnings.simplefilter("error", pil.DecompressionBombWarning)
-            opened = pil.open(file, formats=FORMATS)
+            opened = pil.open(io.BytesIO(content), formats=FORMATS)
         with opened:
             wide = opened.mode.startswith("I;16")
             wide |= opened.mode == "I" and opened.format in _WIDE
@@ -40,8 +43,7 @@ def decode(content: bytes | str | Path, name: str):
                     f"{opened.format}), which do not say what is white"
                 )
             if wide:
-                levels = np.asarray(opened).astype(np.uint32)
-                opened = pil.fromarray(((levels + 128) // 257).astype(np.uint8))
+                opened = pil.fromarray(_EIGHT[np.asarray(opened)])
             return opened.convert("RGB")
     except Exception as error:  # decoders raise errors of nearly every type
         raise DataError(
