@@ -21,7 +21,7 @@ faults = (
     lambda: refuse("cifar: Unable to allocate 1 TiB"),
     lambda: refuse("bad"),
     spin,
-    lambda: np.ones(2**24),
+    lambda: np.ones(24 * 2**20),
 )
 load, numbers = fuzz_files.load_data, itertools.count(-8)
 def faulty(name, **options):
@@ -30,7 +30,7 @@ def faulty(name, **options):
         faults[number + int(sys.argv[2])]()
     return load(name, **options)
 fuzz_files.load_data, fuzz_files.CPU = faulty, 1
-fuzz_files.MEMORY = 100 * 2**20
+fuzz_files.MEMORY = 120 * 2**20
 fuzz_files._targets = lambda folder: list(fuzz_files._cifar(folder))
 """
 EXPECTED = (
