@@ -147,21 +147,27 @@ class BuildWithNinja(build_ext):
         ninja.link(output, f"{quoted(self.nvcc)} -shared -cudart static $in -o $out")
 
 
-class BuildPyWithKernelSources(build_py):
-    """Ships the device code that is compiled at first use where there was no nvcc at install."""
+class BuildPyWithKernels(build_py):
+    """Adds to the package what a checkout keeps beside it: the Triton kernels, and the device code
+    that is compiled at first use where there was no nvcc at install."""
 
     def run(self):
         super().run()
         if self.editable_mode:
             return
+        shipped = {
+            p: f"kernels/{p.name}" for p in (ROOT / "kernels").glob("*.py") if p.stem != "__init__"
+        }
         for pattern in ("include/*.h", "cuda/*.h", "cuda/*.cuh"):
-            for source in sorted((ROOT / "csrc").glob(pattern)):
-                target = Path(self.build_lib) / "snnfast/_csrc" / source.relative_to(ROOT / "csrc")
-                target.parent.mkdir(parents=True, exist_ok=True)
-                self.copy_file(str(source), str(target))
+            for source in (ROOT / "csrc").glob(pattern):
+                shipped[source] = f"_csrc/{source.relative_to(ROOT / 'csrc')}"
+        for source, place in sorted(shipped.items()):
+            target = Path(self.build_lib, "snnfast", place)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self.copy_file(str(source), str(target))
 
 
 setup(
     ext_modules=[Extension("snnfast._C", []), Extension("snnfast._cuda", [])],
-    cmdclass={"build_ext": BuildWithNinja, "build_py": BuildPyWithKernelSources},
+    cmdclass={"build_ext": BuildWithNinja, "build_py": BuildPyWithKernels},
 )

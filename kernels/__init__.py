@@ -1,7 +1,6 @@
-"""The Triton kernels, installed as ``snnfast.kernels``. They import triton and each other only."""
+"""The Triton kernels, imported and installed as ``snnfast.kernels``."""
 
-if __name__ != "snnfast.kernels":
-    raise ImportError(
-        f"this folder is the package snnfast.kernels, not {__name__}: import snnfast.kernels, and "
-        "install snnfast (pip install -e .) to work from its repository"
-    )
+raise ImportError(
+    "kernels: this folder of snnfast's checkout is no package of its own; import snnfast.kernels",
+    name=__name__,
+)
