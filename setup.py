@@ -1,11 +1,12 @@
-"""Builds snnfast._C (always) and snnfast._cuda (where nvcc is found) with ninja, without torch.
+"""Builds snnfast._C (always) and snnfast._cuda (where nvcc works) with ninja, without torch.
 
-Environment: SNNFAST_CUDA=auto|0|1 (1 makes a missing nvcc an error), SNNFAST_CUDA_ARCHS (default
-"80;90"; PTX of the newest is added), MAX_JOBS.
+Environment: SNNFAST_CUDA=auto|0|1 (1 makes a missing or failing nvcc an error), SNNFAST_CUDA_ARCHS
+(default "80;90"; PTX of the newest is added), MAX_JOBS.
 """
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -23,13 +24,25 @@ CXX_FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=off -Wall -W
 ISA_FLAGS = {"baseline": ""} | ({"avx2": "-mavx2 -mfma -mf16c"} if IS_X86 else {})
 
 
-def find_nvcc() -> tuple[str | None, str]:
-    """nvcc's path, or None and why there is none."""
+# Why there is no CUDA module; beside the modules, and gone where there is one.
+NOTE = "_no_cuda.txt"
+
+
+def say(text: str) -> None:
+    print(f"snnfast: {text}", file=sys.stderr, flush=True)
+
+
+def wanted_cuda() -> str:
     wanted = os.environ.get("SNNFAST_CUDA", "auto")
     if wanted not in ("auto", "0", "1"):
         raise SystemExit(f"setup: SNNFAST_CUDA must be auto, 0 or 1, got {wanted!r}")
-    if wanted == "0":
-        return None, "SNNFAST_CUDA=0"
+    return wanted
+
+
+def find_nvcc() -> tuple[str | None, str]:
+    """nvcc's path, or None and why there is none."""
+    if wanted_cuda() == "0":
+        return None, "SNNFAST_CUDA=0 at install"
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
     candidates = [Path(h) / "bin" / "nvcc" for h in homes if h]
     on_path = shutil.which("nvcc")
@@ -37,9 +50,7 @@ def find_nvcc() -> tuple[str | None, str]:
     for nvcc in candidates:
         if nvcc and nvcc.is_file():
             return str(nvcc), ""
-    if wanted == "1":
-        raise SystemExit("setup: SNNFAST_CUDA=1, but nvcc is not in CUDA_HOME, PATH or /usr/local")
-    return None, "nvcc is not in CUDA_HOME, on PATH or in /usr/local/cuda"
+    return None, "nvcc was not in CUDA_HOME, on PATH or in /usr/local/cuda at install"
 
 
 def cuda_root(nvcc: str) -> Path:
@@ -53,17 +64,42 @@ def cuda_root(nvcc: str) -> Path:
     return Path(nvcc).resolve().parent.parent
 
 
+def archs() -> list[str]:
+    text = os.environ.get("SNNFAST_CUDA_ARCHS", "80;90")
+    found = [arch.strip() for arch in text.replace(",", ";").split(";") if arch.strip()]
+    if not found:
+        raise SystemExit(f"setup: SNNFAST_CUDA_ARCHS must be like 80;90, got {text!r}")
+    return found
+
+
 def arch_flags() -> str:
-    archs = os.environ.get("SNNFAST_CUDA_ARCHS", "80;90").replace(",", ";").split(";")
-    archs = [arch.strip() for arch in archs if arch.strip()]
-    flags = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
-    return " ".join([*flags, f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}"])
+    flags = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs()]
+    return " ".join([*flags, f"-gencode=arch=compute_{archs()[-1]},code=compute_{archs()[-1]}"])
 
 
 def has_openmp(cxx: str) -> bool:
     probe = [*cxx.split(), "-fopenmp", "-x", "c++", "-", "-shared", "-fPIC", "-o", os.devnull]
     source = "#include <omp.h>\nint f() { return omp_get_max_threads(); }"
-    return subprocess.run(probe, input=source, capture_output=True, text=True).returncode == 0
+    try:
+        return subprocess.run(probe, input=source, capture_output=True, text=True).returncode == 0
+    except OSError as error:
+        raise SystemExit(f"setup: no C++ compiler: {error}; install g++ or set CXX") from None
+
+
+def run_ninja(folder: Path) -> None:
+    """Shows the output while it comes; RuntimeError with the line of it that names the fault."""
+    jobs = os.environ.get("MAX_JOBS")
+    command = [sys.executable, "-m", "ninja", "-C", str(folder), *(["-j", jobs] if jobs else [])]
+    output = []
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as ninja:
+        for line in ninja.stdout:
+            sys.stderr.write(line)
+            output.append(line.strip())
+    if ninja.returncode:
+        faults = [line for line in output if re.search(r"\b(error|fatal|not found)\b", line, re.I)]
+        raise RuntimeError(faults[0] if faults else "the compiler failed without a word")
 
 
 class Ninja:
@@ -87,9 +123,7 @@ class Ninja:
         ]
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "build.ninja").write_text("\n".join(self.lines) + "\n")
-        jobs = os.environ.get("MAX_JOBS")
-        ninja = [sys.executable, "-m", "ninja", "-C", str(self.folder)]
-        subprocess.run([*ninja, *(["-j", jobs] if jobs else [])], check=True)
+        run_ninja(self.folder)
         output.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(self.folder / "module.so", output)
 
@@ -100,14 +134,41 @@ def quoted(path) -> str:
 
 class BuildWithNinja(build_ext):
     def run(self):
-        nvcc, why_not = find_nvcc()
-        if not nvcc:
-            self.extensions = [e for e in self.extensions if e.name != "snnfast._cuda"]
-        self.nvcc = nvcc
         super().run()
-        cuda = f"CUDA ({arch_flags()}) by {nvcc}" if nvcc else f"no CUDA module ({why_not})"
-        # pip shows a build's output with -v only; `snnfast info` tells the same later.
-        print(f"snnfast: built CPU ({', '.join(ISA_FLAGS)}); {cuda}", file=sys.stderr)
+        # In the package, for `snnfast info`; an earlier build's CUDA module goes.
+        package = Path(self.get_ext_fullpath("snnfast._C")).parent
+        (package / NOTE).unlink(missing_ok=True)
+        if self.why_not:
+            (package / NOTE).write_text(self.why_not + "\n")
+            for stale in package.glob("_cuda.*.so"):
+                stale.unlink()
+
+    def build_extensions(self):
+        cpu, cuda = self.extensions
+        self.nvcc, why_not = find_nvcc()
+        plan = f"the CPU module ({', '.join(ISA_FLAGS)}), about a minute"
+        if self.nvcc:
+            plan += (
+                f"; the CUDA module for sm_{', sm_'.join(archs())} with {self.nvcc}, some minutes "
+                "more (SNNFAST_CUDA=0 leaves it out)"
+            )
+        # pip shows a build's output with -v only; `snnfast info` tells the outcome later.
+        say(f"building {plan}")
+        try:
+            self.build_extension(cpu)
+        except RuntimeError as error:
+            raise SystemExit(f"setup: the CPU module could not be built: {error}") from None
+        if self.nvcc:
+            try:
+                self.build_extension(cuda)
+            except (OSError, RuntimeError) as error:
+                why_not = f"{self.nvcc} failed at install: {error}"
+        if why_not:
+            if wanted_cuda() == "1":
+                raise SystemExit(f"setup: SNNFAST_CUDA=1, but {why_not}")
+            self.extensions = [cpu]
+        self.why_not = why_not
+        say(f"built without the CUDA module: {why_not}" if why_not else "built")
 
     def build_extension(self, ext):
         import pybind11

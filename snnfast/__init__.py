@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from snnfast.ops.spikes import pack_spikes, unpack_spikes
     from snnfast.train.load import load
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "BackendUnavailable",
     "__version__",

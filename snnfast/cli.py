@@ -6,8 +6,9 @@ needs torch is imported by the subcommand that needs it.
 
 import argparse
 import sys
-from importlib import metadata
 from pathlib import Path
+
+from snnfast import __version__
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _ALSO = {"teacher.checkpoint": "--teacher", "data.image_size": "--image_size"}
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser(argv: list[str]) -> argparse.ArgumentParser:
     parser = _Parser(prog="snnfast", description="Deep spiking neural networks on PyTorch.")
-    parser.add_argument("--version", action="version", version=f"snnfast {_version()}")
+    parser.add_argument("--version", action="version", version=f"snnfast {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     train = commands.add_parser(
@@ -326,15 +327,8 @@ def _info(arguments: argparse.Namespace) -> int:
     try:
         print(snnfast.info())
     except ModuleNotFoundError as error:
-        return _fail(f"info: {error}; run: pip install torch", 1)
+        return _fail(f"info: {error}; run: pip install {error.name}", 1)
     return 0
-
-
-def _version() -> str:
-    try:
-        return metadata.version("snnfast")
-    except metadata.PackageNotFoundError:
-        return "(not installed)"
 
 
 def _fail(message, status: int) -> int:

@@ -26,11 +26,22 @@ def place(x: Tensor) -> tuple[int, int]:
 
 @cache
 def ahead_of_time():
-    """``snnfast._cuda``, or None where there was no nvcc at install."""
+    """``snnfast._cuda``, or None where ``not_built`` says why."""
+    return None if not_built() else importlib.import_module("snnfast._cuda")
+
+
+@cache
+def not_built() -> str | None:
+    """Why there is no ``snnfast._cuda``: what the installation noted, or why it does not load."""
     try:
-        return importlib.import_module("snnfast._cuda")
-    except ImportError:
-        return None
+        importlib.import_module("snnfast._cuda")
+    except ModuleNotFoundError:
+        note = Path(__file__).resolve().parents[1] / "_no_cuda.txt"
+        why = note.read_text().strip() if note.is_file() else "snnfast is not installed"
+        return f"snnfast._cuda was not built: {why}"
+    except ImportError as error:
+        return f"snnfast._cuda does not load: {error}"
+    return None
 
 
 def check_status(op: str, module, status: int) -> None:

@@ -30,7 +30,7 @@ def available() -> str | None:
     try:
         _module()
     except ImportError as error:
-        return f"snnfast._C was not built ({error}); run: pip install --force-reinstall snnfast"
+        return f"{error}; build it: pip install -e . in snnfast's checkout"
     return None
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from snnfast.backends import _cuda_launch
 from snnfast.backends._cuda_distill import scale_gradient, stepwise_loss, tssd_loss
-from snnfast.backends._cuda_launch import DTYPES, check_status, launch_compiled
+from snnfast.backends._cuda_launch import DTYPES, check_status, launch_compiled, not_built
 from snnfast.backends._cuda_launch import IO as _IO
 from snnfast.backends._cuda_launch import ahead_of_time as _ahead_of_time
 from snnfast.backends._cuda_launch import compiled as _compiled
@@ -57,16 +57,18 @@ _THREADS = 128
 @cache
 def available() -> str | None:
     """None where this backend can run; else what was tried and the command that enables it."""
+    built = torch.version.cuda
+    if built is None:
+        return (
+            f"torch {torch.__version__} was built without CUDA; pytorch.org/get-started/locally "
+            "has the command that installs one with it"
+        )
     if not torch.cuda.is_available():
-        built = torch.version.cuda
-        if built is None:
-            return "torch was built without CUDA; install its CUDA build: pip install torch"
         return f"torch (CUDA {built}) finds no usable GPU: nvidia-smi shows whether the driver does"
     if _ahead_of_time() is None and importlib.util.find_spec("cupy") is None:
-        major = torch.version.cuda.split(".")[0]
         return (
-            "snnfast._cuda was not built (no nvcc at install) and CuPy, which compiles at first "
-            f"use instead, is not installed: pip install 'snnfast[cuda{major}]'"
+            f"{not_built()}; CuPy, which compiles at first use instead, is not "
+            f"installed: pip install cupy-cuda{built.split('.')[0]}x"
         )
     return None
 

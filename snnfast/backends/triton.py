@@ -40,8 +40,10 @@ def available() -> str | None:
     """None when the backend can be used, else one sentence that says how to enable it."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed; run: pip install triton"
-    from snnfast.kernels import neuron
-
+    try:
+        from snnfast.kernels import neuron
+    except (ImportError, AttributeError) as error:
+        return f"the kernels need Triton 3.6 or newer: {error}; run: pip install -U triton"
     if neuron.INTERPRET.value or torch.cuda.is_available():
         return None
     return (
