@@ -6,13 +6,47 @@ STAMP := $(VENV)/.installed
 PEERS := spikingjelly==2.0.0 snntorch==1.0.0 norse==1.1.0
 SOURCES := $(shell git ls-files 'csrc/*.h' 'csrc/*.cuh' 'csrc/*.cu' 'csrc/*.cpp')
 
-.PHONY: demo test lint format gpu peers clean
+# What an environment brings of Triton differs (torch with CUDA pins its own, torch without asks for
+# none), and registers and instructions depend on it: the tests bring theirs, the oldest one apart.
+TRITON := 3.8.0
+OLDEST_TRITON := 3.6.0
+TRITON_TESTS := $(addprefix tests/test_,triton_aot.py norm_triton_aot.py distill_triton_aot.py \
+	triton_interpreter.py)
+
+.PHONY: demo test oldest-triton resolve package lint format gpu peers clean
 
 demo: $(STAMP)
 	$(BIN)/snnfast train digits_twkd --output runs/demo --overwrite
 
-test: $(STAMP) peers
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile
+test: $(STAMP) peers build/triton-$(TRITON)/.installed
+	PYTHONPATH=$(CURDIR)/build/triton-$(TRITON) OMP_WAIT_POLICY=PASSIVE \
+		$(BIN)/pytest -n 2 --dist loadfile
+
+oldest-triton: $(STAMP) build/triton-$(OLDEST_TRITON)/.installed
+	PYTHONPATH=$(CURDIR)/build/triton-$(OLDEST_TRITON) $(BIN)/pytest -n 2 --dist loadfile $(TRITON_TESTS)
+
+# Triton 3.6's interpreter needs numpy < 2.4.
+build/triton-%/.installed: | $(STAMP)
+	rm -rf $(@D)
+	$(BIN)/pip install --quiet --no-deps --target $(@D) triton==$* $(if $(filter 3.6.%,$*),'numpy<2.4')
+	touch $@
+
+# The README's install command for each Python, from metadata alone.
+resolve: $(STAMP)
+	for version in 3.11 3.12 3.13; do \
+		UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip compile --quiet --python-version $$version \
+			-c constraints.txt --extra dev -o build/resolved-$$version.txt pyproject.toml || exit 1; \
+	done
+
+# The sdist, a wheel from it in an environment that has nothing else, and the README's first example.
+package: $(STAMP)
+	rm -rf build/package
+	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_sdist('build/package')"
+	$(PYTHON) -m venv build/package/env
+	SNNFAST_CUDA=0 build/package/env/bin/pip install --quiet -c constraints.txt build/package/*.tar.gz
+	sed -n '/^```python/,/^```/p; /^```$$/q' README.md | grep -v '^```' > build/package/example.py
+	echo 'Net()(torch.rand(2, 784)).sum().backward()' >> build/package/example.py
+	cd build/package && env/bin/python example.py && env/bin/snnfast info
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -41,6 +75,7 @@ $(VENV)/.peers: $(STAMP)
 	touch $@
 
 $(STAMP): pyproject.toml setup.py constraints.txt
+	@echo "snnfast: installing into $(VENV); some minutes, fewer with SNNFAST_CUDA=0 where there is an nvcc"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet -c constraints.txt torch

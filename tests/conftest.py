@@ -1,5 +1,7 @@
 """What all tests share: poisoned uninitialised memory, and the backends that run here."""
 
+from importlib.metadata import version
+
 import pytest
 import torch
 
@@ -32,6 +34,10 @@ def fixed_seed():
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "unpoisoned: leave torch.empty as it is (compile, opcheck)")
+
+
+def pytest_report_header():
+    return ", ".join(f"{name} {version(name)}" for name in ("torch", "triton", "numpy"))
 
 
 def pytest_collection_modifyitems(items):
