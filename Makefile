@@ -41,7 +41,7 @@ resolve: $(STAMP)
 # The sdist, a wheel from it in an environment that has nothing else, and the README's first example.
 package: $(STAMP)
 	rm -rf build/package
-	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_sdist('build/package')"
+	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_sdist('build/package')" > /dev/null
 	$(PYTHON) -m venv build/package/env
 	SNNFAST_CUDA=0 build/package/env/bin/pip install --quiet -c constraints.txt build/package/*.tar.gz
 	sed -n '/^```python/,/^```/p; /^```$$/q' README.md | grep -v '^```' > build/package/example.py
@@ -83,4 +83,4 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 	touch $@
 
 clean:
-	rm -rf build $(VENV) *.egg-info snnfast/*.so
+	rm -rf build $(VENV) *.egg-info snnfast/*.so snnfast/_no_cuda.txt
