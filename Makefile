@@ -35,7 +35,7 @@ build/triton-%/.installed: | $(STAMP)
 resolve: $(STAMP)
 	for version in 3.11 3.12 3.13; do \
 		UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip compile --quiet --python-version $$version \
-			-c constraints.txt --extra dev -o build/resolved-$$version.txt pyproject.toml || exit 1; \
+			-c constraints.txt --extra dev pyproject.toml > /dev/null || exit 1; \
 	done
 
 # The sdist, a wheel from it in an environment that has nothing else, and the README's first example.

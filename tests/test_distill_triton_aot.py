@@ -193,6 +193,7 @@ def test_launches(monkeypatch):
     logits, target = make_tensor(4, 32, 10), make_tensor(32, dtype=torch.int64)
     outputs = (make_tensor(), make_tensor(4), make_tensor())
     backend.stepwise_loss(TWKD, logits, target, logits[0], *outputs, logits)
+    outputs = (make_tensor(), make_tensor(3), make_tensor())
     backend.tssd_loss(TSSD, logits, target, logits, *outputs, logits, logits)
     backend.scale_gradient(logits, outputs[0], outputs[0], logits)
     names = [call.kernel.fn.__name__ for call in launched]
