@@ -169,7 +169,7 @@ def _segment(
         entropy += h if WHOLE else tl.where(taken, h, 0.0)
         if gradient is not None:
             written = inside & live[:, None]
-            written = written if WHOLE else written & taken
+            written = written if WHOLE else tl.where(taken, written, False)
             dz = tl.where(valid[:, None], dz, 0.0).to(gradient.dtype.element_ty)
             step = gradient + (start + i) * batch * classes
             tl.store(step + at, dz, mask=written)

@@ -125,7 +125,7 @@ def stepwise_chunks(
                 z_at = offsets(b, c, row_stride, class_stride, VEC, DENSE)
                 z = tl.where(taken[:, None], load(step, z_at, inside).to(tl.float32), 0.0)
                 own_at = row[:, None] + c
-                so_far = tl.load(scratch + own_at, mask=inside & (t > 0), other=0.0)
+                so_far = tl.load(scratch + own_at, mask=tl.where(t > 0, inside, False), other=0.0)
                 tl.store(scratch + own_at, so_far + z, mask=inside)
             # Another thread may read what this one wrote.
             tl.debug_barrier()

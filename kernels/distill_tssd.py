@@ -119,7 +119,7 @@ def _segment(
             spatial = added if WHOLE else tl.where(t < steps, added, spatial)
             if aux_gradient is not None:
                 written = inside & live[:, None]
-                written = written if WHOLE else written & (t < steps)
+                written = written if WHOLE else tl.where(t < steps, written, False)
                 dw = tl.where(valid[:, None], pulled(p, q, pull, FLAGS), 0.0)
                 dw = dw.to(aux_gradient.dtype.element_ty)
                 tl.store(aux_gradient + t * batch * classes + at, dw, mask=written)
@@ -142,7 +142,7 @@ def write_steps(
     else:
         for t in tl.static_range(STEPS):
             step = gradient + tl.cast(t, tl.int64) * batch * classes
-            there = written if WHOLE else written & (t < steps)
+            there = written if WHOLE else tl.where(t < steps, written, False)
             tl.store(step + at, tl.where(t < student_steps, early, late), mask=there)
 
 

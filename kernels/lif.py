@@ -143,7 +143,7 @@ def lif_forward(
                 row = residual + _within(start + i, steps, WHOLE) * residual_stride + first
                 residuals += (tl.load(row + lane, mask=inside),)
         for i in tl.static_range(STEPS):
-            live = inside if WHOLE else inside & (start + i < steps)
+            live = inside if WHOLE else tl.where(start + i < steps, inside, False)
             residual_t = None if residual is None else residuals[i]
             x_t = normalise(xs[i], residual_t, mean_c, scale_c, bias_c)
             h = CHARGE(x_t, state, P, FLAGS)
@@ -156,7 +156,7 @@ def lif_forward(
             state = after if WHOLE else tl.where(start + i < steps, after, state)
         if borders is not None:
             row = borders + tl.cast(k, tl.int64) * n + first
-            tl.store(row + lane, state, mask=inside & (k + 1 < segments))
+            tl.store(row + lane, state, mask=tl.where(k + 1 < segments, inside, False))
     if v is not None:
         if not V_ALL:
             tl.store(v + first + lane, state, mask=inside)
@@ -264,10 +264,10 @@ def lif_backward(
         # V before the segment.
         state = zeros + r
         if v0 is not None:
-            state = tl.load(v0 + first + lane, mask=inside & (k == 0))
+            state = tl.load(v0 + first + lane, mask=tl.where(k == 0, inside, False))
         if borders is not None:
             row = borders + (tl.cast(k, tl.int64) - 1) * n + first
-            kept = tl.load(row + lane, mask=inside & (k > 0))
+            kept = tl.load(row + lane, mask=tl.where(k > 0, inside, False))
             state = tl.where(k > 0, kept, state)
         begin = state
         hs = ()
@@ -279,7 +279,7 @@ def lif_backward(
             hs += (h,)
 
         for i in tl.static_range(STEPS - 1, -1, -1):
-            live = inside if WHOLE else inside & (start + i < steps)
+            live = inside if WHOLE else tl.where(start + i < steps, inside, False)
             residual_t = None if residual is None else residuals[i]
             x_t = normalise(xs[i], residual_t, mean_c, scale_c, bias_c)
             # From H rather than kept: V_{t-1} is needed for drate alone.

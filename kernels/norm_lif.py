@@ -161,7 +161,7 @@ def norm_backward(
             ys += (tl.load(y + t * y_stride + first + lane, mask=inside),)
             dxs += (tl.load(dx + t * dx_stride + first + lane, mask=inside),)
         for i in tl.static_range(STEPS):
-            live = inside if WHOLE else inside & (start + i < steps)
+            live = inside if WHOLE else tl.where(start + i < steps, inside, False)
             centred = ys[i].to(tl.float32) - mean_c
             dy_t = tl.fma(a_c, dxs[i].to(tl.float32), tl.fma(b_c, centred, c_c))
             row = dy + (start + i) * dy_stride + first
@@ -174,7 +174,7 @@ def rows_of(item, end, row, rows, TILE: tl.constexpr):
     there = row < TILE.rows
     if TILE.last:
         there = row < rows - tl.cast(item, rows.dtype) * TILE.rows
-    return there[:, None] & (item < end)
+    return tl.where(item < end, there[:, None], False)
 
 
 @triton.jit(
