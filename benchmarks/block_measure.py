@@ -1,6 +1,5 @@
 """The measurements of bench_block.py at one (shape, dtype, T)."""
 
-import importlib
 import math
 import re
 import shutil
@@ -25,12 +24,14 @@ from block_case import (
     packed,
     unfused,
 )
-from lif_case import NEURON, SURROGATE
+from lif_case import SURROGATE
 from torch import Tensor, nn
 from torch._inductor.utils import run_and_get_code
 
 import snnfast
 from snnfast.backends import spec as specs
+from snnfast.ops.layer import lif_layer
+from snnfast.ops.select import implementation
 
 COMPILED, SPIKINGJELLY, UNFUSED = "torch.compile", "SpikingJelly", "BatchNorm2d + snnfast.lif"
 
@@ -355,15 +356,13 @@ class _Layer:
 
 def launches(case: Case, backend: str, residual: bool) -> dict[str, Callable[[int], object]]:
     """The passes of norm_lif on preallocated outputs, by name; run them in order at first."""
-    module = importlib.import_module(f"snnfast.backends.{backend}")
+    functions = implementation(backend)
     inner = case.height * case.width
     mean, var, inv_std = (torch.empty(case.channels, device=case.device) for _ in range(3))
     a, b, c = (torch.full_like(mean, value) for value in (0.5, 0.1, 0.2))
     bias = torch.full_like(mean, 0.3)
     norm = specs.Norm(mean, inv_std, bias, case.channels, inner)
-    surrogate = SURROGATE.params()
-    spec = specs.LifSpec(case.steps, specs.DECAY_INPUT, 1 / NEURON["rate"], False, 1.0, 0.0, True,
-                         False, SURROGATE.ID, *surrogate, True)  # fmt: skip
+    layer = lif_layer(case.steps, surrogate=SURROGATE)
     s, dx, dy = (torch.empty_like(case.y[0]) for _ in range(3))
     sums = mean.new_empty((2, case.channels))
     kept = specs.segments(case.steps) - 1
@@ -374,21 +373,21 @@ def launches(case: Case, backend: str, residual: bool) -> dict[str, Callable[[in
         return case.spikes[i].detach() if residual else None
 
     def stats(i):
-        module.norm_stats(case.y[i % sets], case.channels, inner, mean, var)
+        functions.norm_stats(case.y[i % sets], case.channels, inner, mean, var)
         if i == 0:
             torch.rsqrt(var + 1e-5, out=inv_std)
 
     def apply(i):
         i %= sets
-        module.lif_forward(spec, case.y[i], None, None, s, None, borders, norm, r(i))
+        functions.lif_forward(layer, case.y[i], None, None, s, None, borders, norm, r(i))
 
     def backward_1(i):
         i %= sets
-        module.lif_backward(spec, case.y[i], None, None, borders, case.ds[i], None, dx, None, None,
-                            norm, r(i), sums)  # fmt: skip
+        tensors = (case.y[i], None, None, borders, case.ds[i], None, dx, None, None)
+        functions.lif_backward(layer, *tensors, norm, r(i), sums)
 
     def backward_2(i):
-        module.norm_backward(case.y[i % sets], dx, norm, a, b, c, dy)
+        functions.norm_dy(case.y[i % sets], dx, norm, a, b, c, dy)
 
     return dict(zip(PASSES, (stats, apply, backward_1, backward_2)))
 

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import snnfast
-from snnfast.backends import spec as specs
+from snnfast.backends.spec import StepwiseLoss, TssdLoss
+from snnfast.ops.distill import loss_options
 
 EAGER, LOOP, COMPILED = "eager", "eager step by step", "torch.compile"
 
@@ -130,38 +131,9 @@ class Objective:
     def loop(self, steps: int) -> Callable[..., Tensor]:
         return partial(step_by_step, **self.arguments(steps))
 
-    def spec(self, steps: int) -> specs.StepwiseSpec | specs.TssdSpec:
+    def loss(self, steps: int) -> StepwiseLoss | TssdLoss:
         """What a backend is handed for these arguments."""
-        options = self.arguments(steps)
-        tau = options["temperature"]
-        if self.auxiliary:
-            return specs.TssdSpec(
-                weights=(1.0, options["alpha"], options["beta"]),
-                student_steps=options["student_steps"],
-                ce_all=1.0,
-                ce_student=0.0,
-                per_step=True,
-                temperature=tau,
-                kl_scale=1.0,
-                label_smoothing=0.0,
-                ignore_index=-100,
-                gradient_scale=1.0,
-            )
-        own = {"mean": specs.SELF_MEAN, "correct": specs.SELF_CORRECT, None: specs.SELF_NONE}
-        lam = options.get("lam", 0.0)
-        return specs.StepwiseSpec(
-            weights=(1.0, options["alpha"], options.get("beta", 0.0), -lam),
-            ce_temperature=1.0,
-            temperature=tau,
-            entropy_temperature=tau if lam else 1.0,
-            kl_scale=tau * tau,
-            self_target=own[options.get("self_target")],
-            skip_all_wrong=False,
-            entropy=lam != 0,
-            label_smoothing=0.0,
-            ignore_index=-100,
-            gradient_scale=1.0,
-        )
+        return loss_options(getattr(snnfast, self.op), **self.arguments(steps))
 
 
 _TWKD = {"alpha": 0.2, "beta": 0.5, "temperature": 3.0}

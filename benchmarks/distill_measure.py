@@ -1,6 +1,5 @@
 """The measurements of bench_distill.py at one (objective, shape, dtype)."""
 
-import importlib
 import math
 import re
 import shutil
@@ -14,6 +13,8 @@ import torch
 from distill_case import COMPILED, EAGER, LOOP, Case, Contender, Objective, Verdict
 from torch import Tensor
 from torch._inductor.utils import run_and_get_code
+
+from snnfast.ops.select import implementation
 
 BYTES = {"kernel": 2, "training": 4, "forward": 1}
 """Logits' worth of bytes that each measurement moves."""
@@ -213,10 +214,10 @@ class Bench(measure.Bench):
 
 def launcher(case: Case, backend: str) -> tuple[Callable, Callable, Callable]:
     """run(i) launches on preallocated outputs, NaN at first; then value() [] and gradients()."""
-    module = importlib.import_module(f"snnfast.backends.{backend}")
+    functions = implementation(backend)
     objective = case.objective
-    launch = module.tssd_loss if objective.auxiliary else module.stepwise_loss
-    spec = objective.spec(case.steps)
+    launch = functions.tssd_loss if objective.auxiliary else functions.stepwise_loss
+    options = objective.loss(case.steps)
 
     def nan(*shape, dtype=torch.float32):
         return torch.full(shape, torch.nan, dtype=dtype, device=case.device)
@@ -228,7 +229,7 @@ def launcher(case: Case, backend: str) -> tuple[Callable, Callable, Callable]:
     def run(i):
         i %= sets
         launch(
-            spec, case.inputs[i][0], case.target, case.third[i], loss, terms, unit, *gradients[i]
+            options, case.inputs[i][0], case.target, case.third[i], loss, terms, unit, *gradients[i]
         )
 
     return run, lambda: loss, lambda: tuple(g.float() * unit for g in gradients[0])

@@ -13,7 +13,8 @@ from peers import HALF_STATE, Contender
 from torch import Tensor
 
 from snnfast import reference
-from snnfast.backends.spec import DECAY_INPUT, LifSpec, segments
+from snnfast.backends.spec import LifLayer, segments
+from snnfast.ops.layer import lif_layer
 from snnfast.surrogate import ATan
 
 SURROGATE = ATan(alpha=2.0)
@@ -71,21 +72,8 @@ class Case:
     def label(self) -> str:
         return "x".join(map(str, self.shape))
 
-    def spec(self) -> LifSpec:
-        return LifSpec(
-            steps=self.steps,
-            charge=DECAY_INPUT,
-            rate=2.0,
-            divide=True,
-            theta=1.0,
-            reset=0.0,
-            hard=True,
-            detach_reset=False,
-            surrogate=SURROGATE.ID,
-            a=SURROGATE.params()[0],
-            b=SURROGATE.params()[1],
-            spiking=True,
-        )
+    def layer(self) -> LifLayer:
+        return lif_layer(self.steps, surrogate=SURROGATE)
 
     def borders(self) -> Tensor | None:
         """Room for V at the borders of segments, [segments - 1, ...] float32, for long T."""

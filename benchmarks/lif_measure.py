@@ -1,6 +1,5 @@
 """The measurements of bench_lif.py at one (shape, dtype, T), and what a case may cost."""
 
-import importlib
 import math
 import time
 from collections.abc import Callable
@@ -15,6 +14,8 @@ import torch._inductor.metrics
 from lif_case import SURROGATE, Case, Verdict
 from peers import Contender
 from torch import Tensor
+
+from snnfast.ops.select import implementation
 
 COMPILE_STEPS = 32
 """The compile of an unrolled loop grows faster than T: at 32 it takes minutes, at 100 far more."""
@@ -80,22 +81,22 @@ class Bench(measure.Bench):
         """Kernels on preallocated outputs, beside copy_ and add(out=)."""
         s = [torch.empty_like(x) for x in case.x]
         dx = [torch.empty_like(x) for x in case.x]
-        sets, spec, borders = len(s), case.spec(), case.borders()
+        sets, layer, borders = len(s), case.layer(), case.borders()
         runs: dict[str, Callable[[int], object]] = {
             "add(out=)": lambda i: torch.add(case.x[i % sets], case.ds[i % sets], out=dx[i % sets]),
         }
         verdicts = {}
         for name in self.backends:
-            module = importlib.import_module(f"snnfast.backends.{name}")
+            functions = implementation(name)
 
-            def forward(i, module=module):
+            def forward(i, functions=functions):
                 i %= sets
-                module.lif_forward(spec, case.x[i], None, None, s[i], None, borders)
+                functions.lif_forward(layer, case.x[i], None, None, s[i], None, borders)
 
-            def backward(i, module=module):
+            def backward(i, functions=functions):
                 i %= sets
-                module.lif_backward(
-                    spec, case.x[i], None, None, borders, case.ds[i], None, dx[i], None, None
+                functions.lif_backward(
+                    layer, case.x[i], None, None, borders, case.ds[i], None, dx[i], None, None
                 )
 
             verdict = self._gate_kernels(case, name, forward, backward, s[0], dx[0])

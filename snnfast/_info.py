@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from snnfast import __version__
-from snnfast.ops.select import module
+from snnfast.ops.select import implementation
 
 
 def _version(package: str) -> str:
@@ -21,19 +21,9 @@ def _state(why_not: str | None) -> str:
     return f"not available: {why_not}" if why_not else "available"
 
 
-def _cpu_line() -> str:
-    why_not = module("cpu").available()
-    if why_not:
-        return _state(why_not)
-    from snnfast import _C
-
-    threads = f"{torch.get_num_threads()} threads" if _C.openmp else "built without OpenMP"
-    return f"available, {_C.instruction_set()} instructions, {threads}"
-
-
 def info() -> str:
     """One line per backend, and the versions that matter."""
-    cuda = module("cuda")
+    cpu, triton, cuda = (implementation(name) for name in ("cpu", "triton", "cuda"))
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     lines = {
         "snnfast": __version__,
@@ -42,10 +32,10 @@ def info() -> str:
         "triton": _version("triton"),
         "gpu": gpu,
         "reference": "available",
-        "cpu": _cpu_line(),
-        "triton backend": _state(module("triton").available()),
+        "cpu": _state(cpu.available()) + f", {cpu.details()}",
+        "triton backend": _state(triton.available()),
         "cuda backend": _state(cuda.available()),
-        "cuda module": cuda.not_built() or "snnfast._cuda, built by nvcc at install",
+        "cuda module": cuda.details(),
         "SNNFAST_BACKEND": os.environ.get("SNNFAST_BACKEND", "auto (not set)"),
     }
     width = max(map(len, lines))

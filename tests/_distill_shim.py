@@ -7,8 +7,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from snnfast.backends import _cuda_distill as backend
-from snnfast.backends._cuda_launch import IO
+from snnfast.backends.cuda import distill as backend
+from snnfast.backends.cuda.launch import IO
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -7,9 +7,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from snnfast.backends import _cuda_norm as backend
-from snnfast.backends import cuda
-from snnfast.backends._cuda_launch import IO
+from snnfast.backends.cuda import lif as cuda
+from snnfast.backends.cuda import norm_lif as backend
+from snnfast.backends.cuda.launch import IO
 from snnfast.backends.spec import segments
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,9 +12,9 @@ from pathlib import Path
 import _sass
 import pytest
 
-from snnfast import surrogate
-from snnfast.backends import cuda
-from snnfast.backends.spec import DECAY_INPUT, DECAY_STATE, LifSpec
+from snnfast.backends.cuda import lif as cuda
+from snnfast.backends.spec import DECAY_INPUT, DECAY_STATE
+from snnfast.ops.layer import lif_layer
 
 ROOT = Path(__file__).resolve().parents[1]
 HOMES = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
@@ -30,9 +30,8 @@ INCLUDES = [f"-I{ROOT / 'csrc' / name}" for name in ("include", "cuda")]
 
 
 def spec_of(steps, name="sigmoid", charge=DECAY_INPUT):
-    chosen = surrogate.TABLE[name]()
-    return LifSpec(steps, charge, 2.0, True, 1.0, 0.0, True, False, chosen.ID, *chosen.params(),
-                   True)  # fmt: skip
+    layer = lif_layer(steps, surrogate=name, decay_input=charge == DECAY_INPUT)
+    return layer._replace(divide=True, rate=2.0)
 
 
 @pytest.fixture(scope="session")

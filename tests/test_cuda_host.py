@@ -16,8 +16,10 @@ import pytest
 import torch
 
 from snnfast import reference, surrogate
-from snnfast.backends import cuda
-from snnfast.backends.spec import DECAY_INPUT, DECAY_STATE, INTEGRATE, LifSpec, segments
+from snnfast.backends.cuda import launch
+from snnfast.backends.cuda import lif as cuda
+from snnfast.backends.spec import DECAY_INPUT, DECAY_STATE, INTEGRATE, segments
+from snnfast.ops.layer import lif_layer
 
 ROOT = Path(__file__).resolve().parents[1]
 DTYPES = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
@@ -98,8 +100,8 @@ def library(tmp_path_factory):
 @pytest.fixture
 def shim(library, monkeypatch):
     shim = Shim(library)
-    monkeypatch.setattr(cuda, "_ahead_of_time", lambda: shim)
-    monkeypatch.setattr(cuda, "_place", lambda x: (0, 0))
+    monkeypatch.setattr(launch, "ahead_of_time", lambda: shim)
+    monkeypatch.setattr(launch, "place", lambda x: (0, 0))
     return shim
 
 
@@ -109,11 +111,11 @@ def nan(*shape, dtype=torch.float32):
 
 def spec_of(steps, *, charge=DECAY_INPUT, tau=2.0, divide=True, hard=True, detach=False,
             name="sigmoid", theta=1.0, reset=0.0, channels=1, inner=1):  # fmt: skip
-    chosen = surrogate.TABLE[name]()
+    layer = lif_layer(steps, v_threshold=theta, detach_reset=detach, surrogate=name,
+                      v_reset=reset if hard else None)  # fmt: skip
     charge = INTEGRATE if math.isinf(tau) else charge
-    reset = reset if hard else 0.0
-    return LifSpec(steps, charge, tau if divide else 1 / tau, divide, theta, reset, hard, detach,
-                   chosen.ID, *chosen.params(), True, channels, inner)  # fmt: skip
+    rate = {"divide": divide, "rate": tau if divide else 1 / tau}
+    return layer._replace(charge=charge, **rate, channels=channels, inner=inner)
 
 
 def run(spec, x, *, v0=None, rate=None, ds=None, dv=None, every=False, sum_dx=False):
@@ -374,7 +376,7 @@ class FakeKernel:
         assert int(names["SNN_FLAGS"]) == numbers[-1]
         neurons, lanes = numbers[7 if self.forward else 10], int(names["SNN_LANES"])
         assert grid[0] == -(-neurons // lanes // block[0])
-        dtype = cuda._IO.index(names["SNN_IO"])
+        dtype = launch.IO.index(names["SNN_IO"])
         run = self.shim.lif_forward if self.forward else self.shim.lif_backward
         assert not run(dtype, int(names["SNN_CHARGE"]), names["SNN_HARD"] == "1", lanes > 1, 0, 0,
                        p, lif)  # fmt: skip
@@ -396,12 +398,12 @@ def test_compiled_at_first_use(shim, monkeypatch):
     monkeypatch.setattr(FakeKernel, "shim", shim)
     monkeypatch.setattr(FakeKernel, "built", [])
     monkeypatch.setitem(sys.modules, "cupy", fake)
-    monkeypatch.setattr(cuda, "_ahead_of_time", lambda: None)
-    cuda._compiled.cache_clear()
+    monkeypatch.setattr(launch, "ahead_of_time", lambda: None)
+    launch.compiled.cache_clear()
     for steps, n in ((4, 256), (4, 512), (3, 8), (20, 77)):
         x, v0, ds, dv = inputs(steps, n, torch.bfloat16, n)
         check(shim, spec_of(steps), x, v0=v0, ds=ds, dv=dv)
-    cuda._compiled.cache_clear()
+    launch.compiled.cache_clear()
     assert len(FakeKernel.built) == 4  # T = 3 and 4 share kernels, whatever N is
 
 

@@ -11,7 +11,7 @@ from distill_cases import probabilities, problem, stepwise, tssd
 
 import snnfast
 from snnfast import distill, tser_loss, tssd_loss, twkd_loss
-from snnfast.reference_distill import stepwise_loss
+from snnfast.reference import stepwise_loss
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 BACKENDS = ("reference", "cpu")
@@ -83,12 +83,11 @@ def test_jensen_identity_of_the_whole_loss(backend):
 
 def test_detaching_the_mean_target_changes_nothing():
     z, y, _, _ = problem()
-    from snnfast.ops.distill import _stepwise_spec, _twkd_options
+    from snnfast.ops.distill import _twkd_options
 
-    _, numbers, choices = _twkd_options(0.0, 1.0, 2.0, "mean", True, False, 0.0, -100, False)
-    spec = _stepwise_spec(tuple(numbers), tuple(choices), C, False, False)
-    attached, _ = stepwise_loss(z, y, None, spec, detach_self_target=False)
-    detached, _ = stepwise_loss(z, y, None, spec)
+    loss = _twkd_options(0.0, 1.0, 2.0, "mean", True, False, 0.0, -100, False)
+    attached, _ = stepwise_loss(z, y, None, loss, detach_self_target=False)
+    detached, _ = stepwise_loss(z, y, None, loss)
     assert_same(detached, attached, z)
 
 
@@ -526,12 +525,14 @@ def test_opcheck():
     from snnfast.ops.distill import _tssd_options, _twkd_options
 
     op = torch.library.opcheck
-    options = _twkd_options(0.2, 0.5, 3.0, "mean", True, False, 0.0, -100, True)
+    loss = _twkd_options(0.2, 0.5, 3.0, "mean", True, False, 0.0, -100, True)
+    options = ("twkd_loss", *loss.pack())
     stepwise_op = torch.ops.snnfast.stepwise_loss.default
     op(stepwise_op, (z, y, teacher.float(), *options, True, "cpu"))
     op(stepwise_op, (z, y, teacher.float(), *options, False, "cpu"))
-    name, *options = _tssd_options(1.0, 1.0, 2.0, "all", True, False, 0.0, -100, True)
-    op(torch.ops.snnfast.tssd_loss.default, (z, y, w, name, 2, *options, True, True, "cpu"))
+    loss = _tssd_options(1.0, 1.0, 2.0, "all", True, False, 0.0, -100, True)
+    options = ("tssd_loss", 2, *loss.pack())
+    op(torch.ops.snnfast.tssd_loss.default, (z, y, w, *options, True, True, "cpu"))
     unit = torch.ones(())
     op(torch.ops.snnfast.scale_gradient.default, (z, unit, unit, "cpu"))
 

@@ -10,8 +10,8 @@ import _sass
 import pytest
 from test_cuda_aot import ARCHS, FLAGS, INCLUDES, NVCC, ROOT, libnvrtc, needs_nvcc
 
-from snnfast.backends import _cuda_distill as backend
-from snnfast.backends import _cuda_launch
+from snnfast.backends.cuda import distill as backend
+from snnfast.backends.cuda import launch
 
 DTYPES = {"float32": 32, "float16": 16, "bfloat16": 16}
 AHEAD = 8  # steps whose loads are under way at once
@@ -104,7 +104,7 @@ def nvrtc_kernel(names):
     for builtins in path.parent.glob("libnvrtc-builtins.so*"):
         ctypes.CDLL(str(builtins), ctypes.RTLD_GLOBAL)
     nvrtc = ctypes.CDLL(str(path))
-    text, options = _cuda_launch.source("distill.cuh")
+    text, options = launch.source("distill.cuh")
     arguments = [o.encode() for o in (*options, *names, "--gpu-architecture=sm_90")]
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
     create = (ctypes.byref(program), text.encode(), b"distill.cu", 0, None, None)

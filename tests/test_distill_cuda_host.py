@@ -14,8 +14,8 @@ from _distill_shim import FakeKernel, Shim, build
 from distill_cases import probabilities, problem
 
 import snnfast
-from snnfast.backends import _cuda_distill as backend
-from snnfast.backends import cuda
+from snnfast.backends.cuda import distill as backend
+from snnfast.backends.cuda import launch
 from snnfast.ops import distill as ops
 
 EPSILON = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
@@ -39,8 +39,8 @@ def library(tmp_path_factory):
 @pytest.fixture
 def shim(library, monkeypatch):
     shim = Shim(library)
-    monkeypatch.setattr(backend, "ahead_of_time", lambda: shim)
-    monkeypatch.setattr(backend, "place", lambda x: (0, 0))
+    monkeypatch.setattr(launch, "ahead_of_time", lambda: shim)
+    monkeypatch.setattr(launch, "place", lambda x: (0, 0))
     # CPU tensors may go to the CUDA backend here, what else is asked for stays.
     monkeypatch.setattr(ops, "select", lambda op, asked, *how: asked)
     return shim
@@ -416,7 +416,7 @@ def test_scale(shim, dtype):
         for gradient in (storage[:n], storage[1:]):
             factor, unit = torch.tensor(65536.0), torch.tensor(1 / 3000)
             scaled = torch.full((n,), math.nan, dtype=dtype)
-            cuda.scale_gradient(gradient, factor, unit, scaled)
+            backend.scale_gradient(gradient, factor, unit, scaled)
             want = (gradient.float() * (factor * unit)).to(dtype)
             assert torch.equal(scaled, want)
 
@@ -440,7 +440,7 @@ def test_a_failed_launch_raises(shim):
     with pytest.raises(RuntimeError, match="distill: the CUDA launch failed: an illegal memory"):
         snnfast.twkd_loss(z, y, alpha=0.0, backend="cuda")
     with pytest.raises(RuntimeError, match="distill: the CUDA launch failed: an illegal memory"):
-        cuda.scale_gradient(z, torch.tensor(1.0), torch.tensor(1.0), torch.empty_like(z))
+        backend.scale_gradient(z, torch.tensor(1.0), torch.tensor(1.0), torch.empty_like(z))
 
 
 def test_structs(library):
@@ -470,13 +470,13 @@ def test_compiled_at_first_use(shim, layout, monkeypatch):
     monkeypatch.setattr(FakeKernel, "shim", shim)
     monkeypatch.setattr(FakeKernel, "built", [])
     monkeypatch.setitem(sys.modules, "cupy", fake)
-    monkeypatch.setattr(backend, "ahead_of_time", lambda: None)
-    backend.compiled.cache_clear()
+    monkeypatch.setattr(launch, "ahead_of_time", lambda: None)
+    launch.compiled.cache_clear()
     for dtype in (torch.float32, torch.bfloat16):
         for classes in (10, 33):
             z, y, teacher, w = inputs(4, 3, classes, dtype)
             check(snnfast.twkd_loss, z, y, teacher, **TWKD)
             check(snnfast.tser_loss, z, y, teacher, **TSER)
             check(snnfast.tssd_loss, z, y, w, student_steps=2)
-    backend.compiled.cache_clear()
+    launch.compiled.cache_clear()
     assert len(FakeKernel.built) == 1 + 2 * 3  # finish; two objectives and the scaling a dtype

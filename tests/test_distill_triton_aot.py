@@ -15,8 +15,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from snnfast.backends import _triton_distill as backend
-from snnfast.backends.spec import SELF_CORRECT, SELF_MEAN, SELF_NONE, StepwiseSpec, TssdSpec
+import snnfast
+from snnfast.backends.spec import SELF_CORRECT, StepwiseLoss
+from snnfast.backends.triton import distill as backend
+from snnfast.ops.distill import loss_options
 
 POINTERS = {
     torch.float32: "*fp32",
@@ -24,19 +26,9 @@ POINTERS = {
     torch.bfloat16: "*bf16",
     torch.int64: "*i64",
 }
-TWKD = StepwiseSpec(
-    weights=(1.0, 0.2, 0.5, 0.0), ce_temperature=1.0, temperature=3.0, entropy_temperature=1.0,
-    kl_scale=9.0, self_target=SELF_MEAN, skip_all_wrong=False, entropy=False, label_smoothing=0.0,
-    ignore_index=-100, gradient_scale=1.0,
-)  # fmt: skip
-TSER = TWKD._replace(
-    weights=(1.0, 0.2, 0.0, -0.05), temperature=4.0, entropy_temperature=4.0, kl_scale=16.0,
-    self_target=SELF_NONE, entropy=True,
-)  # fmt: skip
-TSSD = TssdSpec(
-    weights=(1.0, 1.0, 1.0), student_steps=2, ce_all=1.0, ce_student=0.0, per_step=True,
-    temperature=2.0, kl_scale=1.0, label_smoothing=0.0, ignore_index=-100, gradient_scale=1.0,
-)  # fmt: skip
+TWKD = loss_options(snnfast.twkd_loss)
+TSER = loss_options(snnfast.tser_loss)
+TSSD = loss_options(snnfast.tssd_loss, student_steps=2)
 SPECS = {"twkd": TWKD, "tser": TSER, "tssd": TSSD}
 SUMS = 5 * 4  # bytes of a program's sums
 LABEL = 8  # bytes of the label of a program's one row
@@ -55,7 +47,7 @@ def make_call(spec, shape, dtype, *, soft=False, other=True, gradient=True, tran
 
     logits = tensor(batch, steps, classes).transpose(0, 1) if transposed else tensor(*shape)
     target = tensor(batch, classes) if soft else tensor(batch, dtype=torch.int64)
-    if isinstance(spec, StepwiseSpec):
+    if isinstance(spec, StepwiseLoss):
         teacher = tensor(batch, classes) if other else None
         into = tensor(*shape) if gradient else None
         return backend.stepwise_call(spec, logits, target, teacher, into)[0]

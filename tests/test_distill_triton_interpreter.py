@@ -20,7 +20,7 @@ import pytest
 import torch
 
 import snnfast
-from snnfast.backends import _triton_distill as backend
+from snnfast.backends.triton import distill as backend
 
 SHAPES = (
     (1, 1, 2), (1, 1, 1), (2, 5, 3), (4, 9, 10), (3, 2, 33), (6, 2, 100), (4, 2, 1000),

@@ -12,14 +12,14 @@ from lif_cases import RESETS, SURROGATES, TAUS, assert_two_roundings, grads, off
 
 import snnfast
 from snnfast import reference
-from snnfast.ops.select import module
+from snnfast.ops.select import implementation
 
 pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture(params=["triton", "cuda"])
 def backend(request):
-    why_not = module(request.param).available()
+    why_not = implementation(request.param).available()
     if why_not:
         pytest.skip(why_not)
     return request.param

@@ -8,7 +8,7 @@ import torch
 from distill_cases import probabilities, problem
 
 from snnfast import tser_loss, tssd_loss, twkd_loss
-from snnfast.ops.select import module
+from snnfast.ops.select import implementation
 
 pytestmark = pytest.mark.gpu
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -16,7 +16,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 @pytest.fixture(params=["triton", "cuda"])
 def backend(request):
-    why_not = module(request.param).available()
+    why_not = implementation(request.param).available()
     if why_not:
         pytest.skip(why_not)
     return request.param

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from test_norm_lif import block, channels_last, double, relative, run
 
 from snnfast import explain, norm_lif
-from snnfast.ops.select import module
+from snnfast.ops.select import implementation
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
@@ -52,7 +52,7 @@ NEURONS = [
 
 @pytest.fixture(params=["triton", "cuda"])
 def backend(request):
-    why_not = module(request.param).available()
+    why_not = implementation(request.param).available()
     if why_not:
         pytest.skip(why_not)
     return request.param

@@ -13,10 +13,9 @@ ROOT = Path(__file__).resolve().parent.parent
 MAY_IMPORT = {
     "surrogate": set(),
     "reference": {"surrogate"},
-    "reference_distill": set(),
     "kernels": set(),
     "backends": {"kernels"},
-    "ops": {"backends", "reference", "reference_distill"},
+    "ops": {"backends", "reference"},
     "nn": {"ops"},
     "_info": {"ops"},
     "distill": {"ops"},
@@ -76,14 +75,14 @@ def test_surrogate_identifiers_agree():
 
 
 def test_self_targets_have_one_number_everywhere():
-    from snnfast import reference_distill
     from snnfast.backends import spec
+    from snnfast.reference import distill
 
     header = (ROOT / "csrc/include/distill.h").read_text()
     for name in ("None", "Mean", "Correct"):
         (number,) = re.findall(rf"kSelf{name} = (\d+)", header)
         assert int(number) == getattr(spec, f"SELF_{name.upper()}")
-        assert int(number) == getattr(reference_distill, f"SELF_{name.upper()}")
+        assert int(number) == getattr(distill, f"SELF_{name.upper()}")
 
 
 FIRST_USE = """

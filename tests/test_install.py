@@ -37,12 +37,12 @@ NVCC = {
 SCRIPT = """
 import snnfast, torch
 import snnfast.kernels.lif
-from snnfast.backends import _cuda_launch
+from snnfast.backends.cuda import launch
 
 x = torch.rand(4, 8)
 print(snnfast.__file__)
 print(snnfast.kernels.lif.__file__)
-print(_cuda_launch.sources())
+print(launch.sources())
 print(snnfast.explain(snnfast.lif, x)[0][1])
 try:
     import kernels

@@ -11,6 +11,7 @@ from lif_cases import grads, reference_layer
 from torch.autograd.profiler import record_function
 
 import snnfast
+from snnfast.ops.layer import lif_layer
 from snnfast.ops.lif import lif
 
 BACKENDS = ["cpu", "reference"]
@@ -177,7 +178,7 @@ def test_kept_for_backward(dtype, steps):
 def test_opcheck():
     x = torch.randn(9, 2, 3, 4)
     v0, rate = torch.randn(2, 3, 4), 1 + torch.rand(3)
-    layer = (9, False, 1, 0.0, True, 1.0, 0.0, True, False, 2, 2.0, 0.0, True, "cpu")
+    layer = (9, *lif_layer(9, surrogate="atan")._replace(divide=True).pack(), "cpu")
     ops = torch.ops.snnfast
     for state in (0, 1, 2):
         torch.library.opcheck(ops.lif_forward.default, (x, v0, rate, *layer, state, True))
@@ -185,7 +186,7 @@ def test_opcheck():
     backward = (x, v0, rate, borders, torch.randn_like(x), torch.randn_like(x), *layer, True, True)
     torch.library.opcheck(ops.lif_backward.default, backward)
     channels_last = LAYOUTS["channels_last"](torch.randn(4, 2, 3, 4, 5))
-    layer = (4, False, 1, 2.0, True, 1.0, 0.0, True, False, 2, 2.0, 0.0, True, "cpu")
+    layer = (4, *lif_layer(4, surrogate="atan").pack(), "cpu")
     torch.library.opcheck(ops.lif_forward.default, (channels_last, None, None, *layer, 0, True))
 
 

@@ -10,7 +10,8 @@ import _sass
 import pytest
 from test_cuda_aot import ARCHS, FLAGS, INCLUDES, NVCC, ROOT, libnvrtc, needs_nvcc, spec_of
 
-from snnfast.backends import _cuda_launch, cuda
+from snnfast.backends.cuda import launch
+from snnfast.backends.cuda import lif as cuda
 
 LANES = {0: 4, 2: 8}
 
@@ -21,7 +22,7 @@ def kernel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cubins")
 
     def build(names, arch):
-        (folder / "one.cu").write_text(_cuda_launch.source("norm.cuh")[0])
+        (folder / "one.cu").write_text(launch.source("norm.cuh")[0])
         command = [NVCC, *FLAGS, *INCLUDES, *names, f"-arch={arch}", "-cubin", "one.cu"]
         subprocess.run([*command, "-o", "one.cubin"], check=True, cwd=folder)
         code = _sass.read(folder / "one.cubin")["snnfast_norm"]
@@ -75,7 +76,7 @@ def test_bytes_of_a_scan(kernel, dtype, steps, arch):
 @pytest.mark.parametrize("dtype", [0, 2], ids=["float32", "bfloat16"])
 def test_bytes_of_stats_and_apply(kernel, dtype, arch):
     """8 steps of y in flight, or 4 of y and dx; the numbers of a channel are few."""
-    lanes, names = LANES[dtype], [f"-DSNN_IO={cuda._IO[dtype]}", f"-DSNN_LANES={LANES[dtype]}"]
+    lanes, names = LANES[dtype], [f"-DSNN_IO={launch.IO[dtype]}", f"-DSNN_LANES={LANES[dtype]}"]
     stats = kernel(("-DSNN_NORM_STATS", *names), arch)
     assert stats.widths("LDG") == {128: 8}
     assert stats.widths("STG") == {32: 4}
@@ -128,7 +129,7 @@ def test_nvrtc_compiles_the_source(names):
     for builtins in path.parent.glob("libnvrtc-builtins.so*"):
         ctypes.CDLL(str(builtins), ctypes.RTLD_GLOBAL)
     nvrtc = ctypes.CDLL(str(path))
-    text, options = _cuda_launch.source("norm.cuh")
+    text, options = launch.source("norm.cuh")
     arguments = [o.encode() for o in (*options, *names, "--gpu-architecture=sm_90")]
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
     create = (ctypes.byref(program), text.encode(), b"norm.cu", 0, None, None)

@@ -12,12 +12,13 @@ import _norm_shim
 import pytest
 import torch
 
-import snnfast
 from snnfast import norm_lif, reference, surrogate
-from snnfast.backends import _cuda_norm as backend
-from snnfast.backends import cuda
-from snnfast.backends.spec import DECAY_INPUT, DECAY_STATE, INTEGRATE, LifSpec, Norm, segments
+from snnfast.backends.cuda import launch
+from snnfast.backends.cuda import lif as cuda
+from snnfast.backends.cuda import norm_lif as backend
+from snnfast.backends.spec import DECAY_INPUT, DECAY_STATE, INTEGRATE, Norm, segments
 from snnfast.ops import select
+from snnfast.ops.layer import lif_layer
 
 DTYPES = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 ONE, ROW, ANY = backend.ONE_CHANNEL, backend.ROW_OF_CHANNELS, backend.ANY_CHANNELS
@@ -31,9 +32,8 @@ def library(tmp_path_factory):
 @pytest.fixture
 def shim(library, monkeypatch):
     shim = _norm_shim.Shim(library)
-    for module in (cuda, backend):
-        for name, value in (("ahead_of_time", lambda: shim), ("place", lambda x: (0, 0))):
-            monkeypatch.setattr(module, ("_" if module is cuda else "") + name, value)
+    for name, value in (("ahead_of_time", lambda: shim), ("place", lambda x: (0, 0))):
+        monkeypatch.setattr(launch, name, value)
     return shim
 
 
@@ -43,11 +43,11 @@ def nan(*shape, dtype=torch.float32):
 
 def spec_of(steps, *, charge=DECAY_INPUT, tau=2.0, divide=True, hard=True, detach=False,
             name="sigmoid", theta=1.0, reset=0.0, channels=1, inner=1):  # fmt: skip
-    chosen = surrogate.TABLE[name]()
+    layer = lif_layer(steps, v_threshold=theta, detach_reset=detach, surrogate=name,
+                      v_reset=reset if hard else None)  # fmt: skip
     charge = INTEGRATE if math.isinf(tau) else charge
-    reset = reset if hard else 0.0
-    return LifSpec(steps, charge, tau if divide else 1 / tau, divide, theta, reset, hard, detach,
-                   chosen.ID, *chosen.params(), True, channels, inner)  # fmt: skip
+    rate = {"divide": divide, "rate": tau if divide else 1 / tau}
+    return layer._replace(charge=charge, **rate, channels=channels, inner=inner)
 
 
 def case(steps, shape, dtype, residual=False, every=False, seed=0):
@@ -271,7 +271,7 @@ def test_gradient_through(shim, shape, dtype):
         cuda.lif_forward(spec, c.y, c.v0, None, nan(*c.y.shape, dtype=dtype), None, borders, c.norm)
 
         dy = nan(*c.y.shape, dtype=dtype)
-        cuda.norm_gradient(spec, c.y, c.v0, None, borders, c.ds, c.dv, dy, c.norm, a, b, shift)
+        cuda.norm_lif_dy(spec, c.y, c.v0, None, borders, c.ds, c.dv, dy, c.norm, a, b, shift)
         single, want = (
             through(c, same["dx"], (a, b, shift), torch.float32),
             through(c, exact["dx"], (a, b, shift), torch.float64),
@@ -279,12 +279,12 @@ def test_gradient_through(shim, shape, dtype):
         assert_gradient("dx", dy, {"dx": want}, {"dx": single})
         again = nan(*c.y.shape, dtype=dtype)
         dx = same["dx"].to(dtype)
-        cuda.norm_backward(c.y, dx, c.norm, a, b, shift, again)
+        backend.norm_dy(c.y, dx, c.norm, a, b, shift, again)
         exact, single = (
             {"dx": through(c, dx, (a, b, shift), wide)} for wide in (torch.float64, torch.float32)
         )
         assert_gradient("dx", again, exact, single)
-        cuda.norm_backward(c.y, dx, c.norm, a, b, shift, dx)
+        backend.norm_dy(c.y, dx, c.norm, a, b, shift, dx)
         assert torch.equal(dx, again)
 
 
@@ -295,7 +295,7 @@ def test_gradient_through_a_static_input(shim):
         a, b, shift = torch.randn(3, shape[1])
         exact = expected(spec_of(4), c, torch.float64, sum_dx=True)
         dy = nan(*shape, dtype=torch.bfloat16)
-        cuda.norm_gradient(spec_of(4), c.y, c.v0, None, None, c.ds, c.dv, dy, c.norm, a, b, shift)
+        cuda.norm_lif_dy(spec_of(4), c.y, c.v0, None, None, c.ds, c.dv, dy, c.norm, a, b, shift)
         rows = [t.double().view(-1, 1) for t in (a, b, shift, c.norm.mean)]
         want = rows[0] * exact["dx"] + rows[1] * (c.y[0].double() - rows[3]) + rows[2]
         assert ((dy.double() - want).abs() <= 2.0**-7 * want.abs() + 1e-5).all()
@@ -325,7 +325,7 @@ def test_stats(shim, monkeypatch, dtype, shape, blocks):
         y = (torch.randn(steps, *shape, generator=g) + offset).to(dtype)
         y[0, 0, :, 0] += outlier
         mean, var = nan(shape[1]), nan(shape[1])
-        cuda.norm_stats(y, *shape[1:], mean, var)
+        backend.norm_stats(y, *shape[1:], mean, var)
         exact_var, exact_mean = torch.var_mean(y.double(), (0, 1, 3), correction=0)
         assert ((mean - exact_mean).abs() <= 2.0**-23 * y.double().abs().amax((0, 1, 3))).all()
         torch.testing.assert_close(var.double(), exact_var, rtol=1e-6, atol=1e-30)
@@ -336,10 +336,10 @@ def test_stats_of_a_constant(shim):
     for shape in ((3, 4, 50), (70, 8, 1)):
         y = torch.full((4, *shape), 1e4 + 0.1)
         mean, var = nan(shape[1]), nan(shape[1])
-        cuda.norm_stats(y, *shape[1:], mean, var)
+        backend.norm_stats(y, *shape[1:], mean, var)
         assert torch.equal(mean, torch.full_like(mean, 1e4 + 0.1)) and not var.any()
         y[2, 1, 1, 0] = math.nan
-        cuda.norm_stats(y, *shape[1:], mean, var)
+        backend.norm_stats(y, *shape[1:], mean, var)
         assert mean.isnan().nonzero().tolist() == var.isnan().nonzero().tolist() == [[1]]
 
 
@@ -354,7 +354,7 @@ def test_same_bits_in_any_order(shim, monkeypatch, shape):
         c = case(4, shape, torch.float32)
         out = run(spec_of(4), c)
         mean, var = nan(shape[1]), nan(shape[1])
-        cuda.norm_stats(c.y, *shape[1:], mean, var)
+        backend.norm_stats(c.y, *shape[1:], mean, var)
         results.append((out["sums"], out["dx"], mean, var))
     shim.library.shim_backwards(0)
     backend.tiles.cache_clear()
@@ -384,12 +384,12 @@ def test_bytes(shim, steps, dtype):
             cuda.lif_forward(spec, c.y, None, None, s, None, None, c.norm, c.residual)
             assert {n: shim.bytes[n] for n in (*streams, "s")} == streams | {"s": tensor}
     a = torch.ones(128)
-    cuda.norm_backward(c.y, s, c.norm, a, a, a, torch.empty_like(s))
+    backend.norm_dy(c.y, s, c.norm, a, a, a, torch.empty_like(s))
     assert all(shim.bytes[n] == tensor for n in ("x", "dx", "dy"))
-    cuda.norm_gradient(spec, c.y, None, None, c.v0[None].expand(max(1, segments(steps) - 1), *shape)
+    cuda.norm_lif_dy(spec, c.y, None, None, c.v0[None].expand(max(1, segments(steps) - 1), *shape)
                        .contiguous(), c.ds, None, s, c.norm, a, a, a)  # fmt: skip
     assert all(shim.bytes[n] == tensor for n in ("x", "ds", "dx"))
-    cuda.norm_stats(c.y, 128, 1, a.clone(), a.clone())
+    backend.norm_stats(c.y, 128, 1, a.clone(), a.clone())
     assert tensor <= shim.bytes["x"] <= tensor * 1.3  # and an element or two for each neuron
 
 
@@ -503,16 +503,16 @@ def test_compiled_at_first_use(shim, monkeypatch):
     monkeypatch.setattr(_norm_shim.FakeKernel, "shim", shim)
     monkeypatch.setattr(_norm_shim.FakeKernel, "built", [])
     monkeypatch.setitem(sys.modules, "cupy", fake)
-    monkeypatch.setattr(backend, "ahead_of_time", lambda: None)
-    cuda._compiled.cache_clear()
+    monkeypatch.setattr(launch, "ahead_of_time", lambda: None)
+    launch.compiled.cache_clear()
     for steps, shape in ((4, (2, 16, 32)), (3, (9, 16, 1)), (20, (1, 7, 11))):
         c = case(steps, shape, torch.bfloat16, residual=True)
         check(spec_of(steps), c)
         mean, var = nan(shape[1]), nan(shape[1])
-        cuda.norm_stats(c.y, *shape[1:], mean, var)
-        cuda.norm_backward(c.y, c.ds, c.norm, mean, mean, mean, torch.empty_like(c.y))
+        backend.norm_stats(c.y, *shape[1:], mean, var)
+        backend.norm_dy(c.y, c.ds, c.norm, mean, mean, mean, torch.empty_like(c.y))
         assert not mean.isnan().any() and not var.isnan().any()
-    cuda._compiled.cache_clear()
+    launch.compiled.cache_clear()
     # T = 3 and 4 share theirs: two pairs of scans, of stats and of apply; one adds up.
     assert len(_norm_shim.FakeKernel.built) == 9
 
@@ -529,7 +529,7 @@ def test_structs(library):
     for name, value in (("kHasDx", cuda.HAS_DX), ("kHasResidual", cuda.HAS_RESIDUAL),
                         ("kThrough", cuda.THROUGH)):  # fmt: skip
         assert f"  {name} = {value}," in text
-    assert snnfast.backends.cuda._THREADS == backend._THREADS
+    assert cuda._THREADS == backend._THREADS
 
 
 @pytest.mark.parametrize("lanes", [1, 4, 8])

@@ -343,15 +343,11 @@ def test_compiles_without_a_graph_break(training):
 
 @pytest.mark.unpoisoned
 def test_opcheck():
-    from snnfast.ops.lif import check_neuron
+    from snnfast.ops.layer import lif_layer
 
     arguments, ds = block((4, 3, 5, 6, 2), torch.float32, True)
     y, residual = arguments["y"].detach(), arguments["residual"].detach()
-    layer, *_ = check_neuron(
-        "norm_lif", y, None, tau=2.0, v_threshold=1.0, v_reset=0.0, decay_input=True,
-        detach_reset=False, surrogate="atan", inv_tau=None, timesteps=None, return_state=False,
-        backend="cpu",
-    )  # fmt: skip
+    layer = (4, *lif_layer(4, surrogate="atan").pack(), "cpu")
     mean, var = torch.zeros(5), torch.ones(5)
     ops, check = torch.ops.snnfast, torch.library.opcheck
     check(ops.norm_stats.default, (y, False, "cpu"))
@@ -360,7 +356,7 @@ def test_opcheck():
     check(
         ops.norm_lif_backward.default, (*head, torch.empty(0), ds, None, *layer, True, False, False)
     )
-    check(ops.norm_backward.default, (y, ds, mean, var, mean, mean, False, "cpu"))
+    check(ops.norm_dy.default, (y, ds, mean, var, mean, mean, False, "cpu"))
 
 
 def test_gradients_are_taken_once():

@@ -13,10 +13,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from snnfast.backends import _triton_norm as norms
-from snnfast.backends import triton as backend
-from snnfast.backends.spec import DECAY_INPUT, SEGMENT, LifSpec, Norm, segments
-from snnfast.surrogate import resolve
+from snnfast.backends.spec import SEGMENT, Norm, segments
+from snnfast.backends.triton import lif as backend
+from snnfast.backends.triton import norm_lif as norms
+from snnfast.ops.layer import lif_layer
 
 POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 LONG = ("n", "x_stride", "ds_stride", "y_stride", "dx_stride", "dy_stride", "residual_stride")
@@ -82,11 +82,8 @@ def compile_call(call, arch=90):
 def layer(T, layout, dtype, rate=None, surrogate="atan", **changes):
     """The tensors of one layer."""
     channels, inner, n = LAYOUTS[layout]
-    a, b = resolve(surrogate).params()
-    spec = LifSpec(
-        T, DECAY_INPUT, 0.5, False, 1.0, 0.0, True, False, resolve(surrogate).ID, a, b, True,
-        channels, inner,
-    )._replace(**changes)  # fmt: skip
+    spec = lif_layer(T, surrogate=surrogate)
+    spec = spec._replace(**{"channels": channels, "inner": inner} | changes)
     norm = Norm(*(tensor(channels) for _ in range(3)), channels, inner)
     y = tensor(T, n, dtype=dtype)
     borders = tensor(segments(T) - 1, n) if T > SEGMENT else None
@@ -167,7 +164,7 @@ def test_second_pass_of_backward(arch, dtype, layout):
 
     y, values = tensor(4, n, dtype=dtype), tensor(channels)
     norm = Norm(values, values, values, channels, inner)
-    call = norms.norm_backward_call(y, y, norm, values, values, values, y)
+    call = norms.norm_dy_call(y, y, norm, values, values, values, y)
     kernel = compile_call(call, arch)
     numbers = 4 * 4 * (each(dtype) if "last" in layout else 1)
     assert kernel.bytes("LDG") == 16 * 4 * 2 + numbers

@@ -24,7 +24,9 @@ import pytest
 import torch
 
 from snnfast import reference
-from snnfast.backends.spec import DECAY_INPUT, DECAY_STATE, INTEGRATE, LifSpec, Norm, segments
+from snnfast.backends.spec import DECAY_INPUT, DECAY_STATE, INTEGRATE, Norm, segments
+from snnfast.backends.triton import norm_lif as norms
+from snnfast.ops.layer import lif_layer
 from snnfast.surrogate import resolve
 
 # [B, C, ...]: odd and even rows, several rows a tile and several tiles a row, several tiles of
@@ -167,7 +169,7 @@ def check(
     spikes_used=True,
 ):
     """One layer with given statistics, forward and both passes of backward."""
-    from snnfast.backends import triton as backend
+    from snnfast.backends.triton import lif as backend
 
     g = torch.Generator().manual_seed(len(shape) + T)
     dtype, channels = getattr(torch, dtype), shape[1]
@@ -192,11 +194,9 @@ def check(
     }[rate]
     ds = layout(normal(T, *shape).to(dtype)) if spikes_used else None
     dv = layout(normal(T, *shape)) if states else None
-    a, b = resolve("atan").params()
-    spec = LifSpec(
-        T, charge, tau, True, 1.0, v_reset or 0.0, v_reset is not None, detach_reset,
-        resolve("atan").ID, a, b, True, channels, inner,
-    )  # fmt: skip
+    spec = lif_layer(T, v_reset=v_reset, detach_reset=detach_reset, surrogate="atan")
+    place = {"channels": channels, "inner": inner}
+    spec = spec._replace(charge=charge, divide=True, rate=tau, **place)
 
     s, v = torch.empty_like(layout(y.contiguous())), torch.empty_like(layout(y.float()))
     borders = None
@@ -245,18 +245,17 @@ def check(
 
     if r is None:
         dy = torch.empty_like(dx)
-        backend.norm_gradient(*head, dy, norm, a, b, c)
+        backend.norm_lif_dy(*head, dy, norm, a, b, c)
         close(dy, affine(single["dx"]), affine(exact["dx"]))
     dy = torch.empty_like(dx)
     steps = (source[None], dx[None], dy[None]) if static else (y, dx, dy)
-    backend.norm_backward(*steps[:2], norm, a, b, c, steps[2])
+    norms.norm_dy(*steps[:2], norm, a, b, c, steps[2])
     close(dy, affine(dx.float()), affine(dx.double()))
 
 
 def check_statistics(statistics, T, last, offset=0.0, outlier=0.0, dtype="float32"):
     """Mean and variance of every channel; an offset costs no digits, nor does a first element that
     lies far from all others."""
-    from snnfast.backends import triton as backend
 
     g = torch.Generator().manual_seed(0)
     channels = statistics[1]
@@ -266,7 +265,7 @@ def check_statistics(statistics, T, last, offset=0.0, outlier=0.0, dtype="float3
     y = y.to(getattr(torch, dtype))
     y = channels_last(y) if last else y
     mean, var = torch.empty(channels), torch.empty(channels)
-    backend.norm_stats(y, channels, 1 if last else math.prod(statistics[2:]), mean, var)
+    norms.norm_stats(y, channels, 1 if last else math.prod(statistics[2:]), mean, var)
     exact_mean, exact_var = reference.channel_stats(y.double(), 2)
     bound = 2e-7 * exact_mean.abs() + EPS * exact_var.sqrt().clamp(min=2.0)
     assert ((mean.double() - exact_mean).abs() <= bound).all(), "a mean is beyond the bound"

@@ -112,18 +112,15 @@ def static(training):
 
 def contract():
     """torch.library.opcheck of every op, with a residual, and of a static input."""
-    from snnfast.ops.lif import check_neuron
+    from snnfast.ops.layer import lif_layer
 
     for residual, timesteps in ((True, None), (False, 3)):
         arguments, ds = block((3, 2, 5, 3, 2), torch.float32, residual)
         y, r = (t if t is None else t.detach() for t in (arguments["y"], arguments["residual"]))
         static = timesteps is not None
         y = y[0].contiguous() if static else y
-        layer, *_ = check_neuron(
-            "norm_lif", y, None, tau=2.0, v_threshold=1.0, v_reset=0.0, decay_input=True,
-            detach_reset=False, surrogate="atan", inv_tau=None, timesteps=timesteps,
-            return_state=False, backend="triton",
-        )  # fmt: skip
+        layer = lif_layer(3, surrogate="atan", static=static)
+        layer = (3, *layer.pack(), "triton")
         ops, check, v = torch.ops.snnfast, torch.library.opcheck, torch.randn(5)
         norm, none = (v, v, v), (None, None)
         check(ops.norm_stats.default, (y, static, "triton"))
@@ -132,11 +129,11 @@ def contract():
         arguments = (y, r, *norm, *gradients, *layer, not static, False, False)
         check(ops.norm_lif_backward.default, arguments)
         check(
-            ops.norm_lif_gradient.default,
+            ops.norm_lif_dy.default,
             (y, *norm, *gradients, v, v, v, *layer),
         )
         dx = torch.randn_like(y)
-        check(ops.norm_backward.default, (y, dx, v, v, v, v, static, "triton"))
+        check(ops.norm_dy.default, (y, dx, v, v, v, v, static, "triton"))
 
 
 def compiled():

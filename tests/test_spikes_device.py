@@ -18,7 +18,9 @@ import pytest
 import torch
 from spikes_cases import NO_SPIKES, SIZES, expected_bits, round_trip, spikes_of
 
-from snnfast.backends import _cuda_launch, _cuda_spikes, _triton_spikes
+from snnfast.backends.cuda import launch as cuda_launch
+from snnfast.backends.cuda import spikes as cuda_spikes
+from snnfast.backends.triton import spikes as triton_spikes
 
 ROOT = Path(__file__).resolve().parents[1]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -87,8 +89,8 @@ def test_triton_ahead_of_time(arch, dtype):
     s = torch.empty(1 << 20, dtype=dtype, device="meta")
     bits = torch.empty(1 << 17, dtype=torch.uint8, device="meta")
     exact = torch.empty(1, dtype=torch.int32, device="meta")
-    pack, look = _triton_spikes.pack_call(s, bits, None), _triton_spikes.pack_call(s, bits, exact)
-    unpack = _triton_spikes.unpack_call(bits, s)
+    pack, look = triton_spikes.pack_call(s, bits, None), triton_spikes.pack_call(s, bits, exact)
+    unpack = triton_spikes.unpack_call(bits, s)
     for call, wide, narrow in ((pack, "LDG", "STG"), (look, "LDG", None), (unpack, "STG", "LDG")):
         code = compile_triton(call, arch)
         each = call.constants["BYTES"] * 8 // (32 * call.constants["num_warps"])
@@ -110,16 +112,16 @@ class Shim:
         self.library, self.moved, self.vector = library, None, None
         library.shim_allow.argtypes = [ctypes.c_size_t, ctypes.c_size_t]
         library.shim_moved.restype = ctypes.c_int64
-        assert library.shim_args() == _cuda_spikes._ARGS.size
+        assert library.shim_args() == cuda_spikes._ARGS.size
 
     def run(self, function, size, args):
-        s, bits, exact, n, _, flags = _cuda_spikes._ARGS.unpack(args)
+        s, bits, exact, n, _, flags = cuda_spikes._ARGS.unpack(args)
         self.library.shim_clear()
         for at, count in ((s, n * size), (bits, (n + 7) // 8), (exact, 4 if exact else 0)):
             self.library.shim_allow(at, at + count)
         status = function(size, args)
         self.moved = [self.library.shim_moved(i) for i in range(3)]
-        self.vector = bool(flags & _cuda_spikes.VECTOR)
+        self.vector = bool(flags & cuda_spikes.VECTOR)
         return status
 
     def pack_spikes(self, size, device, stream, args):
@@ -147,8 +149,8 @@ def library(tmp_path_factory):
 @pytest.fixture
 def shim(library, monkeypatch):
     shim = Shim(library)
-    monkeypatch.setattr(_cuda_launch, "ahead_of_time", lambda: shim)
-    monkeypatch.setattr(_cuda_launch, "place", lambda x: (0, 0))
+    monkeypatch.setattr(cuda_launch, "ahead_of_time", lambda: shim)
+    monkeypatch.setattr(cuda_launch, "place", lambda x: (0, 0))
     return shim
 
 
@@ -158,21 +160,21 @@ def test_cuda_on_the_host(shim, dtype, offset):
     for n in SIZES:
         s = spikes_of(n + offset, dtype)[offset:]
         bits = torch.full(((n + 7) // 8,), 255, dtype=torch.uint8)
-        assert _cuda_spikes.pack_if_spikes(s, bits)
+        assert cuda_spikes.pack_if_spikes(s, bits)
         assert torch.equal(bits, expected_bits(s))
         assert shim.vector == (offset == 0)
         # Once each, and not the flag.
         assert shim.moved == [n * dtype.itemsize, (n + 7) // 8, 0]
         back = torch.full((n + offset,), math.nan, dtype=dtype)[offset:]
-        _cuda_spikes.unpack_spikes(bits, back)
+        cuda_spikes.unpack_spikes(bits, back)
         assert torch.equal(back, s)
         assert shim.moved[:2] == [n * dtype.itemsize, (n + 7) // 8]
         for at, value in zip((0, n // 2, n - 1), (NO_SPIKES * 2)[n % 6 :]):
             other = s.clone()
             other[at] = value
-            assert not _cuda_spikes.pack_if_spikes(other, bits), (at, value)
+            assert not cuda_spikes.pack_if_spikes(other, bits), (at, value)
             assert torch.equal(bits, expected_bits(other))
-            _cuda_spikes.pack_spikes(other, bits)
+            cuda_spikes.pack_spikes(other, bits)
             assert torch.equal(bits, expected_bits(other))
 
 
@@ -228,8 +230,8 @@ def test_nvrtc_compiles_the_source(direction, size):
     for builtins in path.parent.glob("libnvrtc-builtins.so*"):
         ctypes.CDLL(str(builtins), ctypes.RTLD_GLOBAL)
     nvrtc = ctypes.CDLL(str(path))
-    text, options = _cuda_launch.source("spikes.cuh")
-    names = _cuda_spikes.defines(direction, size)
+    text, options = cuda_launch.source("spikes.cuh")
+    names = cuda_spikes.defines(direction, size)
     arguments = [o.encode() for o in (*options, *names, "--gpu-architecture=sm_90")]
     program, length = ctypes.c_void_p(), ctypes.c_size_t()
     at = ctypes.byref(program)
@@ -248,9 +250,9 @@ def test_nvrtc_compiles_the_source(direction, size):
 
 def test_constants_are_those_of_the_headers():
     text = (ROOT / "csrc/cuda/spikes_args.h").read_text()
-    assert f"kPackThreads = {_cuda_spikes._THREADS};" in text
-    assert f"kPackBytes = {_cuda_spikes._BYTES};" in text
-    assert f"kLook = {_cuda_spikes.LOOK}," in text and f"kVector = {_cuda_spikes.VECTOR}," in text
+    assert f"kPackThreads = {cuda_spikes._THREADS};" in text
+    assert f"kPackBytes = {cuda_spikes._BYTES};" in text
+    assert f"kLook = {cuda_spikes.LOOK}," in text and f"kVector = {cuda_spikes.VECTOR}," in text
 
 
 if __name__ == "__main__":

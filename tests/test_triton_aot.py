@@ -17,9 +17,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from snnfast.backends import triton as backend
-from snnfast.backends.spec import DECAY_INPUT, SEGMENT, LifSpec, segments
-from snnfast.surrogate import resolve
+from snnfast.backends.spec import SEGMENT, segments
+from snnfast.backends.triton import lif as backend
+from snnfast.ops.layer import lif_layer
 
 POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 BUDGET = 30  # instructions per neuron-step in backward
@@ -49,11 +49,8 @@ def make_call(T, dtype, *, backward, surrogate="atan", rate=None, states=None, *
     static = changes.pop("static", False)
     with_v0 = changes.pop("v0", False)
     number = changes.pop("number", 0.5)
-    a, b = resolve(surrogate).params()
-    spec = LifSpec(
-        T, DECAY_INPUT, number, False, 1.0, 0.0, True, False, resolve(surrogate).ID, a, b, True,
-        SHAPE[1], math.prod(SHAPE[2:]),
-    )._replace(**changes)  # fmt: skip
+    place = {"rate": number, "channels": SHAPE[1], "inner": math.prod(SHAPE[2:])}
+    spec = lif_layer(T, surrogate=surrogate)._replace(**place | changes)
     x, s, ds = (tensor(T, *SHAPE, dtype=dtype) for _ in range(3))
     x = x[:1].expand(T, *SHAPE) if static else x
     v0 = tensor(*SHAPE) if with_v0 else None

@@ -4,8 +4,12 @@
 
 #include <array>
 #include <cmath>
+#include <cstring>
 #include <memory>
 #include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
 #include <tuple>
 
 #include "distill.h"
@@ -28,9 +32,9 @@ struct Kernels {
   void (*forward)(const LifLayer&, const LifForward&) = lif_forward_baseline;
   void (*backward)(const LifLayer&, const LifBackward&) = lif_backward_baseline;
   void (*norm_stats)(const NormStats&) = norm_stats_baseline;
-  void (*norm_backward)(const NormBackward&) = norm_backward_baseline;
-  void (*stepwise)(const StepwiseLoss&, const DistillIo&) = stepwise_loss_baseline;
-  void (*tssd)(const TssdLoss&, const DistillIo&) = tssd_loss_baseline;
+  void (*norm_dy)(const NormDy&) = norm_dy_baseline;
+  void (*stepwise)(const StepwiseArgs&, const DistillIo&) = stepwise_loss_baseline;
+  void (*tssd)(const TssdArgs&, const DistillIo&) = tssd_loss_baseline;
   void (*scale)(const Scale&) = scale_gradient_baseline;
   bool (*pack)(const PackSpikes&) = pack_spikes_baseline;
   void (*unpack)(const UnpackSpikes&) = unpack_spikes_baseline;
@@ -40,16 +44,9 @@ Kernels best_kernels() {
   Kernels k;
 #if defined(SNN_HAVE_AVX2)
   if (has_avx2())
-    k = {"avx2",
-         lif_forward_avx2,
-         lif_backward_avx2,
-         norm_stats_avx2,
-         norm_backward_avx2,
-         stepwise_loss_avx2,
-         tssd_loss_avx2,
-         scale_gradient_avx2,
-         pack_spikes_avx2,
-         unpack_spikes_avx2};
+    k = {"avx2",           lif_forward_avx2,   lif_backward_avx2, norm_stats_avx2,
+         norm_dy_avx2,     stepwise_loss_avx2, tssd_loss_avx2,    scale_gradient_avx2,
+         pack_spikes_avx2, unpack_spikes_avx2};
 #endif
   return k;
 }
@@ -64,27 +61,18 @@ std::unique_ptr<double[]> scratch(int64_t n) {
   return std::unique_ptr<double[]>(new double[size_t(n)]);  // not set to 0
 }
 
-// The fields of LifSpec in their order, then what the tensors say.
-LifLayer layer_of(const py::tuple& spec, int dtype, int threads, int64_t n, uintptr_t rates) {
-  LifLayer l{};
-  l.dtype = dtype, l.threads = threads, l.n = n, l.rates = pointer<const void>(rates);
-  int i = 0;
-  auto next = [&] { return spec[i++]; };
-  l.steps = next().cast<int64_t>();
-  l.charge = next().cast<int>();
-  l.rate = next().cast<double>();
-  l.divide = next().cast<bool>();
-  l.theta = next().cast<double>();
-  l.r = next().cast<double>();
-  l.hard = next().cast<bool>();
-  l.detach_reset = next().cast<bool>();
-  l.surrogate = next().cast<int>();
-  l.a = next().cast<double>();
-  l.b = next().cast<double>();
-  l.spiking = next().cast<bool>();
-  l.channels = next().cast<int64_t>();
-  l.inner = next().cast<int64_t>();
-  return l;
+template <class Args>
+Args unpack(std::string_view bytes) {
+  Args args;
+  if (bytes.size() != sizeof args)
+    throw std::invalid_argument("snnfast._C: expected " + std::to_string(sizeof args) +
+                                " bytes of arguments, got " + std::to_string(bytes.size()));
+  std::memcpy(&args, bytes.data(), sizeof args);
+  return args;
+}
+
+LifLayer layer_of(std::string_view layer, int dtype, int threads, int64_t n, uintptr_t rates) {
+  return {unpack<LifArgs>(layer), dtype, threads, n, pointer<const void>(rates)};
 }
 
 // A normalisation, as norm_lif's functions have it: the addresses of mean, scale and bias, of a
@@ -105,21 +93,21 @@ LifNorm norm_of(const std::optional<NormArgs>& args) {
           nullptr};
 }
 
-void forward(const py::tuple& spec, int dtype, int threads, int64_t n, uintptr_t rates, uintptr_t x,
+void forward(std::string_view args, int dtype, int threads, int64_t n, uintptr_t rates, uintptr_t x,
              int64_t x_stride, uintptr_t v0, uintptr_t s, uintptr_t v, bool v_every_step,
              uintptr_t borders, const std::optional<NormArgs>& norm) {
-  LifLayer layer = layer_of(spec, dtype, threads, n, rates);
+  LifLayer layer = layer_of(args, dtype, threads, n, rates);
   LifForward io{pointer<void>(x), x_stride,     pointer<void>(v0),      pointer<void>(s),
                 pointer<void>(v), v_every_step, pointer<void>(borders), norm_of(norm)};
   py::gil_scoped_release release;
   kernels.forward(layer, io);
 }
 
-void backward(const py::tuple& spec, int dtype, int threads, int64_t n, uintptr_t rates,
+void backward(std::string_view args, int dtype, int threads, int64_t n, uintptr_t rates,
               uintptr_t x, int64_t x_stride, uintptr_t v0, uintptr_t borders, uintptr_t ds,
               int64_t ds_stride, uintptr_t dv, bool dv_every_step, uintptr_t dx, bool sum_dx,
               uintptr_t dv0, uintptr_t drate, const std::optional<NormArgs>& norm, uintptr_t sums) {
-  LifLayer layer = layer_of(spec, dtype, threads, n, rates);
+  LifLayer layer = layer_of(args, dtype, threads, n, rates);
   const bool rate = drate || dtype == kFloat64;
   const auto partial = scratch(rate ? kMaxChunks * layer.channels : 0);
   LifBackward io{pointer<void>(x),  x_stride,     pointer<void>(v0),  pointer<void>(borders),
@@ -140,13 +128,13 @@ void norm_stats(int dtype, int threads, int64_t steps, int64_t n, uintptr_t y, i
                       pointer<void>(mean), pointer<void>(var), partial.get()});
 }
 
-void norm_backward(int dtype, int threads, int64_t steps, int64_t n, uintptr_t y, int64_t stride,
-                   uintptr_t dx, uintptr_t dy, int64_t channels, int64_t inner, uintptr_t mean,
-                   uintptr_t a, uintptr_t b, uintptr_t c) {
+void norm_dy(int dtype, int threads, int64_t steps, int64_t n, uintptr_t y, int64_t stride,
+             uintptr_t dx, uintptr_t dy, int64_t channels, int64_t inner, uintptr_t mean,
+             uintptr_t a, uintptr_t b, uintptr_t c) {
   py::gil_scoped_release release;
-  kernels.norm_backward({dtype, threads, steps, n, pointer<void>(y), stride, pointer<void>(dx),
-                         pointer<void>(dy), channels, inner, pointer<void>(mean), pointer<void>(a),
-                         pointer<void>(b), pointer<void>(c)});
+  kernels.norm_dy({dtype, threads, steps, n, pointer<void>(y), stride, pointer<void>(dx),
+                   pointer<void>(dy), channels, inner, pointer<void>(mean), pointer<void>(a),
+                   pointer<void>(b), pointer<void>(c)});
 }
 
 // What follows from the statistics of [channels]: the running ones, if there are any, take a share
@@ -183,7 +171,7 @@ void norm_prepare(int dtype, int64_t channels, uintptr_t mean, uintptr_t var, ui
 }
 
 // The gradients of weight and bias from the sums of dX and of dX (Y - mean), and b and c of
-// NormBackward, where the statistics are of `count` values; 0: they are constants.
+// NormDy, where the statistics are of `count` values; 0: they are constants.
 template <class R>
 void finish_norm(int64_t channels, const R* sums, const R* scale, const R* inv_std, double count,
                  R* dweight, R* dbias, R* b, R* c) {
@@ -234,6 +222,7 @@ void finish(const DistillIo& io, const Results& to, const double* weights, int t
 template <class Loss, class Kernel>
 py::object run_loss(Kernel kernel, const Loss& loss, int terms, DistillIo io, const Results& to,
                     double steps) {
+  io.smoothing = loss.label_smoothing, io.ignore_index = loss.ignore_index;
   for (int64_t b = 0; io.labels && b < io.rows; ++b)
     if ((io.labels[b] < 0 || io.labels[b] >= io.classes) && io.labels[b] != io.ignore_index)
       return py::int_(io.labels[b]);
@@ -248,11 +237,6 @@ py::object run_loss(Kernel kernel, const Loss& loss, int terms, DistillIo io, co
                                             loss.gradient_scale);
   }
   return py::none();
-}
-
-template <size_t n>
-void read_weights(const py::handle& from, double (&to)[n]) {
-  for (size_t i = 0; i < n; ++i) to[i] = py::reinterpret_borrow<py::tuple>(from)[i].cast<double>();
 }
 
 // Sizes and tensors of a loss; strides count elements.
@@ -279,37 +263,16 @@ DistillIo io_of(int threads, int64_t steps, int64_t rows, int64_t classes, uintp
   io_of(threads, steps, rows, classes, logits, dtype, strides, labels, probabilities, \
         probabilities_dtype, other, other_dtype, other_strides)
 
-py::object stepwise_loss(const py::tuple& spec, SNN_PROBLEM, uintptr_t loss, uintptr_t terms,
+py::object stepwise_loss(std::string_view args, SNN_PROBLEM, uintptr_t loss, uintptr_t terms,
                          uintptr_t unit, uintptr_t gradient) {
-  StepwiseLoss l{};
-  read_weights(spec[0], l.weights);
-  l.ce_temperature = spec[1].cast<double>();
-  l.temperature = spec[2].cast<double>();
-  l.entropy_temperature = spec[3].cast<double>();
-  l.kl_scale = spec[4].cast<double>();
-  l.self_target = spec[5].cast<int>();
-  l.skip_all_wrong = spec[6].cast<bool>();
-  l.entropy = spec[7].cast<bool>();
-  l.gradient_scale = spec[10].cast<double>();
-  DistillIo io = SNN_IO;
-  io.smoothing = spec[8].cast<double>(), io.ignore_index = spec[9].cast<int64_t>();
-  return run_loss(kernels.stepwise, l, 4, io, {loss, terms, unit, gradient, 0}, double(steps));
+  const auto l = unpack<StepwiseArgs>(args);
+  return run_loss(kernels.stepwise, l, 4, SNN_IO, {loss, terms, unit, gradient, 0}, double(steps));
 }
 
-py::object tssd_loss(const py::tuple& spec, SNN_PROBLEM, uintptr_t loss, uintptr_t terms,
+py::object tssd_loss(std::string_view args, SNN_PROBLEM, uintptr_t loss, uintptr_t terms,
                      uintptr_t unit, uintptr_t gradient, uintptr_t aux_gradient) {
-  TssdLoss l{};
-  read_weights(spec[0], l.weights);
-  l.student_steps = spec[1].cast<int64_t>();
-  l.ce_all = spec[2].cast<double>();
-  l.ce_student = spec[3].cast<double>();
-  l.per_step = spec[4].cast<bool>();
-  l.temperature = spec[5].cast<double>();
-  l.kl_scale = spec[6].cast<double>();
-  l.gradient_scale = spec[9].cast<double>();
-  DistillIo io = SNN_IO;
-  io.smoothing = spec[7].cast<double>(), io.ignore_index = spec[8].cast<int64_t>();
-  return run_loss(kernels.tssd, l, 3, io, {loss, terms, unit, gradient, aux_gradient}, 1.0);
+  const auto l = unpack<TssdArgs>(args);
+  return run_loss(kernels.tssd, l, 3, SNN_IO, {loss, terms, unit, gradient, aux_gradient}, 1.0);
 }
 
 #undef SNN_PROBLEM
@@ -343,7 +306,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("lif_forward", &forward);
   m.def("lif_backward", &backward);
   m.def("norm_stats", &norm_stats);
-  m.def("norm_backward", &norm_backward);
+  m.def("norm_dy", &norm_dy);
   m.def("norm_prepare", &norm_prepare);
   m.def("norm_finish", &norm_finish);
   m.def("stepwise_loss", &stepwise_loss);

@@ -55,7 +55,7 @@ void with_rows(const DistillIo& io, int64_t steps_of_other, F&& f) {
 }
 
 template <class R>
-void stepwise(const StepwiseLoss& l, const DistillIo& io) {
+void stepwise(const StepwiseArgs& l, const DistillIo& io) {
   StepwiseRow<R> p{};
   p.inv_ce = R(1 / l.ce_temperature);
   p.inv_tau = R(1 / l.temperature);
@@ -79,7 +79,7 @@ void stepwise(const StepwiseLoss& l, const DistillIo& io) {
 }
 
 template <class R>
-void tssd(const TssdLoss& l, const DistillIo& io) {
+void tssd(const TssdArgs& l, const DistillIo& io) {
   TssdRow<R> p{};
   const double s = l.gradient_scale, share = double(io.steps) / double(l.student_steps);
   p.inv_tau = R(1 / l.temperature);
@@ -118,11 +118,11 @@ void scale(const Scale& job) {
 
 }  // namespace
 
-void SNN_ISA_NAME(stepwise_loss)(const StepwiseLoss& loss, const DistillIo& io) {
+void SNN_ISA_NAME(stepwise_loss)(const StepwiseArgs& loss, const DistillIo& io) {
   io.logits.dtype == kFloat64 ? stepwise<double>(loss, io) : stepwise<float>(loss, io);
 }
 
-void SNN_ISA_NAME(tssd_loss)(const TssdLoss& loss, const DistillIo& io) {
+void SNN_ISA_NAME(tssd_loss)(const TssdArgs& loss, const DistillIo& io) {
   io.logits.dtype == kFloat64 ? tssd<double>(loss, io) : tssd<float>(loss, io);
 }
 

@@ -24,25 +24,7 @@ struct DistillIo {
   int64_t ignore_index;
   void* gradient;        // [T, B, C] in the logits' dtype, or null
   void* other_gradient;  // the same for the auxiliary logits
-  double* parts;         // [B, 4]: every row's terms; NaN in the first where the row does not count
-};
-
-// The counterparts of StepwiseSpec and TssdSpec in snnfast/backends/spec.py.
-struct StepwiseLoss {
-  double weights[4];
-  double ce_temperature, temperature, entropy_temperature, kl_scale;
-  int self_target;
-  bool skip_all_wrong, entropy;
-  double gradient_scale;
-};
-
-struct TssdLoss {
-  double weights[3];
-  int64_t student_steps;
-  double ce_all, ce_student;
-  bool per_step;
-  double temperature, kl_scale;
-  double gradient_scale;
+  double* parts;         // [B, 4]: every row's terms; 0 where the row does not count
 };
 
 // scaled = gradient * factor, n elements of the dtype; the product is rounded once.
@@ -55,8 +37,8 @@ struct Scale {
 };
 
 #define SNN_DISTILL(isa)                                                \
-  void stepwise_loss_##isa(const StepwiseLoss& loss, const DistillIo&); \
-  void tssd_loss_##isa(const TssdLoss& loss, const DistillIo&);         \
+  void stepwise_loss_##isa(const StepwiseArgs& loss, const DistillIo&); \
+  void tssd_loss_##isa(const TssdArgs& loss, const DistillIo&);         \
   void scale_gradient_##isa(const Scale&);
 SNN_DISTILL(baseline)
 SNN_DISTILL(avx2)

@@ -11,7 +11,8 @@ namespace {
 template <class R, class F>
 void with_neuron(const LifLayer& l, F&& f) {
   auto call = [&](auto neuron) {
-    neuron = {R(l.theta), R(l.r), l.divide, l.detach_reset, l.spiking, l.surrogate, R(l.a), R(l.b)};
+    neuron = {R(l.theta),     R(l.reset),       l.divide != 0, l.detach_reset != 0,
+              l.spiking != 0, int(l.surrogate), R(l.a),        R(l.b)};
     f(neuron);
   };
   if (l.charge == kIntegrate)
@@ -56,8 +57,8 @@ void SNN_ISA_NAME(norm_stats)(const NormStats& job) {
   job.dtype == kFloat64 ? channel_stats<double>(job) : channel_stats<float>(job);
 }
 
-void SNN_ISA_NAME(norm_backward)(const NormBackward& job) {
-  job.dtype == kFloat64 ? normal_backward<double>(job) : normal_backward<float>(job);
+void SNN_ISA_NAME(norm_dy)(const NormDy& job) {
+  job.dtype == kFloat64 ? normalisation_dy<double>(job) : normalisation_dy<float>(job);
 }
 
 }  // namespace snnfast

@@ -3,21 +3,15 @@
 
 #include <cstdint>
 
+#include "args.h"
+
 namespace snnfast {
 
-enum Dtype : int { kFloat32 = 0, kFloat64 = 1, kFloat16 = 2, kBFloat16 = 3 };
-
-// One layer and its parameters; the counterpart of LifSpec in snnfast/backends/spec.py.
-struct LifLayer {
+// One layer and its parameters.
+struct LifLayer : LifArgs {
   int dtype, threads;
-  int64_t steps, n;  // T, and the neurons of one timestep
-  int charge;
-  bool hard, divide, detach_reset, spiking;
-  double theta, r, rate;
-  int surrogate;
-  double a, b;
+  int64_t n;          // the neurons of one timestep
   const void* rates;  // [channels], or null: `rate` for all
-  int64_t channels, inner;
 };
 
 // A normalisation before the charge, X = (Y - mean) scale + bias [+ residual], unfused: a fused one
@@ -74,7 +68,7 @@ struct NormStats {
 };
 
 // The gradient of Y: dy = a dx + b (y - mean) + c, everything but dx and y one value per channel.
-struct NormBackward {
+struct NormDy {
   int dtype, threads;
   int64_t steps, n;
   const void* y;  // [T, N]
@@ -97,9 +91,9 @@ constexpr int64_t kMaxChunks = 64;
 void lif_forward_baseline(const LifLayer&, const LifForward&);
 void lif_backward_baseline(const LifLayer&, const LifBackward&);
 void norm_stats_baseline(const NormStats&);
-void norm_backward_baseline(const NormBackward&);
+void norm_dy_baseline(const NormDy&);
 void norm_stats_avx2(const NormStats&);
-void norm_backward_avx2(const NormBackward&);
+void norm_dy_avx2(const NormDy&);
 void lif_forward_avx2(const LifLayer&, const LifForward&);
 void lif_backward_avx2(const LifLayer&, const LifBackward&);
 

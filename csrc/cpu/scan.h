@@ -344,7 +344,7 @@ void channel_stats(const NormStats& job) {
 }
 
 template <class R>
-void normal_backward(const NormBackward& job) {
+void normalisation_dy(const NormDy& job) {
   for_each_tile(job, [&](int64_t, int64_t begin, int64_t tile) {
     using V = Lanes<R>;
     const Channels channels(job.channels, job.inner, begin, tile);

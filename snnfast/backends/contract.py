@@ -1,287 +1,168 @@
-"""What the functions of a backend may rely on, checked where tensors turn into addresses.
+"""The interface of a backend: what each function computes, moves and may rely on.
 
-The public functions refuse in their own words what a user can get wrong. This is the last door:
-whoever comes another way (a traced graph that runs on other sizes, a hook that changes what
-autograd kept, an op called by its name) must not make a kernel touch memory that is not a tensor's.
-A check costs about a microsecond a tensor.
+``ops`` hands over tensors that are laid out as asked for here and reads ``Backend``'s capabilities,
+never its name. Every call goes through a check of its tensors (``checks``) before they turn into
+addresses. Steps are dense, whatever the order of their axes, and all tensors share x's layout
+within a step; states are float32 (float64 for float64); b are the bytes of x's dtype.
 """
 
-import functools
+from types import ModuleType
 
-from torch import Tensor, int64, uint8
-from torch import dtype as Dtype
+from torch import Tensor
 
-from snnfast.backends.layout import IO_DTYPES, is_dense, state_dtype
-from snnfast.backends.spec import LifSpec, Norm, StepwiseSpec, TssdSpec, segments
-
-CHARGES, SURROGATES = 3, 15
+from snnfast.backends import checks
+from snnfast.backends.spec import LifLayer, Norm, StepwiseLoss, TssdLoss
 
 
-def _refuse(name: str, wanted: str, t: Tensor) -> None:
-    dtype = str(t.dtype).removeprefix("torch.")
-    raise ValueError(
-        f"backend: {name} must be {wanted}, got {dtype} {list(t.shape)} with strides "
-        f"{list(t.stride())} on {t.device}"
-    )
+class Backend:
+    """One implementation of the ops. ``functions``: a module with the functions below, unchecked;
+    ``available()`` gives None or one sentence that says how to enable it."""
 
+    def __init__(
+        self,
+        functions: ModuleType,
+        *,
+        recomputes_dx: bool = False,
+        owns_channel_arithmetic: bool = False,
+    ):
+        self._run = functions
+        self.recomputes_dx = recomputes_dx
+        """Memory is slow and arithmetic is not: ``norm_lif_dy`` computes the gradient of X again
+        instead of reading what the first pass wrote, 5b bytes an element instead of 6b."""
+        self.owns_channel_arithmetic = owns_channel_arithmetic
+        """It has ``norm_prepare`` and ``norm_finish``: on a CPU a dozen small ops of torch take as
+        long as a pass over a small layer."""
 
-def _named(dtype: Dtype, shape) -> str:
-    return f"{str(dtype).removeprefix('torch.')} {list(shape)}"
+    def available(self) -> str | None:
+        return self._run.available()
 
+    def details(self) -> str:
+        """How it was built, for ``snnfast info``."""
+        return self._run.details()
 
-class _Steps:
-    """The sequence [T, ...] that a kernel walks: every step dense, any distance between steps. All
-    other tensors share its device and its layout within a step."""
+    def lif_forward(
+        self, layer: LifLayer, x: Tensor, v0: Tensor | None, rate: Tensor | None, s: Tensor,
+        v: Tensor | None = None, borders: Tensor | None = None, norm: Norm | None = None,
+        residual: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """Fills the spikes ``s`` [T, ...] of ``x`` [T, ...], any time stride (0: static); ``v``
+        [...] after the last step, or [T, ...] after each; ``borders`` [ceil(T / 8) - 1, ...], V
+        after every eighth step.
 
-    __slots__ = ("contiguous", "device", "dtype", "shape", "state", "strides", "time")
+        ``rate``: [] or [C], instead of the layer's. With ``norm`` x is normalised, and ``residual``
+        [T, ...] added, on the way in. Moves 2b bytes per neuron and timestep; 3b with a residual.
+        """
+        checks.lif_forward(layer, x, v0, rate, s, v, borders, norm, residual)
+        self._run.lif_forward(layer, x, v0, rate, s, v, borders, norm, residual)
 
-    def __init__(self, name: str, x: Tensor, steps: int | None = None):
-        if x.dtype not in IO_DTYPES or x.dim() == 0 or not x.numel():
-            _refuse(name, "a float tensor [T, ...] with elements", x)
-        if steps is not None and x.shape[0] != steps:
-            _refuse(name, f"[T, ...] with T = {steps}", x)
-        self.time, self.shape, self.strides = x.shape[0], x.shape[1:], x.stride()[1:]
-        self.dtype, self.device = x.dtype, x.device
-        self.state = state_dtype(x)
-        self.contiguous = x.is_contiguous()
-        if not self.contiguous and not is_dense(self.shape, self.strides):
-            _refuse(name, "dense in memory within a step", x)
+    def lif_backward(
+        self, layer: LifLayer, x: Tensor, v0: Tensor | None, rate: Tensor | None,
+        borders: Tensor | None, ds: Tensor | None, dv: Tensor | None, dx: Tensor | None,
+        dv0: Tensor | None = None, drate: Tensor | None = None, norm: Norm | None = None,
+        residual: Tensor | None = None, sums: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """Fills ``dx`` [T, ...], or its sum over time where it has no time axis; ``dv0`` [...];
+        ``drate``, the gradient of 1/tau, deterministic.
 
-    def step(self, name: str, t: Tensor, dtype: Dtype) -> None:
-        """``t`` is [...]."""
-        self._check(name, t, dtype, 0)
+        ``ds`` has any time stride; ``dv`` is [...] or [T, ...]. With ``norm``, dx is the gradient
+        of X, what the neurons are charged with (None where it is not wanted), and ``sums`` [2, C]
+        gets the sums of dX and of dX (x - mean) over each channel. Moves 3b bytes per neuron and
+        timestep; 4b with a residual.
+        """
+        arguments = (layer, x, v0, rate, borders, ds, dv, dx, dv0, drate, norm, residual, sums)
+        checks.lif_backward(*arguments)
+        self._run.lif_backward(*arguments)
 
-    def sequence(self, name: str, t: Tensor, dtype: Dtype, time=None, any_stride=False) -> None:
-        """``t`` is [T, ...] or [time, ...]; its steps lie side by side, or at ``any_stride``."""
-        time = self.time if time is None else time
-        self._check(name, t, dtype, 1)
-        if t.shape[0] != time:
-            _refuse(name, _named(dtype, (time, *self.shape)), t)
-        if any_stride or time == 1 or (self.contiguous and t.is_contiguous()):
-            return
-        if t.stride(0) != self.shape.numel():
-            _refuse(name, "dense in memory", t)
+    def norm_lif_dy(
+        self, layer: LifLayer, x: Tensor, v0: Tensor | None, rate: Tensor | None,
+        borders: Tensor | None, ds: Tensor | None, dv: Tensor | None, dy: Tensor, norm: Norm,
+        a: Tensor, b: Tensor, c: Tensor,
+    ) -> None:  # fmt: skip
+        """dy = a dX + b (x - mean) + c, with the dX that ``lif_backward`` has for the same
+        arguments computed again, not read; dy has no time axis where x is static. 3b bytes an
+        element. Only where ``recomputes_dx``."""
+        arguments = (layer, x, v0, rate, borders, ds, dv, dy, norm, a, b, c)
+        checks.norm_lif_dy(*arguments)
+        self._run.norm_lif_dy(*arguments)
 
-    def state_of(self, name: str, t: Tensor | None) -> None:
-        """``t`` is a state [...], or one for each step."""
-        if t is not None and t.dim() > len(self.shape):
-            self.sequence(name, t, self.state)
-        elif t is not None:
-            self.step(name, t, self.state)
+    def norm_stats(self, y: Tensor, channels: int, inner: int, mean: Tensor, var: Tensor) -> None:
+        """Mean and biased variance [C] over the steps and neurons of y [T, ...]; b bytes an
+        element."""
+        checks.norm_stats(y, channels, inner, mean, var)
+        self._run.norm_stats(y, channels, inner, mean, var)
 
-    def borders(self, t: Tensor | None, steps: int) -> None:
-        count = segments(steps) - 1
-        if count and t is not None:
-            self.sequence("borders", t, self.state, time=count)
-        elif count:
-            raise ValueError(f"backend: borders must be given for T = {steps}, got None")
+    def norm_dy(
+        self, y: Tensor, dx: Tensor, norm: Norm, a: Tensor, b: Tensor, c: Tensor, dy: Tensor
+    ) -> None:
+        """dy = a dx + b (y - mean) + c, [T, ...] and [C]; dy may be dx. 3b bytes an element."""
+        checks.norm_dy(y, dx, norm, a, b, c, dy)
+        self._run.norm_dy(y, dx, norm, a, b, c, dy)
 
-    def _check(self, name: str, t: Tensor, dtype: Dtype, lead: int) -> None:
-        fits = t.dtype == dtype and t.shape[lead:] == self.shape and t.device == self.device
-        if not fits or t.dim() != lead + len(self.shape):
-            _refuse(name, _named(dtype, (*"T"[:lead], *self.shape)) + f" on {self.device}", t)
-        if self.contiguous and t.is_contiguous():
-            return
-        strides = t.stride()[lead:]
-        if any(
-            n != 1 and a != b for n, a, b in zip(self.shape, strides, self.strides, strict=True)
-        ):
-            _refuse(name, f"laid out with strides {list(self.strides)} within a step", t)
+    def norm_prepare(
+        self, mean: Tensor, var: Tensor, weight: Tensor | None,
+        running: tuple[Tensor, Tensor] | None, momentum: float, unbias: float, eps: float,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """inv_std = 1 / sqrt(var + eps) and weight * inv_std, [C]; ``running``, a mean and a
+        variance, take a share ``momentum`` of mean and of var * unbias. Only where
+        ``owns_channel_arithmetic``."""
+        checks.norm_prepare(mean, var, weight, running)
+        return self._run.norm_prepare(mean, var, weight, running, momentum, unbias, eps)
 
+    def norm_finish(
+        self, sums: Tensor, scale: Tensor, inv_std: Tensor, count: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The gradients of weight and bias [C] from the ``sums`` of ``lif_backward``, and b and c
+        of ``norm_dy`` for statistics of ``count`` values, or for constant ones (0). Only where
+        ``owns_channel_arithmetic``."""
+        checks.norm_finish(sums, scale, inv_std)
+        return self._run.norm_finish(sums, scale, inv_std, count)
 
-def _row(name: str, t: Tensor, like: Tensor, dtype: Dtype, *shape: int) -> None:
-    if t.dtype != dtype or t.shape != shape or t.device != like.device or not t.is_contiguous():
-        _refuse(name, f"contiguous {_named(dtype, shape)} on {like.device}", t)
+    def stepwise_loss(
+        self, loss: StepwiseLoss, logits: Tensor, target: Tensor, teacher_logits: Tensor | None,
+        value: Tensor, terms: Tensor, unit: Tensor, gradient: Tensor | None,
+    ) -> int | None:  # fmt: skip
+        """Fills ``value`` [], ``terms`` [4], ``unit`` [] and ``gradient`` [T, B, C], kept such that
+        gradient * unit is that of the value; or returns a label that is no class (on the CPU; on a
+        GPU its row is NaN).
 
+        ``logits`` [T, B, C] and ``teacher_logits`` [B, C] in any strides; ``target`` [B] int64 or
+        [B, C]. Reads the logits once and writes the gradient once: 2b bytes per logit.
+        """
+        arguments = (loss, logits, target, teacher_logits, value, terms, unit, gradient)
+        checks.stepwise_loss(*arguments)
+        return self._run.stepwise_loss(*arguments)
 
-def _channels(steps: _Steps, x: Tensor, norm: Norm) -> None:
-    """Parameters [C], and that the channels they belong to exist."""
-    _places(steps, norm.channels, norm.inner)
-    for name in ("mean", "scale", "bias"):
-        _row(name, getattr(norm, name), x, steps.state, norm.channels)
+    def tssd_loss(
+        self, loss: TssdLoss, logits: Tensor, target: Tensor, aux_logits: Tensor | None,
+        value: Tensor, terms: Tensor, unit: Tensor, gradient: Tensor | None,
+        aux_gradient: Tensor | None,
+    ) -> int | None:  # fmt: skip
+        """Fills ``value``, ``terms`` [3], ``unit`` and the gradients, as ``stepwise_loss`` does;
+        ``aux_logits`` [T, B, C] in any strides."""
+        arguments = (loss, logits, target, aux_logits, value, terms, unit, gradient, aux_gradient)
+        checks.tssd_loss(*arguments)
+        return self._run.tssd_loss(*arguments)
 
+    def scale_gradient(
+        self, gradient: Tensor, grad_output: Tensor, unit: Tensor, scaled: Tensor
+    ) -> None:
+        """scaled = gradient * (grad_output * unit); 2b bytes per element."""
+        checks.scale_gradient(gradient, grad_output, unit, scaled)
+        self._run.scale_gradient(gradient, grad_output, unit, scaled)
 
-def _places(steps: _Steps, channels: int, inner: int) -> None:
-    if channels < 1 or inner < 1 or steps.shape.numel() % (channels * inner):
-        raise ValueError(
-            f"backend: channels and inner must divide a step of {steps.shape.numel()} neurons, "
-            f"got {channels} and {inner}"
-        )
+    def pack_spikes(self, s: Tensor, bits: Tensor) -> None:
+        """Fills ``bits`` [ceil(N / 8)] with those of the dense ``s``, in the order of its memory.
+        b + 1/8 bytes per element."""
+        checks.spikes(s, bits)
+        self._run.pack_spikes(s, bits)
 
+    def pack_if_spikes(self, s: Tensor, bits: Tensor) -> bool:
+        """The same; False where an element is neither +0 nor 1, and then ``bits`` is none. The CPU
+        stops at the first such element; a GPU is waited for."""
+        checks.spikes(s, bits)
+        return self._run.pack_if_spikes(s, bits)
 
-def _neuron(layer: LifSpec, steps: _Steps, x: Tensor, v0, rate) -> None:
-    if not (0 <= layer.charge < CHARGES and 0 <= layer.surrogate < SURROGATES):
-        raise ValueError(
-            f"backend: charge and surrogate must be in the tables, got {layer.charge} and "
-            f"{layer.surrogate}"
-        )
-    if v0 is not None:
-        steps.step("v0", v0, steps.state)
-    if rate is not None:
-        _places(steps, layer.channels, layer.inner)
-        shape = (layer.channels,) if rate.dim() else ()
-        _row("rate", rate, x, steps.state, *shape)
-
-
-def lif_forward(layer: LifSpec, x, v0, rate, s, v, borders, norm=None, residual=None) -> None:
-    steps = _Steps("x", x, layer.steps)
-    _neuron(layer, steps, x, v0, rate)
-    steps.sequence("s", s, x.dtype)
-    steps.state_of("v", v)
-    if borders is not None:
-        steps.borders(borders, layer.steps)
-    if norm is not None:
-        _channels(steps, x, norm)
-    if residual is not None:
-        steps.sequence("residual", residual, x.dtype, any_stride=True)
-
-
-def lif_backward(
-    layer: LifSpec, x, v0, rate, borders, ds, dv, dx, dv0, drate, norm=None, residual=None,
-    sums=None,
-) -> None:  # fmt: skip
-    steps = _Steps("x", x, layer.steps)
-    _neuron(layer, steps, x, v0, rate)
-    steps.borders(borders, layer.steps)
-    if ds is not None:
-        steps.sequence("ds", ds, x.dtype, any_stride=True)
-    steps.state_of("dv", dv)
-    if dx is not None and dx.dim() < x.dim():
-        steps.step("dx", dx, x.dtype)
-    elif dx is not None:
-        steps.sequence("dx", dx, x.dtype)
-    if dv0 is not None:
-        steps.step("dv0", dv0, steps.state)
-    if drate is not None:
-        _row("drate", drate, x, steps.state, *((layer.channels,) if drate.dim() else ()))
-    if norm is not None:
-        _channels(steps, x, norm)
-    if residual is not None:
-        steps.sequence("residual", residual, x.dtype, any_stride=True)
-    if sums is not None:
-        _row("sums", sums, x, steps.state, 2, norm.channels)
-
-
-def norm_gradient(layer: LifSpec, x, v0, rate, borders, ds, dv, dy, norm, a, b, c) -> None:
-    lif_backward(layer, x, v0, rate, borders, ds, dv, dy, None, None, norm)
-    for name, row in (("a", a), ("b", b), ("c", c)):
-        _row(name, row, x, norm.mean.dtype, norm.channels)
-
-
-def norm_stats(y, channels: int, inner: int, mean, var) -> None:
-    steps = _Steps("y", y)
-    _places(steps, channels, inner)
-    _row("mean", mean, y, steps.state, channels)
-    _row("var", var, y, steps.state, channels)
-
-
-def norm_backward(y, dx, norm: Norm, a, b, c, dy) -> None:
-    steps = _Steps("y", y)
-    _channels(steps, y, norm)
-    steps.sequence("dx", dx, y.dtype)
-    steps.sequence("dy", dy, y.dtype)
-    for name, row in (("a", a), ("b", b), ("c", c)):
-        _row(name, row, y, steps.state, norm.channels)
-
-
-def norm_prepare(mean, var, weight, running, *_) -> None:
-    running_mean, running_var = running or (None, None)
-    rows = {"mean": mean, "var": var, "weight": weight}
-    rows |= {"running_mean": running_mean, "running_var": running_var}
-    for name, row in rows.items():
-        if row is not None:
-            _row(name, row, mean, state_dtype(mean), *mean.shape)
-
-
-def norm_finish(sums, scale, inv_std, *_) -> None:
-    for name, row in (("sums[0]", sums[0]), ("scale", scale), ("inv_std", inv_std)):
-        _row(name, row, scale, state_dtype(scale), *scale.shape)
-    _row("sums", sums, scale, scale.dtype, 2, *scale.shape)
-
-
-def _logits(name: str, t: Tensor, like: Tensor, shape) -> None:
-    if t.shape != shape or t.dtype not in IO_DTYPES or t.device != like.device:
-        _refuse(name, f"floating point {list(shape)} on {like.device}", t)
-
-
-def _loss(logits, target, loss, terms, unit, count: int) -> None:
-    if logits.dim() != 3 or not logits.numel():
-        _refuse("logits", "[T, B, C] with elements", logits)
-    _logits("logits", logits, logits, logits.shape)
-    _, rows, classes = logits.shape
-    if target.dtype == int64:
-        _row("target", target, logits, int64, rows)
-    else:
-        _logits("target", target, logits, (rows, classes))
-        _row("target", target, logits, target.dtype, rows, classes)
-    state = state_dtype(logits)
-    _row("loss", loss, logits, state)
-    _row("terms", terms, logits, state, count)
-    _row("unit", unit, logits, state)
-
-
-def stepwise_loss(
-    spec: StepwiseSpec, logits, target, teacher_logits, loss, terms, unit, gradient
-) -> None:
-    _loss(logits, target, loss, terms, unit, 4)
-    if teacher_logits is not None:
-        _logits("teacher_logits", teacher_logits, logits, logits.shape[1:])
-    if gradient is not None:
-        _row("gradient", gradient, logits, logits.dtype, *logits.shape)
-    if not 0 <= spec.self_target <= 2:
-        raise ValueError(f"backend: self_target must be in 0..2, got {spec.self_target}")
-    if teacher_logits is None and spec.weights[1] != 0:
-        raise ValueError("backend: teacher_logits must be given where they have a weight, got None")
-
-
-def tssd_loss(
-    spec: TssdSpec, logits, target, aux_logits, loss, terms, unit, gradient, aux_gradient
-) -> None:
-    _loss(logits, target, loss, terms, unit, 3)
-    if not 1 <= spec.student_steps <= logits.shape[0]:
-        raise ValueError(
-            f"backend: student_steps must be in 1..{logits.shape[0]}, got {spec.student_steps}"
-        )
-    if aux_logits is not None:
-        _logits("aux_logits", aux_logits, logits, logits.shape)
-    elif spec.weights[2] != 0 or aux_gradient is not None:
-        raise ValueError("backend: aux_logits must be given where they have a weight, got None")
-    for name, t in (("gradient", gradient), ("aux_gradient", aux_gradient)):
-        if t is not None:
-            _row(name, t, logits, logits.dtype, *logits.shape)
-
-
-def scale_gradient(gradient, grad_output, unit, scaled) -> None:
-    state = state_dtype(gradient)
-    if gradient.dtype not in IO_DTYPES:
-        _refuse("gradient", "floating point", gradient)
-    _row("gradient", gradient, gradient, gradient.dtype, *gradient.shape)
-    _row("scaled", scaled, gradient, gradient.dtype, *gradient.shape)
-    _row("grad_output", grad_output, gradient, state)
-    _row("unit", unit, gradient, state)
-
-
-def pack_spikes(s: Tensor, bits: Tensor) -> None:
-    """Dense ``s``, in any order of its axes, and its bits."""
-    if s.dtype not in IO_DTYPES or not (s.is_contiguous() or is_dense(s.shape, s.stride())):
-        _refuse("s", "floating point and dense in memory", s)
-    _row("bits", bits, s, uint8, (s.numel() + 7) // 8)
-
-
-pack_if_spikes = pack_spikes
-
-
-def unpack_spikes(bits: Tensor, s: Tensor) -> None:
-    pack_spikes(s, bits)
-
-
-def checked(function):
-    """A backend's function behind the check of its name."""
-    check = globals()[function.__name__]
-
-    @functools.wraps(function)
-    def call(*tensors, **named):
-        check(*tensors, **named)
-        return function(*tensors, **named)
-
-    return call
+    def unpack_spikes(self, bits: Tensor, s: Tensor) -> None:
+        """Fills the dense ``s`` with 0 and 1; b + 1/8 bytes per element."""
+        checks.spikes(s, bits)
+        self._run.unpack_spikes(bits, s)

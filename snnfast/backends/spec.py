@@ -1,5 +1,11 @@
-"""What an op hands to a backend besides tensors: plain numbers, validated, the same for all."""
+"""What an op hands to a backend besides tensors: values with named fields, checked once.
 
+Such a value is made by the public function and goes as it is down to the pointer call. ``pack``
+gives what the schema of an op can carry, ``unpack`` makes it a value again behind the dispatcher.
+"""
+
+import functools
+import struct
 from typing import NamedTuple
 
 from torch import Tensor
@@ -10,33 +16,68 @@ SEGMENT = 8
 INTEGRATE, DECAY_INPUT, DECAY_STATE = 0, 1, 2
 """How a step charges: H = V + X; H = V + (X - (V - r))/tau; H = V - (V - r)/tau + X."""
 
+SELF_NONE, SELF_MEAN, SELF_CORRECT = 0, 1, 2
+"""The student's own target: none; its mean logits; their mean over the steps that are right."""
 
-class LifSpec(NamedTuple):
-    """One LIF layer. Sizes count elements; ``inner`` and ``channels`` place the axis of a [C] rate:
-    neuron i (its offset in memory within one timestep) belongs to channel (i // inner) % channels.
-    """
+CHOICES = "int[] choices, float[] numbers"
+"""How a packed value stands in the schema of an op."""
 
-    steps: int
+
+@functools.cache
+def _struct(kind: type) -> struct.Struct:
+    fields = kind.__annotations__.values()
+    return struct.Struct("=" + "".join("d" if field is float else "q" for field in fields))
+
+
+@functools.lru_cache(1024)
+def as_bytes(value: NamedTuple) -> bytes:
+    """The struct of csrc/include/args.h that ``value`` is in C++."""
+    return _struct(type(value)).pack(*value)
+
+
+def segments(steps: int) -> int:
+    """How many segments T steps fall into; one state fewer is kept."""
+    return (steps + SEGMENT - 1) // SEGMENT
+
+
+class LifLayer(NamedTuple):
+    """One LIF layer: its choices, its numbers, then what the input says."""
+
     charge: int
-    rate: float
-    """tau where ``divide``, else 1/tau; unused where the op was given a rate tensor."""
     divide: bool
-    theta: float
-    reset: float
     hard: bool
     detach_reset: bool
     surrogate: int
+    spiking: bool
+    static: bool
+    """The input has no time axis and is shown at every step."""
+    rate: float
+    """tau where ``divide``, else 1/tau; unused where the op was given a rate tensor."""
+    theta: float
+    reset: float
     a: float
     b: float
-    spiking: bool
+    steps: int = 0
     channels: int = 1
     inner: int = 1
+    """Neuron i (its offset in memory within one timestep) belongs to channel (i // inner) %
+    channels: where the axis of a [C] rate lies."""
+
+    def pack(self) -> tuple[list[int], list[float]]:
+        """The choices and the numbers."""
+        return [int(choice) for choice in self[:7]], list(self[7:12])
+
+    @classmethod
+    def unpack(cls, choices: list[int], numbers: list[float], steps: int) -> "LifLayer":
+        charge, divide, hard, detach_reset, surrogate, spiking, static = choices
+        flags = (bool(divide), bool(hard), bool(detach_reset))
+        return cls(charge, *flags, surrogate, bool(spiking), bool(static), *numbers, steps)
 
 
 class Norm(NamedTuple):
     """A normalisation before the charge, X = (Y - mean) scale + bias [+ residual], unfused.
 
-    Tensors [C] in the state's dtype; ``channels`` and ``inner`` place the channels, as in LifSpec.
+    Tensors [C] in the state's dtype; ``channels`` and ``inner`` as in LifLayer.
     """
 
     mean: Tensor
@@ -46,59 +87,78 @@ class Norm(NamedTuple):
     inner: int
 
 
-def segments(steps: int) -> int:
-    """How many segments T steps fall into; one state fewer is kept."""
-    return (steps + SEGMENT - 1) // SEGMENT
-
-
-SELF_NONE, SELF_MEAN, SELF_CORRECT = 0, 1, 2
-"""The student's own target: none; its mean logits; their mean over the steps that are right."""
-
-
-class StepwiseSpec(NamedTuple):
+class StepwiseLoss(NamedTuple):
     """A loss of per-step terms, means over T and the rows that count (TWKD, TSER)::
 
-        sum_i weights[i] * terms[i],  terms = (cross-entropy, KL to the teacher,
-                                               KL to the student's own target, entropy)
+        weights . terms,  terms = (cross-entropy, KL to the teacher, KL to the student's own target,
+                                   entropy)
 
     A term of weight 0 is no part of the loss, not even where it is NaN.
     """
 
-    weights: tuple[float, float, float, float]
-    ce_temperature: float
-    temperature: float
-    entropy_temperature: float
-    kl_scale: float
-    """Factor of both KL terms: temperature squared, or 1."""
     self_target: int
     skip_all_wrong: bool
     """SELF_CORRECT: rows with no right step have no own target, instead of the uniform one."""
     entropy: bool
     """Whether that term is wanted; that of the teacher is where there are teacher logits."""
-    label_smoothing: float
     ignore_index: int
-    gradient_scale: float
+    ce_weight: float
+    kl_weight: float
+    self_weight: float
+    entropy_weight: float
+    ce_temperature: float
+    temperature: float
+    entropy_temperature: float
+    kl_scale: float
+    """Factor of both KL terms: temperature squared, or 1."""
+    label_smoothing: float
+    gradient_scale: float = 1.0
     """What kept gradients are multiplied by, a power of two, so that float16 holds small ones."""
 
+    @property
+    def weights(self) -> tuple[float, ...]:
+        return self.ce_weight, self.kl_weight, self.self_weight, self.entropy_weight
 
-class TssdSpec(NamedTuple):
+    def pack(self) -> tuple[list[int], list[float]]:
+        return [int(choice) for choice in self[:4]], list(self[4:13])
+
+    @classmethod
+    def unpack(cls, choices: list[int], numbers: list[float]) -> "StepwiseLoss":
+        self_target, skip_all_wrong, entropy, ignore_index = choices
+        return cls(self_target, bool(skip_all_wrong), bool(entropy), ignore_index, *numbers)
+
+
+class TssdLoss(NamedTuple):
     """Temporal-spatial self-distillation::
 
-    sum_i weights[i] * terms[i],  terms = (cross-entropy of mean logits, KL of the mean over all
-                                           steps to that over the first, KL of the auxiliary
-                                           logits to the logits)
+    weights . terms,  terms = (cross-entropy of mean logits, KL of the mean over all steps to
+                               that over the first, KL of the auxiliary logits to the logits)
     """
 
-    weights: tuple[float, float, float]
-    student_steps: int
+    per_step: bool
+    """The third term step by step, or of the means over time."""
+    ignore_index: int
+    task_weight: float
+    temporal_weight: float
+    spatial_weight: float
     ce_all: float
     """Weight of the cross-entropy of the mean over all steps within the first term..."""
     ce_student: float
     """...and of that over the first student_steps."""
-    per_step: bool
-    """The third term step by step, or of the means over time."""
     temperature: float
     kl_scale: float
     label_smoothing: float
-    ignore_index: int
-    gradient_scale: float
+    student_steps: int = 0
+    gradient_scale: float = 1.0
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        return self.task_weight, self.temporal_weight, self.spatial_weight
+
+    def pack(self) -> tuple[list[int], list[float]]:
+        return [int(choice) for choice in self[:2]], list(self[2:10])
+
+    @classmethod
+    def unpack(cls, choices: list[int], numbers: list[float], student_steps: int) -> "TssdLoss":
+        per_step, ignore_index = choices
+        return cls(bool(per_step), ignore_index, *numbers, student_steps)

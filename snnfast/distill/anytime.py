@@ -14,13 +14,8 @@ def full_range(logits: Tensor, target: Tensor) -> Tensor:
 
     ``logits`` [T, B, C], ``target`` int64 [B]. Raises TypeError or ValueError on anything else.
     """
-    _check("full_range", logits)
-    if target.dtype != torch.int64:
-        raise TypeError(f"full_range: target must be int64 labels, got {check.type_name(target)}")
-    if target.shape != logits.shape[1:2]:
-        raise ValueError(
-            f"full_range: target must have shape ({logits.shape[1]},), got {tuple(target.shape)}"
-        )
+    check.check_sequence("full_range", logits)
+    check.check_labels("full_range", target, logits)
     return (_running_mean(logits).argmax(-1) == target).double().mean(1)
 
 
@@ -37,7 +32,7 @@ def anytime(logits: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
 
     Returns (prediction int64 [B], steps int64 [B], from 1). Raises TypeError or ValueError.
     """
-    _check("anytime", logits)
+    check.check_sequence("anytime", logits)
     threshold = check.check_number("anytime", "threshold", threshold)
     if not 0 <= threshold <= 1:
         raise ValueError(f"anytime: threshold must be in 0..1, got {threshold}")
@@ -52,11 +47,3 @@ def _running_mean(logits: Tensor) -> Tensor:
     """The mean of the first k logits for k = 1 .. T, float64 [T, B, C]."""
     steps = torch.arange(1, logits.shape[0] + 1, device=logits.device).view(-1, 1, 1)
     return logits.detach().double().cumsum(0) / steps
-
-
-def _check(op: str, logits) -> None:
-    check.check_input(op, "logits", logits)
-    if logits.dim() != 3 or logits.numel() == 0:
-        raise ValueError(
-            f"{op}: logits must be [T, B, C], none of them 0, got {tuple(logits.shape)}"
-        )

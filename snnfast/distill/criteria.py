@@ -4,7 +4,7 @@ import inspect
 
 from torch import Tensor, nn
 
-from snnfast.ops.distill import check_options, tser_loss, tssd_loss, twkd_loss
+from snnfast.ops.distill import loss_options, tser_loss, tssd_loss, twkd_loss
 
 
 class _Criterion(nn.Module):
@@ -24,7 +24,7 @@ class _Criterion(nn.Module):
         except TypeError as error:
             raise TypeError(f"{type(self).__name__}: {error}") from None
         bound.apply_defaults()
-        check_options(type(self).function, bound.arguments)
+        loss_options(type(self).function, **bound.arguments)
         self._names = tuple(bound.arguments)
         for name, value in bound.arguments.items():
             setattr(self, name, value)

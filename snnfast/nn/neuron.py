@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from snnfast import surrogate as surrogates
 from snnfast.nn import _single_steps
 from snnfast.nn._arguments import arguments_of, hint
-from snnfast.ops.lif import check_options, check_tau, lif
+from snnfast.ops.layer import check_options, check_tau
+from snnfast.ops.lif import lif
 from snnfast.ops.validation import check_bool, check_int, check_number, state_dtype
 
 

@@ -1,238 +1,20 @@
-"""``twkd_loss``, ``tser_loss``, ``tssd_loss``: a distillation objective's value and gradient in one
-launch.
+"""``twkd_loss``, ``tser_loss``, ``tssd_loss``: the public functions, and what is checked of their
+arguments."""
 
-The contract (schemas and fakes), the launch on a backend, the autograd.Functions, and the public
-functions, in that order. Forward computes the gradient with respect to the logits as well, as if
-the loss were a sum over steps and rows; backward multiplies it by what the mean and the rest of the
-network ask for. So half-precision gradients are rounded where they are large, and a GradScaler's
-factor still saves them.
-"""
-
-import functools
 import inspect
-import math
 
 import torch
 from torch import Tensor
 
-from snnfast import reference_distill as reference
+from snnfast import reference
 from snnfast.backends import spec as specs
+from snnfast.backends.spec import StepwiseLoss, TssdLoss
 from snnfast.ops import validation as check
-from snnfast.ops.select import check_name, module, select
+from snnfast.ops.distill_op import Stepwise, Tssd, refuse_label
+from snnfast.ops.select import check_name, select
 
 SELF_TARGETS = {"mean": specs.SELF_MEAN, "correct": specs.SELF_CORRECT}
 CE_STEPS = {"all": (1.0, 0.0), "student": (0.0, 1.0), "both": (0.5, 0.5)}
-
-_library = torch.library.Library("snnfast", "FRAGMENT")
-# numbers and choices: the fields of StepwiseSpec and TssdSpec that are no sizes, in their order.
-_library.define(
-    "stepwise_loss(Tensor logits, Tensor target, Tensor? teacher_logits, str op, float[] numbers, "
-    "int[] choices, bool want_gradient, str backend) "
-    "-> (Tensor loss, Tensor terms, Tensor unit, Tensor gradient)"
-)
-_library.define(
-    "tssd_loss(Tensor logits, Tensor target, Tensor? aux_logits, str op, SymInt student_steps, "
-    "float[] numbers, int[] choices, bool want_gradient, bool want_aux_gradient, str backend) "
-    "-> (Tensor loss, Tensor terms, Tensor unit, Tensor gradients)"
-)
-_library.define(
-    "scale_gradient(Tensor gradient, Tensor grad_output, Tensor unit, str backend) -> Tensor"
-)
-
-
-def _allocate(logits: Tensor, terms: int, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """loss [], terms [n], unit [], and gradients of a ``shape``, (0,) where none are wanted."""
-    dtype, device = check.state_dtype(logits), logits.device
-    return (
-        torch.empty((), dtype=dtype, device=device),
-        torch.empty(terms, dtype=dtype, device=device),
-        torch.empty((), dtype=dtype, device=device),
-        torch.empty(shape, dtype=logits.dtype, device=device),
-    )
-
-
-def _allocate_stepwise(logits, want_gradient):
-    return _allocate(logits, 4, logits.shape if want_gradient else (0,))
-
-
-def _allocate_tssd(logits, want_gradient, want_aux_gradient):
-    """Both gradients are one tensor [n, T, B, C], so that backward scales them in one call."""
-    return _allocate(logits, 3, (want_gradient + want_aux_gradient, *logits.shape))
-
-
-def _float16_scale(soft: bool, bound: float) -> float:
-    """The power of two that brings gradients of at most ``bound`` near the largest float16."""
-    # Class probabilities that add up to more than 1 make larger ones.
-    room = 2.0**11 if soft else 2.0**15
-    return 2.0 ** math.floor(math.log2(room / bound)) if bound > 0 else 1.0
-
-
-def _refuse_label(op: str, label: int | None, logits: Tensor, ignore_index: int) -> None:
-    if label is not None:
-        raise ValueError(
-            f"{op}: target must be in 0..{logits.shape[-1] - 1} or ignore_index ({ignore_index}), "
-            f"got {label}"
-        )
-
-
-@torch.library.register_fake("snnfast::stepwise_loss", lib=_library)
-def _(logits, target, teacher_logits, op, numbers, choices, want_gradient, backend):
-    return _allocate_stepwise(logits, want_gradient)
-
-
-@torch.library.register_fake("snnfast::tssd_loss", lib=_library)
-def _(logits, target, aux_logits, op, student_steps, numbers, choices, want_gradient,
-      want_aux_gradient, backend):  # fmt: skip
-    return _allocate_tssd(logits, want_gradient, want_aux_gradient)
-
-
-@torch.library.register_fake("snnfast::scale_gradient", lib=_library)
-def _(gradient, grad_output, unit, backend):
-    return torch.empty_like(gradient)
-
-
-@functools.lru_cache(256)
-def _stepwise_spec(numbers, choices, classes, half, soft) -> specs.StepwiseSpec:
-    ce, kl, own, spread, tau_ce, tau, tau_h, kl_scale, smoothing = numbers
-    self_target, skip_all_wrong, entropy, ignore_index = choices
-    scale = 1.0
-    if half:  # |q - y| <= 1 in every term, and |dH/dz| <= max q |ln q + H| < 1 + ln C
-        bound = ce / tau_ce + (kl + own) * kl_scale / tau - spread * (1 + math.log(classes)) / tau_h
-        scale = _float16_scale(soft, bound)
-    return specs.StepwiseSpec(
-        (ce, kl, own, spread), tau_ce, tau, tau_h, kl_scale, self_target, bool(skip_all_wrong),
-        bool(entropy), smoothing, ignore_index, scale,
-    )  # fmt: skip
-
-
-@functools.lru_cache(256)
-def _tssd_spec(numbers, choices, student_steps, steps, half, soft) -> specs.TssdSpec:
-    task, temporal, spatial, ce_all, ce_student, tau, kl_scale, smoothing = numbers
-    per_step, ignore_index = choices
-    scale = 1.0
-    if half:  # a step's gradient is kept as T times its share of the mean's
-        sharpness = kl_scale / tau
-        bound = task * ce_all + (task * ce_student + temporal * sharpness) * steps / student_steps
-        scale = _float16_scale(soft, max(bound, spatial * sharpness))
-    return specs.TssdSpec(
-        (task, temporal, spatial), student_steps, ce_all, ce_student, bool(per_step), tau, kl_scale,
-        smoothing, ignore_index, scale,
-    )  # fmt: skip
-
-
-def _kind(logits: Tensor, target: Tensor) -> tuple[bool, bool]:
-    return logits.dtype == torch.float16, target.is_floating_point()
-
-
-def _run_stepwise(logits, target, teacher_logits, op, numbers, choices, want_gradient, backend):
-    outputs = loss, terms, unit, gradient = _allocate_stepwise(logits, want_gradient)
-    kind = _kind(logits, target)
-    spec = _stepwise_spec(tuple(numbers), tuple(choices), logits.shape[2], *kind)
-    label = module(backend).stepwise_loss(
-        spec, logits, target.contiguous(), _contiguous(teacher_logits), loss, terms, unit,
-        gradient if want_gradient else None,
-    )  # fmt: skip
-    _refuse_label(op, label, logits, spec.ignore_index)
-    return outputs
-
-
-def _run_tssd(logits, target, aux_logits, op, student_steps, numbers, choices, want_gradient,
-              want_aux_gradient, backend):  # fmt: skip
-    outputs = _allocate_tssd(logits, want_gradient, want_aux_gradient)
-    loss, terms, unit, gradients = outputs
-    kind = _kind(logits, target)
-    spec = _tssd_spec(tuple(numbers), tuple(choices), student_steps, logits.shape[0], *kind)
-    label = module(backend).tssd_loss(
-        spec, logits, target.contiguous(), aux_logits, loss, terms, unit,
-        gradients[0] if want_gradient else None, gradients[-1] if want_aux_gradient else None,
-    )  # fmt: skip
-    _refuse_label(op, label, logits, spec.ignore_index)
-    return outputs
-
-
-def _run_scale(gradient, grad_output, unit, backend):
-    scaled = torch.empty_like(gradient)
-    module(backend).scale_gradient(gradient, grad_output, unit, scaled)
-    return scaled
-
-
-def _contiguous(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
-
-
-for _device in ("CPU", "CUDA"):
-    _library.impl("stepwise_loss", _run_stepwise, _device)
-    _library.impl("tssd_loss", _run_tssd, _device)
-    _library.impl("scale_gradient", _run_scale, _device)
-
-
-class _Loss(torch.autograd.Function):
-    """What both objectives share: keeps the gradients of the inputs, and backward scales them."""
-
-    @staticmethod
-    def keep(ctx, op, outputs, backend):
-        loss, terms, unit, gradients = outputs
-        ctx.save_for_backward(unit, gradients)
-        ctx.mark_non_differentiable(terms)
-        ctx.set_materialize_grads(False)
-        ctx.op, ctx.backend = op, backend
-        return loss, terms
-
-    @staticmethod
-    def scaled(ctx, dloss) -> Tensor:
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            raise RuntimeError(
-                f"{ctx.op}: gradients must be taken once, got create_graph=True; "
-                "backend='reference' is differentiable twice"
-            )
-        unit, gradients = ctx.saved_tensors
-        return torch.ops.snnfast.scale_gradient.default(gradients, dloss, unit, ctx.backend)
-
-
-class _Stepwise(_Loss):
-    @staticmethod
-    def forward(ctx, logits, target, teacher_logits, options, backend):
-        outputs = torch.ops.snnfast.stepwise_loss.default(
-            logits, target, teacher_logits, *options, True, backend
-        )
-        return _Loss.keep(ctx, options[0], outputs, backend)
-
-    @staticmethod
-    def backward(ctx, dloss, _):
-        return None if dloss is None else _Loss.scaled(ctx, dloss), None, None, None, None
-
-
-class _Tssd(_Loss):
-    @staticmethod
-    def forward(ctx, logits, target, aux_logits, options, backend):
-        ctx.wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
-        outputs = torch.ops.snnfast.tssd_loss.default(
-            logits, target, aux_logits, *options, *ctx.wanted, backend
-        )
-        return _Loss.keep(ctx, options[0], outputs, backend)
-
-    @staticmethod
-    def backward(ctx, dloss, _):
-        if dloss is None:
-            return None, None, None, None, None
-        gradients, (logits, aux) = _Loss.scaled(ctx, dloss), ctx.wanted
-        return gradients[0] if logits else None, None, gradients[-1] if aux else None, None, None
-
-
-def _memoized(function):
-    """Arguments that were checked once are good for good; under torch.compile they are traced."""
-    cached = functools.lru_cache(256, typed=True)(function)
-
-    @functools.wraps(function)
-    def call(*args):
-        if torch.compiler.is_compiling():
-            return function(*args)
-        try:
-            return cached(*args)
-        except TypeError:  # one of them is not hashable, or of a wrong type
-            return function(*args)
-
-    return call
 
 
 def _check_common(op, label_smoothing, ignore_index, **flags) -> float:
@@ -255,32 +37,18 @@ def _weight(op: str, name: str, value) -> float:
 
 
 def _check_problem(op: str, logits, target, ignore_index: int) -> None:
-    check.check_input(op, "logits", logits)
+    check.check_sequence(op, logits)
     check.refuse_transforms(op, logits)
-    if logits.dim() != 3 or logits.numel() == 0:
-        raise ValueError(
-            f"{op}: logits must be [T, B, C], none of them 0, got {tuple(logits.shape)}"
-        )
     if not isinstance(target, Tensor):
         raise TypeError(f"{op}: target must be a tensor, got {check.type_name(target)}")
-    _, batch, classes = logits.shape
     if target.dtype == torch.int64:
-        if target.shape != (batch,):
-            hint = "; logits are [T, B, C], time first" if target.shape == logits.shape[:1] else ""
-            raise ValueError(
-                f"{op}: target must have shape ({batch},), got {tuple(target.shape)}{hint}"
-            )
-        if target.device != logits.device:
-            raise ValueError(
-                f"{op}: target must be on logits' device {logits.device}, got {target.device}"
-            )
-        return
+        return check.check_labels(op, target, logits)
     if target.dtype not in check.IO_DTYPES:
         raise TypeError(
             f"{op}: target must be int64 labels or floating-point class probabilities, "
             f"got {check.type_name(target)}"
         )
-    check.check_logits(op, "target", target, logits, (batch, classes))
+    check.check_logits(op, "target", target, logits, logits.shape[1:])
     if target.requires_grad:
         raise ValueError(f"{op}: target must not require gradient; pass target.detach()")
     if ignore_index >= 0:
@@ -294,7 +62,7 @@ def _refuse_labels_on_cpu(op: str, target: Tensor, logits: Tensor, ignore_index:
     if target.dtype == torch.int64 and target.device.type == "cpu":
         wrong = ((target < 0) | (target >= logits.shape[-1])) & (target != ignore_index)
         if bool(wrong.any()):
-            _refuse_label(op, int(target[wrong][0]), logits, ignore_index)
+            refuse_label(op, int(target[wrong][0]), logits, ignore_index)
 
 
 def _named(terms: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
@@ -305,8 +73,7 @@ def _named(terms: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
 def _stepwise_options(
     op, *, weights, temperatures, self_target, skip_all_wrong, entropy, scale_by_temperature,
     label_smoothing, ignore_index, return_terms,
-):  # fmt: skip
-    """What the op takes beside tensors: its name, numbers and choices."""
+) -> StepwiseLoss:  # fmt: skip
     smoothing = _check_common(
         op, label_smoothing, ignore_index, scale_by_temperature=scale_by_temperature,
         return_terms=return_terms, skip_all_wrong=skip_all_wrong,
@@ -317,38 +84,36 @@ def _stepwise_options(
     if weights[2] == 0 and not return_terms:
         own = specs.SELF_NONE
     entropy = entropy and (weights[3] != 0 or return_terms)
-    numbers = [*weights, *temperatures, kl_scale, smoothing]
-    return op, numbers, [own, int(skip_all_wrong), int(entropy), ignore_index]
+    choices = (own, skip_all_wrong, entropy, ignore_index)
+    return StepwiseLoss(*choices, *weights, *temperatures, kl_scale, smoothing)
 
 
-def _stepwise(options, names, logits, target, teacher_logits, return_terms, backend):
+def _stepwise(op, options, names, logits, target, teacher_logits, return_terms, backend):
     """TWKD and TSER, whose options are checked."""
-    op, numbers, choices = options
-    alpha, ignore_index = numbers[1], choices[3]
-    _check_problem(op, logits, target, ignore_index)
+    _check_problem(op, logits, target, options.ignore_index)
     if teacher_logits is not None:
         shape = logits.shape[1:]
         check.check_logits(op, "teacher_logits", teacher_logits, logits, shape)
-        if alpha == 0 and not return_terms:
+        if options.kl_weight == 0 and not return_terms:
             teacher_logits = None
-    elif alpha != 0:
+    elif options.kl_weight != 0:
         raise ValueError(f"{op}: teacher_logits must be given where alpha is not 0, got None")
     name = select(op, backend, logits.device.type, logits.dtype, False)
 
     if name == "reference":
-        _refuse_labels_on_cpu(op, target, logits, ignore_index)
-        spec = _stepwise_spec.__wrapped__(numbers, choices, logits.shape[2], False, False)
-        loss, terms = reference.stepwise_loss(logits, target, teacher_logits, spec)
+        _refuse_labels_on_cpu(op, target, logits, options.ignore_index)
+        loss, terms = reference.stepwise_loss(logits, target, teacher_logits, options)
     elif torch.is_grad_enabled() and logits.requires_grad:
-        loss, terms = _Stepwise.apply(logits, target, teacher_logits, options, name)
+        packed = (op, *options.pack())
+        loss, terms = Stepwise.apply(logits, target, teacher_logits, packed, name)
     else:
         loss, terms, _, _ = torch.ops.snnfast.stepwise_loss.default(
-            logits, target, teacher_logits, *options, False, name
+            logits, target, teacher_logits, op, *options.pack(), False, name
         )
     return (loss, _named(terms, names)) if return_terms else loss
 
 
-@_memoized
+@check.memoized
 def _twkd_options(alpha, beta, temperature, self_target, scale_by_temperature, skip_all_wrong,
                   label_smoothing, ignore_index, return_terms):  # fmt: skip
     op = "twkd_loss"
@@ -431,10 +196,12 @@ def twkd_loss(
         label_smoothing, ignore_index, return_terms,
     )  # fmt: skip
     names = ("ce", "kl", "self", "")
-    return _stepwise(options, names, logits, target, teacher_logits, return_terms, backend)
+    return _stepwise(
+        "twkd_loss", options, names, logits, target, teacher_logits, return_terms, backend
+    )
 
 
-@_memoized
+@check.memoized
 def _tser_options(alpha, lam, temperature, ce_temperature, entropy_temperature, convex,
                   scale_by_temperature, label_smoothing, ignore_index, return_terms):  # fmt: skip
     op = "tser_loss"
@@ -499,13 +266,14 @@ def tser_loss(
         label_smoothing, ignore_index, return_terms,
     )  # fmt: skip
     names = ("ce", "kl", "", "entropy")
-    return _stepwise(options, names, logits, target, teacher_logits, return_terms, backend)
+    return _stepwise(
+        "tser_loss", options, names, logits, target, teacher_logits, return_terms, backend
+    )
 
 
-@_memoized
+@check.memoized
 def _tssd_options(alpha, beta, temperature, ce_steps, aux_per_step, scale_by_temperature,
                   label_smoothing, ignore_index, return_terms):  # fmt: skip
-    """The op's name, numbers and choices."""
     op = "tssd_loss"
     if ce_steps not in tuple(CE_STEPS):
         raise ValueError(f"{op}: ce_steps must be one of {', '.join(CE_STEPS)}, got {ce_steps!r}")
@@ -516,8 +284,8 @@ def _tssd_options(alpha, beta, temperature, ce_steps, aux_per_step, scale_by_tem
     tau = check.check_positive(op, "temperature", temperature)
     weights = (1.0, _weight(op, "alpha", alpha), _weight(op, "beta", beta))
     kl_scale = tau * tau if scale_by_temperature else 1.0
-    numbers = [*weights, *CE_STEPS[ce_steps], tau, kl_scale, smoothing]
-    return op, numbers, [int(aux_per_step), ignore_index]
+    numbers = (*weights, *CE_STEPS[ce_steps], tau, kl_scale, smoothing)
+    return TssdLoss(aux_per_step, ignore_index, *numbers)
 
 
 def tssd_loss(
@@ -563,7 +331,8 @@ def tssd_loss(
     All else, and what is returned and raised, as in :func:`twkd_loss`. ``aux_logits`` keeps one
     gradient of its own for backward.
     """
-    op, numbers, choices = _tssd_options(
+    op = "tssd_loss"
+    options = _tssd_options(
         alpha, beta, temperature, ce_steps, aux_per_step, scale_by_temperature, label_smoothing,
         ignore_index, return_terms,
     )  # fmt: skip
@@ -585,33 +354,36 @@ def tssd_loss(
         raise ValueError(f"{op}: aux_logits must be given where beta is not 0, got None")
     name = select(op, backend, logits.device.type, logits.dtype, False)
 
-    options = (op, student_steps, numbers, choices)
+    packed = (op, student_steps, *options.pack())
     aux_requires_grad = aux_logits is not None and aux_logits.requires_grad
     if name == "reference":
         _refuse_labels_on_cpu(op, target, logits, ignore_index)
-        sizes = (student_steps, logits.shape[0])
-        spec = _tssd_spec.__wrapped__(numbers, choices, *sizes, False, False)
-        loss, terms = reference.tssd_loss(logits, target, aux_logits, spec)
+        whole = options._replace(student_steps=student_steps)
+        loss, terms = reference.tssd_loss(logits, target, aux_logits, whole)
     elif torch.is_grad_enabled() and (logits.requires_grad or aux_requires_grad):
-        loss, terms = _Tssd.apply(logits, target, aux_logits, options, name)
+        loss, terms = Tssd.apply(logits, target, aux_logits, packed, name)
     else:
         loss, terms, *_ = torch.ops.snnfast.tssd_loss.default(
-            logits, target, aux_logits, *options, False, False, name
+            logits, target, aux_logits, *packed, False, False, name
         )
     return (loss, _named(terms, ("task", "temporal", "spatial"))) if return_terms else loss
 
 
-def check_options(loss, options: dict) -> None:
-    """What ``loss``, one of the three functions, refuses of all its keyword arguments before it
-    sees a tensor."""
-    check_numbers = {
+def loss_options(loss, **options) -> StepwiseLoss | TssdLoss:
+    """What ``loss``, one of the three functions, makes of its keyword arguments; refused is what it
+    can refuse before it sees a tensor."""
+    checked = {
         twkd_loss: _twkd_options, tser_loss: _tser_options, tssd_loss: _tssd_options,
     }[loss]  # fmt: skip
-    check_numbers(*(options[name] for name in inspect.signature(check_numbers).parameters))
-    if "student_steps" in options:
-        check.check_int(loss.__name__, "student_steps", options["student_steps"], 1)
-    if options["backend"] is not None:
-        check_name(options["backend"], loss.__name__)
+    parameters = inspect.signature(loss).parameters.values()
+    given = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY} | options
+    value = checked(*(given[name] for name in inspect.signature(checked).parameters))
+    if given["backend"] is not None:
+        check_name(given["backend"], loss.__name__)
+    if "student_steps" not in given:
+        return value
+    check.check_int(loss.__name__, "student_steps", given["student_steps"], 1)
+    return value._replace(student_steps=given["student_steps"])
 
 
 def temporal_cross_entropy(

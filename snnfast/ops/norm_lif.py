@@ -1,260 +1,110 @@
 """``norm_lif``: BatchNorm, a residual and LIF in one pass, forward and backward.
 
-The contract, the launches, the autograd.Function, statistics, and the public function, in that
+The contract, the launches, the autograd.Function, the checks, and the public function, in that
 order. Kept for backward are y, the residual and a few numbers per channel: X and H are computed
 again from them.
 """
 
-import math
-
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from snnfast import reference
 from snnfast import surrogate as surrogates
 from snnfast.backends import layout
 from snnfast.backends import spec as specs
-from snnfast.ops import lif as neurons
+from snnfast.ops import layer as layers
+from snnfast.ops import norm as norms
 from snnfast.ops import validation as check
 from snnfast.ops.packed import mark_spikes
-from snnfast.ops.select import module
+from snnfast.ops.select import implementation, recomputes_dx
 
 _library = torch.library.Library("snnfast", "FRAGMENT")
 _NORM = "Tensor mean, Tensor scale, Tensor bias"
-_library.define("norm_stats(Tensor y, bool static, str backend) -> (Tensor mean, Tensor var)")
 _library.define(
     f"norm_lif_forward(Tensor y, Tensor? residual, {_NORM}, Tensor? v0, Tensor? rate, "
-    f"{neurons._LAYER}, int state, bool keep) -> (Tensor s, Tensor v, Tensor borders)",
-    tags=neurons._TAGS,
+    f"{layers.LAYER}, int state, bool keep) -> (Tensor s, Tensor v, Tensor borders)",
+    tags=layers.TAGS,
 )
 _library.define(
     f"norm_lif_backward(Tensor y, Tensor? residual, {_NORM}, Tensor? v0, Tensor? rate, "
-    f"Tensor borders, Tensor? ds, Tensor? dv, {neurons._LAYER}, bool want_dx, bool want_dv0, "
+    f"Tensor borders, Tensor? ds, Tensor? dv, {layers.LAYER}, bool want_dx, bool want_dv0, "
     "bool want_drate) -> (Tensor dx, Tensor sums, Tensor dv0, Tensor drate)",
-    tags=neurons._TAGS,
+    tags=layers.TAGS,
 )
 _library.define(
-    f"norm_lif_gradient(Tensor y, {_NORM}, Tensor? v0, Tensor? rate, Tensor borders, Tensor? ds, "
-    f"Tensor? dv, Tensor ga, Tensor gb, Tensor gc, {neurons._LAYER}) -> Tensor",
-    tags=neurons._TAGS,
+    f"norm_lif_dy(Tensor y, {_NORM}, Tensor? v0, Tensor? rate, Tensor borders, Tensor? ds, "
+    f"Tensor? dv, Tensor a, Tensor b, Tensor c, {layers.LAYER}) -> Tensor",
+    tags=layers.TAGS,
 )
-_library.define(
-    "norm_backward(Tensor y, Tensor dx, Tensor mean, Tensor a, Tensor b, Tensor c, bool static, "
-    "str backend) -> Tensor",
-    tags=neurons._TAGS,
-)
-_library.define(
-    "norm_backward_(Tensor y, Tensor(a!) dx, Tensor mean, Tensor a, Tensor b, Tensor c, "
-    "bool static, str backend) -> ()",
-    tags=neurons._TAGS,
-)
-_library.define(
-    "norm_prepare(Tensor mean, Tensor var, Tensor? weight, Tensor(a!)? running_mean, "
-    "Tensor(b!)? running_var, float momentum, float unbias, float eps, str backend) "
-    "-> (Tensor inv_std, Tensor scale)"
-)
-_library.define(
-    "norm_finish(Tensor sums, Tensor scale, Tensor inv_std, SymInt count, str backend) "
-    "-> (Tensor dweight, Tensor dbias, Tensor b, Tensor c)"
-)
-
-
-# Where memory is slow and arithmetic is not, the second pass of backward computes the gradient of X
-# again instead of reading what the first has written: 5b bytes an element instead of 6b.
-_RECOMPUTE = ("triton", "cuda")
-
-
-def _axis(static: bool) -> int:
-    """The first axis after time."""
-    return 0 if static else 1
-
-
-def _place(y: Tensor, static: bool) -> tuple[Tensor, int, int]:
-    """y as [T, ...] with dense steps, and where its channels are: their number and ``inner``."""
-    y = layout.with_dense_steps(y, _axis(static))
-    axis = _axis(static)
-    channels = y.shape[axis + 1]
-    if y.is_contiguous():
-        inner = math.prod(y.shape[axis + 2 :])
-    else:
-        inner = layout.step_strides(y, axis)[1]
-    return (y.unsqueeze(0) if static else y), channels, inner
-
-
-@torch.library.register_fake("snnfast::norm_stats", lib=_library)
-def _(y, static, backend):
-    empty = y.new_empty(y.shape[_axis(static) + 1], dtype=check.state_dtype(y))
-    return empty, torch.empty_like(empty)
-
-
-def _run_stats(y, static, backend):
-    sequence, channels, inner = _place(y, static)
-    mean = y.new_empty(channels, dtype=check.state_dtype(y))
-    var = torch.empty_like(mean)
-    module(backend).norm_stats(sequence, channels, inner, mean, var)
-    return mean, var
-
-
-def _empty_like(y: Tensor, steps: int, static: bool) -> Tensor:
-    leading = [] if static else [neurons.steps_of(y, steps, static)]
-    return layout.empty_steps(y, _axis(static), leading, y.dtype)
-
-
-def _allocate_backward(y, v0, mean, rate, steps, static, want_dx, want_dv0, want_drate):
-    dx = _empty_like(y, steps, static) if want_dx else y.new_empty(0)
-    dv0 = layout.empty_steps(y, _axis(static), [], mean.dtype) if want_dv0 else mean.new_empty(0)
-    drate = torch.empty_like(rate) if want_drate else mean.new_empty(0)
-    return dx, mean.new_empty((2, mean.shape[0])), dv0, drate
 
 
 @torch.library.register_fake("snnfast::norm_lif_forward", lib=_library)
-def _(y, residual, mean, scale, bias, v0, rate, steps, static, charge, rate_value, divide, theta,
-      reset, hard, detach_reset, surrogate, a, b, spiking, backend, state, keep):  # fmt: skip
-    return neurons._allocate_forward(y, steps, static, state, keep)
+def _(y, residual, mean, scale, bias, v0, rate, steps, choices, numbers, backend, state, keep):
+    return layers.empty_forward(y, layers.unpacked(y, steps, choices, numbers), state, keep)
+
+
+def _empty_backward(y, mean, rate, layer, want_dx, want_dv0, want_drate):
+    dx = layers.empty_input(y, layer) if want_dx else y.new_empty(0)
+    sums = mean.new_empty((2, mean.shape[0]))
+    return dx, sums, *layers.empty_backward(y, rate, layer, want_dv0, want_drate)
 
 
 @torch.library.register_fake("snnfast::norm_lif_backward", lib=_library)
-def _(y, residual, mean, scale, bias, v0, rate, borders, ds, dv, steps, static, charge, rate_value,
-      divide, theta, reset, hard, detach_reset, surrogate, a, b, spiking, backend, want_dx,
-      want_dv0, want_drate):  # fmt: skip
-    return _allocate_backward(y, v0, mean, rate, steps, static, want_dx, want_dv0, want_drate)
+def _(y, residual, mean, scale, bias, v0, rate, borders, ds, dv, steps, choices, numbers, backend,
+      *wanted):  # fmt: skip
+    layer = layers.unpacked(y, steps, choices, numbers)
+    return _empty_backward(y, mean, rate, layer, *wanted)
 
 
-@torch.library.register_fake("snnfast::norm_lif_gradient", lib=_library)
-def _(y, mean, scale, bias, v0, rate, borders, ds, dv, ga, gb, gc, steps, static, charge,
-      rate_value, divide, theta, reset, hard, detach_reset, surrogate, a, b, spiking,
-      backend):  # fmt: skip
-    return _empty_like(y, steps, static)
+@torch.library.register_fake("snnfast::norm_lif_dy", lib=_library)
+def _(y, mean, scale, bias, v0, rate, borders, ds, dv, a, b, c, steps, choices, numbers, backend):
+    return layers.empty_input(y, layers.unpacked(y, steps, choices, numbers))
 
 
-@torch.library.register_fake("snnfast::norm_backward", lib=_library)
-def _(y, dx, mean, a, b, c, static, backend):
-    return torch.empty_like(dx)
-
-
-@torch.library.register_fake("snnfast::norm_backward_", lib=_library)
-def _(y, dx, mean, a, b, c, static, backend):
-    return None
-
-
-def _laid_out(y, static, v0, borders, ds, dv):
-    """What backward reads beside y, as kernels read it."""
-    axis = _axis(static)
-    tensors = (v0, borders if borders.numel() else None, dv)
-    v0, borders, dv = (layout.like_steps(t, y, axis) for t in tensors)
-    return v0, borders, layout.like_steps(ds, y, axis, any_stride=True), dv
-
-
-def _run_forward(y, residual, mean, scale, bias, v0, rate, steps, static, charge, rate_value,
-                 divide, theta, reset, hard, detach_reset, surrogate, a, b, spiking, backend, state,
+def _run_forward(y, residual, mean, scale, bias, v0, rate, steps, choices, numbers, backend, state,
                  keep):  # fmt: skip
-    layer = (charge, rate_value, divide, theta, reset, hard, detach_reset, surrogate, a, b, spiking)
-    y, sequence, rate, spec = neurons._launch_inputs(y, rate, steps, static, layer)
-    s, v, borders = neurons._allocate_forward(y, steps, static, state, keep)
-    norm = specs.Norm(mean, scale, bias, *_place(y, static)[1:])
-    v0 = layout.like_steps(v0, y, _axis(static))
-    residual = layout.like_steps(residual, y, _axis(static), any_stride=True)
+    layer = layers.unpacked(y, steps, choices, numbers)
+    y, sequence, rate, layer = layers.as_launched(y, rate, layer)
+    s, v, borders = layers.empty_forward(y, layer, state, keep)
+    norm = specs.Norm(mean, scale, bias, *norms.with_channels(y, layer.static)[1:])
+    v0 = layout.like_steps(v0, y, layers.axis(layer))
+    residual = layout.like_steps(residual, y, layers.axis(layer), any_stride=True)
     outputs = (s, v if state else None, borders if borders.numel() else None)
-    module(backend).lif_forward(spec, sequence, v0, rate, *outputs, norm, residual)
+    implementation(backend).lif_forward(layer, sequence, v0, rate, *outputs, norm, residual)
     return s, v, borders
 
 
-def _run_backward(y, residual, mean, scale, bias, v0, rate, borders, ds, dv, steps, static, charge,
-                  rate_value, divide, theta, reset, hard, detach_reset, surrogate, a, b, spiking,
-                  backend, want_dx, want_dv0, want_drate):  # fmt: skip
-    layer = (charge, rate_value, divide, theta, reset, hard, detach_reset, surrogate, a, b, spiking)
-    y, sequence, rate, spec = neurons._launch_inputs(y, rate, steps, static, layer)
-    wanted = (want_dx, want_dv0, want_drate)
-    outputs = _allocate_backward(y, v0, mean, rate, steps, static, *wanted)
+def _run_backward(y, residual, mean, scale, bias, v0, rate, borders, ds, dv, steps, choices,
+                  numbers, backend, want_dx, want_dv0, want_drate):  # fmt: skip
+    layer = layers.unpacked(y, steps, choices, numbers)
+    y, sequence, rate, layer = layers.as_launched(y, rate, layer)
+    outputs = _empty_backward(y, mean, rate, layer, want_dx, want_dv0, want_drate)
     dx, sums, dv0, drate = outputs
-    norm = specs.Norm(mean, scale, bias, *_place(y, static)[1:])
-    v0, borders, ds, dv = _laid_out(y, static, v0, borders, ds, dv)
-    residual = layout.like_steps(residual, y, _axis(static), any_stride=True)
+    norm = specs.Norm(mean, scale, bias, *norms.with_channels(y, layer.static)[1:])
+    v0, *kept = layers.gradients_as_launched(y, layer, v0, borders, ds, dv)
+    residual = layout.like_steps(residual, y, layers.axis(layer), any_stride=True)
     grads = (dx if want_dx else None, dv0 if want_dv0 else None, drate if want_drate else None)
-    module(backend).lif_backward(
-        spec, sequence, v0, rate, borders, ds, dv, *grads, norm, residual, sums
+    implementation(backend).lif_backward(
+        layer, sequence, v0, rate, *kept, *grads, norm, residual, sums
     )
     return outputs
 
 
-def _run_gradient(y, mean, scale, bias, v0, rate, borders, ds, dv, ga, gb, gc, steps, static,
-                  charge, rate_value, divide, theta, reset, hard, detach_reset, surrogate, a, b,
-                  spiking, backend):  # fmt: skip
-    layer = (charge, rate_value, divide, theta, reset, hard, detach_reset, surrogate, a, b, spiking)
-    y, sequence, rate, spec = neurons._launch_inputs(y, rate, steps, static, layer)
-    dy = _empty_like(y, steps, static)
-    norm = specs.Norm(mean, scale, bias, *_place(y, static)[1:])
-    v0, borders, ds, dv = _laid_out(y, static, v0, borders, ds, dv)
-    module(backend).norm_gradient(spec, sequence, v0, rate, borders, ds, dv, dy, norm, ga, gb, gc)
+def _run_dy(y, mean, scale, bias, v0, rate, borders, ds, dv, a, b, c, steps, choices, numbers,
+            backend):  # fmt: skip
+    layer = layers.unpacked(y, steps, choices, numbers)
+    y, sequence, rate, layer = layers.as_launched(y, rate, layer)
+    dy = layers.empty_input(y, layer)
+    norm = specs.Norm(mean, scale, bias, *norms.with_channels(y, layer.static)[1:])
+    v0, *kept = layers.gradients_as_launched(y, layer, v0, borders, ds, dv)
+    implementation(backend).norm_lif_dy(layer, sequence, v0, rate, *kept, dy, norm, a, b, c)
     return dy
-
-
-def _run_norm_backward(y, dx, mean, a, b, c, static, backend, dy=None):
-    sequence, channels, inner = _place(y, static)
-    dy = torch.empty_like(dx) if dy is None else dy
-    norm = specs.Norm(mean, a, c, channels, inner)
-    steps = (dx[None], dy[None]) if static else (dx, dy)
-    module(backend).norm_backward(sequence, steps[0], norm, a, b, c, steps[1])
-    return dy
-
-
-def _run_norm_backward_in_place(y, dx, mean, a, b, c, static, backend):
-    _run_norm_backward(y, dx, mean, a, b, c, static, backend, dy=dx)
-
-
-@torch.library.register_fake("snnfast::norm_prepare", lib=_library)
-def _(mean, var, weight, running_mean, running_var, momentum, unbias, eps, backend):
-    return torch.empty_like(mean), torch.empty_like(mean)
-
-
-@torch.library.register_fake("snnfast::norm_finish", lib=_library)
-def _(sums, scale, inv_std, count, backend):
-    return tuple(torch.empty_like(scale) for _ in range(4))
-
-
-def _run_prepare(mean, var, weight, running_mean, running_var, momentum, unbias, eps, backend):
-    """(1 / sqrt(var + eps), weight times that). Running statistics, where given, take a share
-    ``momentum`` of mean and of var * unbias."""
-    running = None if running_mean is None else (running_mean, running_var)
-    own = getattr(module(backend), "norm_prepare", None)
-    # On a CPU a dozen small ops take as long as a pass over a small layer.
-    if own is not None and all(t.is_contiguous() for t in running or ()):
-        inv_std, scale = own(mean, var, weight, running, momentum, unbias, eps)
-    else:
-        if running:
-            running_mean.lerp_(mean, momentum)
-            running_var.lerp_(var * unbias, momentum)
-        inv_std = reference.inverse_std(var, eps)
-        scale = inv_std if weight is None else weight * inv_std
-    if running:
-        torch.autograd.graph.increment_version(running)
-    return inv_std, inv_std.clone() if scale is inv_std else scale
-
-
-def _run_finish(sums, scale, inv_std, count, backend):
-    """The gradients of weight and bias, and b and c of ``norm_backward`` for statistics of
-    ``count`` values, or for constant ones (0)."""
-    own = getattr(module(backend), "norm_finish", None)
-    if own is not None:
-        return own(sums, scale, inv_std, count)
-    dbias, moment = sums.clone().unbind()
-    if not count:
-        return moment * inv_std, dbias, torch.zeros_like(dbias), torch.zeros_like(dbias)
-    c = scale * dbias / -count
-    b = scale * inv_std * inv_std * moment / -count
-    return moment * inv_std, dbias, b, c
 
 
 for _device in ("CPU", "CUDA"):
-    _library.impl("norm_prepare", _run_prepare, _device)
-    _library.impl("norm_finish", _run_finish, _device)
-    _library.impl("norm_stats", _run_stats, _device)
     _library.impl("norm_lif_forward", _run_forward, _device)
     _library.impl("norm_lif_backward", _run_backward, _device)
-    _library.impl("norm_lif_gradient", _run_gradient, _device)
-    _library.impl("norm_backward", _run_norm_backward, _device)
-    _library.impl("norm_backward_", _run_norm_backward_in_place, _device)
+    _library.impl("norm_lif_dy", _run_dy, _device)
 
 
 def _is_batched(dx: Tensor) -> bool:
@@ -264,75 +114,52 @@ def _is_batched(dx: Tensor) -> bool:
 
 class _NormLif(torch.autograd.Function):
     """``batch`` is the number of values a channel's statistics were taken of, None where they are
-    constants; ``group`` the ranks that share them."""
+    constants; ``group`` the ranks that share them. ``again``: the second pass of backward computes
+    the gradient of X again instead of reading it."""
 
     @staticmethod
     def forward(
-        ctx, y, residual, weight, bias, v0, rate, mean, inv_std, scale, layer, state, batch, group
+        ctx, y, residual, weight, bias, v0, rate, mean, inv_std, scale, call, batch, group, again
     ):
         shift = torch.zeros_like(mean) if bias is None else bias
         s, v, borders = torch.ops.snnfast.norm_lif_forward.default(
-            y, residual, mean, scale, shift, v0, rate, *layer, state, True
+            y, residual, mean, scale, shift, v0, rate, *call.packed, call.state, True
         )
         ctx.save_for_backward(y, residual, scale, shift, v0, rate, mean, inv_std, borders)
         ctx.set_materialize_grads(False)
-        ctx.layer, ctx.batch, ctx.group = layer, batch, group
-        return (s, v) if state else s
+        ctx.layer, ctx.packed, ctx.backend = call.layer, call.packed, call.backend
+        ctx.batch, ctx.group, ctx.again = batch, group, again
+        return (s, v) if call.state else s
 
     @staticmethod
     def backward(ctx, ds, dv=None):
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            raise RuntimeError(
-                "norm_lif: gradients must be taken once, got create_graph=True; "
-                "backend='reference' is differentiable twice"
-            )
+        layers.refuse_twice("norm_lif")
         y, residual, scale, shift, v0, rate, mean, inv_std, borders = ctx.saved_tensors
-        want = ctx.needs_input_grad
-        static, backend = ctx.layer[1], ctx.layer[-1]
-        again = backend in _RECOMPUTE and residual is None
+        want_dy, want_dresidual, _, _, want_dv0, want_drate, *_ = ctx.needs_input_grad
         norm, inputs = (mean, scale, shift), (v0, rate, borders, ds, dv)
-        dx, sums, dv0, dfactor = torch.ops.snnfast.norm_lif_backward.default(
-            y, residual, *norm, *inputs, *ctx.layer, not again, want[4], want[5]
+        dx, sums, dv0, drate = torch.ops.snnfast.norm_lif_backward.default(
+            y, residual, *norm, *inputs, *ctx.packed, not ctx.again, want_dv0, want_drate
         )
-        dy = drate = None
-        finish = torch.ops.snnfast.norm_finish.default
-        if ctx.group is None:
-            dweight, dbias, b, c = finish(sums, scale, inv_std, ctx.batch or 0, backend)
-        else:
-            dweight, dbias, _, _ = finish(sums, scale, inv_std, 0, backend)
-        if want[5]:  # the kernels give the gradient of 1/tau
-            drate = -dfactor / (rate * rate) if ctx.layer[4] else dfactor
-        if want[0]:
-            if ctx.group is not None:
-                dist.all_reduce(sums, group=ctx.group)
-                _, _, b, c = finish(sums, scale, inv_std, 1, backend)
-                b, c = b / ctx.batch, c / ctx.batch
-            operands = (y, dx, mean, scale, b, c)
-            if again:
-                dy = torch.ops.snnfast.norm_lif_gradient.default(
-                    y, *norm, *inputs, scale, b, c, *ctx.layer
+        dweight, dbias, b, c = norms.finished(
+            sums, scale, inv_std, ctx.batch, ctx.group, ctx.backend
+        )
+        if want_drate:
+            drate = layers.rate_gradient(ctx.layer, rate, drate)
+        dy = None
+        if want_dy:
+            operands = (y, dx, mean, scale, b, c, ctx.layer.static, ctx.backend)
+            if ctx.again:
+                dy = torch.ops.snnfast.norm_lif_dy.default(
+                    y, *norm, *inputs, scale, b, c, *ctx.packed
                 )
-            elif not (want[1] or torch.compiler.is_compiling() or _is_batched(dx)):
-                # In place: nobody else sees the gradient of X.
-                torch.ops.snnfast.norm_backward_.default(*operands, static, backend)
+            elif want_dresidual or torch.compiler.is_compiling() or _is_batched(dx):
+                dy = torch.ops.snnfast.norm_dy.default(*operands)
+            else:  # in place: nobody else sees the gradient of X
+                torch.ops.snnfast.norm_dy_.default(*operands)
                 dy = dx
-            else:
-                dy = torch.ops.snnfast.norm_backward.default(*operands, static, backend)
         grads = (dy, dx, dweight, dbias, dv0, drate)
-        return *(grad if wanted else None for grad, wanted in zip(grads, want)), *[None] * 7
-
-
-def _joined(mean: Tensor, var: Tensor, count: int, group) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, biased variance and count over all ranks of ``group``, whose counts may differ."""
-    own = torch.cat([mean.double(), var.double(), mean.new_tensor([count], dtype=torch.float64)])
-    parts = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(parts, own, group=group)
-    parts, channels = torch.stack(parts), mean.shape[0]
-    means, variances, counts = parts[:, :channels], parts[:, channels:-1], parts[:, -1:]
-    total = counts.sum()
-    joined = (counts * means).sum(0) / total
-    spread = (counts * (variances + (means - joined).square())).sum(0) / total
-    return joined.to(mean.dtype), spread.to(mean.dtype), total.to(mean.dtype)
+        wanted = (grad if want else None for grad, want in zip(grads, ctx.needs_input_grad))
+        return *wanted, *[None] * 7
 
 
 def _check_channels(name: str, tensor, y: Tensor, channels: int, exact: bool) -> None:
@@ -389,7 +216,7 @@ def norm_lif(
     momentum: float = 0.1,
     eps: float = 1e-5,
     v0: Tensor | None = None,
-    tau: "float | Tensor" = neurons.DEFAULT_TAU,
+    tau: "float | Tensor" = layers.DEFAULT_TAU,
     v_threshold: float = 1.0,
     v_reset: float | None = 0.0,
     decay_input: bool = True,
@@ -442,12 +269,12 @@ def norm_lif(
     check.check_input("norm_lif", "y", y)
     static = timesteps is not None
     least = 2 if static else 3
-    if static and timesteps == 0:
-        raise ValueError("norm_lif: timesteps must be >= 1, got 0")
+    if static:
+        check.check_int("norm_lif", "timesteps", timesteps, 1)
     if y.dim() < least or y.numel() == 0:
         form = "[B, C, ...]" if static else "[T, B, C, ...]"
         raise ValueError(f"norm_lif: y must be {form}, none of them 0, got {tuple(y.shape)}")
-    channels = y.shape[_axis(static) + 1]
+    channels = y.shape[norms.channel_axis(static)]
     check.check_bool("norm_lif", "training", training)
     if (running_mean is None) != (running_var is None):
         raise ValueError("norm_lif: running_mean and running_var must both be given, or neither")
@@ -461,12 +288,12 @@ def norm_lif(
     if residual is not None:
         _check_residual(residual, y, static)
     check.refuse_transforms("norm_lif", residual, weight, bias)
-    layer, rate, state, v_reset, chosen = neurons.check_neuron(
+    call = layers.checked_call(
         "norm_lif", y, v0, tau=tau, v_threshold=v_threshold, v_reset=v_reset,
         decay_input=decay_input, detach_reset=detach_reset, surrogate=surrogate, inv_tau=inv_tau,
         timesteps=timesteps, return_state=return_state, backend=backend,
     )  # fmt: skip
-    dtype = check.state_dtype(y)
+    dtype, plain = check.state_dtype(y), call.backend == "reference"
     weight, bias = (None if p is None else p.to(dtype).contiguous() for p in (weight, bias))
     use_batch = training or running_mean is None
     count = y.numel() // channels  # a static input has the statistics of one step
@@ -475,63 +302,58 @@ def norm_lif(
             "norm_lif: y must have more than one value per channel in training, "
             f"got shape {tuple(y.shape)}"
         )
-    name = layer[-1]
+    if plain and use_batch and process_group is not None:
+        raise ValueError("norm_lif: process_group must be None on the reference backend")
+    y = y if plain else layout.with_dense_steps(y, layers.axis(call.layer))
 
-    mean, var, batch, unbias = None, None, None, 1.0
+    batch, unbias = None, 1.0
     running = (running_mean, running_var) if training and running_mean is not None else None
-    if use_batch:
-        with torch.no_grad():
-            if name == "reference":
-                wide = y.detach().to(dtype)
-                mean, var = reference.channel_stats(wide, _axis(static) + 1)
-            else:
-                dense = layout.with_dense_steps(y.detach(), _axis(static))
-                mean, var = torch.ops.snnfast.norm_stats.default(dense, static, name)
+    with torch.no_grad():
+        if not use_batch:
+            # Copies: what backward keeps must not change when a later call updates the statistics.
+            mean, var = running_mean.clone(), running_var.clone()
+        elif plain:
+            wide = y.detach().to(dtype)
+            mean, var = reference.channel_stats(wide, norms.channel_axis(static))
+            batch = count
+        else:
+            mean, var = torch.ops.snnfast.norm_stats.default(y.detach(), static, call.backend)
             batch = count
             if process_group is not None:
-                mean, var, batch = _joined(mean, var, count, process_group)
-            if running is not None:
-                total = batch * (timesteps or 1)
-                unbias = total / (total - 1)
-                if name == "reference" or process_group is not None:
-                    running_mean.lerp_(mean, momentum)
-                    running_var.lerp_(var * unbias, momentum)
-                    running = None
-    else:
-        # Copies: what backward keeps must not change when a later call updates the statistics.
-        mean, var = running_mean.clone(), running_var.clone()
+                mean, var, batch = norms.joined(mean, var, count, process_group)
+        if running is not None:
+            total = batch * (timesteps or 1)
+            unbias = total / (total - 1)
+            if plain or process_group is not None:
+                norms.update_running(*running, mean, var, momentum, unbias)
+                running = None
+        if not plain:
+            inv_std, scale = torch.ops.snnfast.norm_prepare.default(
+                mean, var, weight, *(running or (None, None)), momentum, unbias, eps, call.backend
+            )
 
-    if name == "reference":
-        if use_batch and process_group is not None:
-            raise ValueError("norm_lif: process_group must be None on the reference backend")
-        ones, zeros = torch.ones((), dtype=dtype), torch.zeros((), dtype=dtype)
-        s, states = reference.norm_lif(
-            y, residual, v0,
-            weight=(ones if weight is None else weight).to(y.device).expand(channels),
-            bias=(zeros if bias is None else bias).to(y.device).expand(channels),
-            mean=None if use_batch else mean, var=None if use_batch else var, eps=eps,
-            timesteps=timesteps, rate=rate if rate is not None else layer[3], divide=layer[4],
-            v_threshold=layer[5], v_reset=v_reset, decay_input=decay_input,
-            detach_reset=detach_reset, surrogate=chosen,
+    if plain:
+        one, zero = torch.ones((), dtype=dtype), torch.zeros((), dtype=dtype)
+        return call.results(
+            *reference.norm_lif(
+                y, residual, v0, eps=eps,
+                weight=(one if weight is None else weight).to(y.device).expand(channels),
+                bias=(zero if bias is None else bias).to(y.device).expand(channels),
+                mean=None if use_batch else mean, var=None if use_batch else var,
+                **call.in_plain_words,
+            )
         )  # fmt: skip
-        if not state:
-            return s
-        return s, states[1:] if state == neurons.STATE_ALL else states[-1]
-
-    y = layout.with_dense_steps(y, _axis(static))
-    with torch.no_grad():
-        inv_std, scale = torch.ops.snnfast.norm_prepare.default(
-            mean, var, weight, *(running or (None, None)), momentum, unbias, eps, name
-        )
-    inputs = (y, residual, weight, bias, v0, rate)
+    inputs = (y, residual, weight, bias, v0, call.rate)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
-        result = _NormLif.apply(*inputs, mean, inv_std, scale, layer, state, batch, process_group)
+        again = residual is None and recomputes_dx(call.backend)
+        constants = (mean, inv_std, scale, call._replace(rate=None), batch, process_group, again)
+        result = _NormLif.apply(*inputs, *constants)
     else:
         shift = torch.zeros_like(mean) if bias is None else bias
         s, v, _ = torch.ops.snnfast.norm_lif_forward.default(
-            y, residual, mean, scale, shift, v0, rate, *layer, state, False
+            y, residual, mean, scale, shift, v0, call.rate, *call.packed, call.state, False
         )
-        result = (s, v) if state else s
-    if chosen.spiking:
-        mark_spikes(result[0] if state else result)
+        result = (s, v) if call.state else s
+    if call.surrogate.spiking:
+        mark_spikes(result[0] if call.state else result)
     return result

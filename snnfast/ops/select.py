@@ -13,6 +13,8 @@ from contextlib import contextmanager
 
 import torch
 
+from snnfast.backends.contract import Backend
+
 KERNELS = ("cpu", "triton", "cuda")
 NAMES = ("auto", "reference", *KERNELS)
 
@@ -42,19 +44,25 @@ _DEFAULT = _environment_default()
 
 
 @functools.cache
-def module(name: str):
-    """The backend's module: its launchers and ``available()``."""
+def implementation(name: str) -> Backend:
+    """The backend of that name."""
     if name not in KERNELS:
         raise ValueError(f"backend must be one of {', '.join(KERNELS)}, got {name!r}")
-    return importlib.import_module(f"snnfast.backends.{name}")
+    functions = importlib.import_module(f"snnfast.backends.{name}")
+    return Backend(functions, **functions.CAPABILITIES)
 
 
 def _unavailable(name: str) -> str | None:
-    return module(name).available()
+    return implementation(name).available()
+
+
+def recomputes_dx(name: str) -> bool:
+    """That capability of a backend."""
+    return implementation(name).recomputes_dx
 
 
 # What torch.compiler.assume_constant_result does, without its import of the compiler (2 s).
-_unavailable._dynamo_marked_constant = True
+_unavailable._dynamo_marked_constant = recomputes_dx._dynamo_marked_constant = True
 
 
 def check_name(name: str, op: str) -> None:

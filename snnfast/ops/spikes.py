@@ -1,17 +1,17 @@
 """``pack_spikes`` and ``unpack_spikes``: spikes as bits, and back.
 
-The contract, the plain PyTorch version, the launch on a backend, and the public functions, in that
-order. Element i, in row-major order, is bit i % 8 of byte i // 8.
+The contract, the launch on a backend, and the public functions, in that order. Element i, in
+row-major order, is bit i % 8 of byte i // 8.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from snnfast import reference
 from snnfast.ops import validation as check
-from snnfast.ops.select import module, select
+from snnfast.ops.select import implementation, select
 
 _library = torch.library.Library("snnfast", "FRAGMENT")
 _library.define("pack_spikes(Tensor s, str backend) -> Tensor")
@@ -34,33 +34,21 @@ def _(bits, shape, dtype, backend):
     return bits.new_empty(shape, dtype=dtype)
 
 
-def _reference_pack(s: Tensor) -> Tensor:
-    ones = (s.reshape(-1) != 0).to(torch.uint8)
-    ones = torch.nn.functional.pad(ones, (0, -ones.numel() % 8)).view(-1, 8)
-    return (ones << torch.arange(8, dtype=torch.uint8, device=s.device)).sum(1, dtype=torch.uint8)
-
-
-def _reference_unpack(bits: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    lanes = torch.arange(8, dtype=torch.uint8, device=bits.device)
-    ones = (bits[:, None] >> lanes) & 1
-    return ones.view(-1)[: math.prod(shape)].to(dtype).view(shape)
-
-
 def _run_pack(s, backend):
     if backend == "reference":
-        return _reference_pack(s)
+        return reference.pack_spikes(s)
     bits = _empty_bits(s)
     if s.numel():
-        module(backend).pack_spikes(s.contiguous(), bits)
+        implementation(backend).pack_spikes(s.contiguous(), bits)
     return bits
 
 
 def _run_unpack(bits, shape, dtype, backend):
     if backend == "reference":
-        return _reference_unpack(bits, shape, dtype)
+        return reference.unpack_spikes(bits, shape, dtype)
     s = torch.empty(shape, dtype=dtype, device=bits.device)
     if s.numel():
-        module(backend).unpack_spikes(bits.contiguous(), s)
+        implementation(backend).unpack_spikes(bits.contiguous(), s)
     return s
 
 
@@ -75,11 +63,11 @@ def pack_in_memory(s: Tensor, backend: str, look: bool) -> Tensor | None:
     if backend == "reference":
         s = s.as_strided((s.numel(),), (1,))
         is_spikes = not look or ((s == 1) | ((s == 0) & ~s.signbit())).all()
-        return _reference_pack(s) if is_spikes else None
+        return reference.pack_spikes(s) if is_spikes else None
     bits = _empty_bits(s)
     if look:
-        return bits if module(backend).pack_if_spikes(s, bits) else None
-    module(backend).pack_spikes(s, bits)
+        return bits if implementation(backend).pack_if_spikes(s, bits) else None
+    implementation(backend).pack_spikes(s, bits)
     return bits
 
 
@@ -137,6 +125,8 @@ def unpack_spikes(
         raise TypeError(
             f"unpack_spikes: dtype must be float32, float16, bfloat16 or float64, got {got}"
         )
+    if not isinstance(shape, Sequence):
+        raise TypeError(f"unpack_spikes: shape must be ints, got {check.type_name(shape)}")
     shape, count = list(shape), 1
     for size in shape:
         if isinstance(size, bool) or not isinstance(size, (int, torch.SymInt)):

@@ -3,6 +3,7 @@
 Before any launch; nothing is cast, and only a layout that no kernel reads is copied.
 """
 
+import functools
 import math
 
 import torch
@@ -10,6 +11,22 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
 from snnfast.backends.layout import IO_DTYPES, state_dtype
+
+
+def memoized(function):
+    """Arguments that were checked once are good for good; under torch.compile they are traced."""
+    cached = functools.lru_cache(256, typed=True)(function)
+
+    @functools.wraps(function)
+    def call(*args):
+        if torch.compiler.is_compiling():
+            return function(*args)
+        try:
+            return cached(*args)
+        except TypeError:  # one of them is not hashable, or of a wrong type
+            return function(*args)
+
+    return call
 
 
 def type_name(value) -> str:
@@ -136,6 +153,30 @@ def check_rate(op: str, name: str, rate: Tensor, x: Tensor, shape: torch.Size) -
         if not bool(((values >= low) & (values <= high) & values.isfinite()).all()):
             bound = ">= 1 and finite" if name == "tau" else "in 0..1"
             raise ValueError(f"{op}: {name} must be {bound}, got {values.tolist()}")
+
+
+def check_sequence(op: str, logits) -> None:
+    """Logits [T, B, C]."""
+    check_input(op, "logits", logits)
+    if logits.dim() != 3 or logits.numel() == 0:
+        raise ValueError(
+            f"{op}: logits must be [T, B, C], none of them 0, got {tuple(logits.shape)}"
+        )
+
+
+def check_labels(op: str, target, logits: Tensor) -> None:
+    """int64 [B] beside logits [T, B, C]."""
+    if not isinstance(target, Tensor) or target.dtype != torch.int64:
+        raise TypeError(f"{op}: target must be int64 labels, got {type_name(target)}")
+    if target.shape != logits.shape[1:2]:
+        hint = "; logits are [T, B, C], time first" if target.shape == logits.shape[:1] else ""
+        raise ValueError(
+            f"{op}: target must have shape ({logits.shape[1]},), got {tuple(target.shape)}{hint}"
+        )
+    if target.device != logits.device:
+        raise ValueError(
+            f"{op}: target must be on logits' device {logits.device}, got {target.device}"
+        )
 
 
 def check_logits(op: str, name: str, tensor, logits: Tensor, shape: tuple[int, ...]) -> None:

@@ -12,18 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from snnfast.backends._cuda_launch import (
-    DTYPES,
-    IO,
-    ahead_of_time,
-    check_status,
-    compiled,
-    launch_compiled,
-    place,
-    pointer,
-)
-from snnfast.backends.contract import checked
-from snnfast.backends.spec import SELF_NONE, StepwiseSpec, TssdSpec
+from snnfast.backends.cuda import launch as driver
+from snnfast.backends.cuda.launch import DTYPES, IO, check_status, launch_compiled, pointer
+from snnfast.backends.spec import SELF_NONE, StepwiseLoss, TssdLoss
 
 _ROW = struct.Struct("=8Q4q6q2f4i")
 _STEPWISE = struct.Struct("=8f5i")
@@ -62,73 +53,63 @@ def plan(steps: int, classes: int, other_steps: int, probabilities: bool, slots:
     return Plan(False, threads, 4 * _SCRATCH, slots)
 
 
-@checked
 def stepwise_loss(
-    spec: StepwiseSpec,
+    loss: StepwiseLoss,
     logits: Tensor,
     target: Tensor,
     teacher_logits: Tensor | None,
-    loss: Tensor,
+    value: Tensor,
     terms: Tensor,
     unit: Tensor,
     gradient: Tensor | None,
 ) -> None:
-    """Fills ``loss``, ``terms`` [4], ``unit`` and ``gradient``.
-
-    Where T + 3 vectors of C numbers fit 48 KB, reads the logits once and writes the gradient once:
-    2b bytes per logit, b those of the dtype.
-    """
-    slots = int(spec.self_target != SELF_NONE)
+    slots = int(loss.self_target != SELF_NONE)
     steps = logits.shape[0]
-    results = (loss, terms, unit)
-    rows = _Rows(spec, logits, target, teacher_logits, slots, (gradient, None))
-    rows.run("stepwise", _stepwise(spec), *results, _weights(spec, steps, steps))
+    results = (value, terms, unit)
+    rows = _Rows(loss, logits, target, teacher_logits, slots, (gradient, None))
+    rows.run("stepwise", _stepwise(loss), *results, _weights(loss, steps, steps))
 
 
-@checked
 def tssd_loss(
-    spec: TssdSpec,
+    loss: TssdLoss,
     logits: Tensor,
     target: Tensor,
     aux_logits: Tensor | None,
-    loss: Tensor,
+    value: Tensor,
     terms: Tensor,
     unit: Tensor,
     gradient: Tensor | None,
     aux_gradient: Tensor | None,
 ) -> None:
-    """Fills ``loss``, ``terms`` [3], ``unit`` and the gradients, as ``stepwise_loss`` does."""
-    slots = 2 if aux_logits is None or spec.per_step else 3
+    slots = 2 if aux_logits is None or loss.per_step else 3
     steps = logits.shape[0]
-    results = (loss, terms, unit)
-    rows = _Rows(spec, logits, target, aux_logits, slots, (gradient, aux_gradient))
-    rows.run("tssd", _tssd(spec, steps), *results, _weights(spec, steps, 1))
+    results = (value, terms, unit)
+    rows = _Rows(loss, logits, target, aux_logits, slots, (gradient, aux_gradient))
+    rows.run("tssd", _tssd(loss, steps), *results, _weights(loss, steps, 1))
 
 
-@checked
 def scale_gradient(gradient: Tensor, grad_output: Tensor, unit: Tensor, scaled: Tensor) -> None:
-    """scaled = gradient * (grad_output * unit); 2b bytes per element."""
     pointers = [pointer(t) for t in (gradient, scaled, grad_output, unit)]
     args = _SCALE.pack(*pointers, gradient.numel())
-    dtype, (device, stream) = DTYPES.index(gradient.dtype), place(gradient)
-    module = ahead_of_time()
+    dtype, (device, stream) = DTYPES.index(gradient.dtype), driver.place(gradient)
+    module = driver.ahead_of_time()
     if module is not None:
         check_status("distill", module, module.scale_gradient(dtype, device, stream, args))
         return
     blocks = -(-gradient.numel() // (16 // gradient.element_size()) // _SCALE_THREADS)
-    kernel = compiled("distill", device, ("-DSNN_SCALE", f"-DSNN_IO={IO[dtype]}"))
+    kernel = driver.compiled("distill", device, ("-DSNN_SCALE", f"-DSNN_IO={IO[dtype]}"))
     launch_compiled("distill", kernel, device, stream, (blocks, _SCALE_THREADS), args)
 
 
 class _Rows:
     """The launch over the rows of a batch. ``other``: a teacher [B, C], or logits [T, B, C]."""
 
-    def __init__(self, spec, logits, target, other, slots, gradients):
+    def __init__(self, loss, logits, target, other, slots, gradients):
         steps, rows, classes = logits.shape
         probabilities = target.is_floating_point()
         other_steps = 0 if other is None else other.shape[0] if other.dim() == 3 else 1
         self.plan = plan(steps, classes, other_steps, probabilities, slots)
-        self.logits, self.spec = logits, spec
+        self.logits, self.loss = logits, loss
         self.labels = None if probabilities else target
         self.parts = torch.empty(rows, 4, dtype=torch.float32, device=logits.device)
         workspace = None
@@ -138,10 +119,10 @@ class _Rows:
         self.kept = workspace  # until it is launched
         strides = (0, 0, 0) if other is None else (0, *other.stride())[-3:]
         inputs = (logits, other, self.labels, target if probabilities else None)
-        smoothing = spec.label_smoothing
+        smoothing = loss.label_smoothing
         self.args = _ROW.pack(
             *(pointer(t) for t in (*inputs, *gradients, workspace, self.parts)),
-            *(steps, rows, classes, spec.ignore_index),
+            *(steps, rows, classes, loss.ignore_index),
             *logits.stride(),
             *strides,
             *(1 - smoothing, smoothing / classes),
@@ -150,14 +131,14 @@ class _Rows:
             *(other_steps, slots),
         )
 
-    def run(self, objective, args, loss, terms, unit, weights) -> None:
+    def run(self, objective, args, value, terms, unit, weights) -> None:
         """Launches the rows of the objective, then their sum."""
-        pointers = [pointer(t) for t in (self.parts, self.labels, loss, terms, unit)]
+        pointers = [pointer(t) for t in (self.parts, self.labels, value, terms, unit)]
         rows = self.logits.shape[1]
-        finish = _FINISH.pack(*pointers, rows, self.spec.ignore_index, *weights, terms.numel())
-        dtype, (device, stream) = DTYPES.index(self.logits.dtype), place(self.logits)
+        finish = _FINISH.pack(*pointers, rows, self.loss.ignore_index, *weights, terms.numel())
+        dtype, (device, stream) = DTYPES.index(self.logits.dtype), driver.place(self.logits)
         resident, threads, shared, _ = self.plan
-        module = ahead_of_time()
+        module = driver.ahead_of_time()
         if module is not None:
             launch = module.stepwise_loss if objective == "stepwise" else module.tssd_loss
             status = launch(
@@ -165,11 +146,11 @@ class _Rows:
             )
             check_status("distill", module, status)
             return
-        kernel = compiled("distill", device, defines(objective, dtype, resident))
+        kernel = driver.compiled("distill", device, defines(objective, dtype, resident))
         launch_compiled(
             "distill", kernel, device, stream, (rows, threads), self.args, args, shared_mem=shared
         )
-        kernel = compiled("distill", device, ("-DSNN_FINISH",))
+        kernel = driver.compiled("distill", device, ("-DSNN_FINISH",))
         launch_compiled(
             "distill", kernel, device, stream, (1, _FINISH_THREADS), finish, shared_mem=8 * _SCRATCH
         )
@@ -187,32 +168,32 @@ def _floats(*values: float) -> list[float]:
 
 
 @lru_cache(maxsize=256)
-def _weights(spec, steps: int, terms_per_row: int) -> tuple[float, ...]:
+def _weights(loss, steps: int, terms_per_row: int) -> tuple[float, ...]:
     """Of the struct that finishes a loss: weights [4], what terms are divided by, and the unit."""
-    padded = (*spec.weights, 0.0)[:4]
-    return (*padded, float(terms_per_row), steps * spec.gradient_scale)
+    padded = (*loss.weights, 0.0)[:4]
+    return (*padded, float(terms_per_row), steps * loss.gradient_scale)
 
 
 @lru_cache(maxsize=256)
-def _stepwise(spec: StepwiseSpec) -> bytes:
-    scale, (ce, kl, own, entropy) = spec.gradient_scale, spec.weights
-    tau, sharpness = spec.temperature, spec.kl_scale / spec.temperature
+def _stepwise(loss: StepwiseLoss) -> bytes:
+    scale, (ce, kl, own, entropy) = loss.gradient_scale, loss.weights
+    tau, sharpness = loss.temperature, loss.kl_scale / loss.temperature
     return _STEPWISE.pack(
-        *_floats(1 / spec.ce_temperature, 1 / tau, 1 / spec.entropy_temperature, spec.kl_scale),
-        *_floats(scale * ce / spec.ce_temperature, scale * kl * sharpness),
-        *_floats(scale * own * sharpness, -scale * entropy / spec.entropy_temperature),
-        *(spec.self_target, spec.skip_all_wrong, spec.entropy),
-        *(spec.ce_temperature == tau, spec.entropy_temperature == tau),
+        *_floats(1 / loss.ce_temperature, 1 / tau, 1 / loss.entropy_temperature, loss.kl_scale),
+        *_floats(scale * ce / loss.ce_temperature, scale * kl * sharpness),
+        *_floats(scale * own * sharpness, -scale * entropy / loss.entropy_temperature),
+        *(loss.self_target, loss.skip_all_wrong, loss.entropy),
+        *(loss.ce_temperature == tau, loss.entropy_temperature == tau),
     )
 
 
 @lru_cache(maxsize=256)
-def _tssd(spec: TssdSpec, steps: int) -> bytes:
-    scale, (task, temporal, spatial) = spec.gradient_scale, spec.weights
-    share, sharpness = steps / spec.student_steps, spec.kl_scale / spec.temperature
+def _tssd(loss: TssdLoss, steps: int) -> bytes:
+    scale, (task, temporal, spatial) = loss.gradient_scale, loss.weights
+    share, sharpness = steps / loss.student_steps, loss.kl_scale / loss.temperature
     return _TSSD.pack(
-        *_floats(1 / spec.temperature, spec.kl_scale, spec.ce_all, spec.ce_student),
-        *_floats(scale * task * spec.ce_all, scale * task * spec.ce_student * share),
+        *_floats(1 / loss.temperature, loss.kl_scale, loss.ce_all, loss.ce_student),
+        *_floats(scale * task * loss.ce_all, scale * task * loss.ce_student * share),
         *_floats(scale * temporal * sharpness * share, scale * spatial * sharpness),
-        *(spec.student_steps, spec.per_step),
+        *(loss.student_steps, loss.per_step),
     )

@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from snnfast.backends._triton_call import THREAD, WARPS, Call
-from snnfast.backends.contract import checked
 from snnfast.backends.spec import SEGMENT, Norm
+from snnfast.backends.triton.launch import THREAD, WARPS, Call
 
 _OPTIONS = {"num_warps": WARPS, "enable_fp_fusion": False}
 # A row of channels-last tiles is at most as many bytes: one cache line, and many rows a program, so
@@ -127,14 +126,12 @@ def stats_calls(y: Tensor, channels: int, inner: int, mean: Tensor, var: Tensor)
     return take, finish
 
 
-@checked
 def norm_stats(y: Tensor, channels: int, inner: int, mean: Tensor, var: Tensor) -> None:
-    """Mean and biased variance [C] over the steps and neurons of y [T, ...]; b bytes an element."""
     for call in stats_calls(y, channels, inner, mean, var):
         call.launch(y.device)
 
 
-def norm_backward_call(y, dx, norm: Norm, a, b, c, dy) -> Call:
+def norm_dy_call(y, dx, norm: Norm, a, b, c, dy) -> Call:
     """The launch behind ``norm_backward``."""
     from snnfast.kernels.norm_lif import norm_backward as kernel
 
@@ -145,9 +142,5 @@ def norm_backward_call(y, dx, norm: Norm, a, b, c, dy) -> Call:
     return Call(kernel, programs, arguments, {"TILE": tile, **_steps(steps), **_OPTIONS})
 
 
-@checked
-def norm_backward(
-    y: Tensor, dx: Tensor, norm: Norm, a: Tensor, b: Tensor, c: Tensor, dy: Tensor
-) -> None:
-    """dy = a dx + b (y - mean) + c, [T, ...] and [C]; dy may be dx. 3b bytes an element."""
-    norm_backward_call(y, dx, norm, a, b, c, dy).launch(y.device)
+def norm_dy(y: Tensor, dx: Tensor, norm: Norm, a: Tensor, b: Tensor, c: Tensor, dy: Tensor) -> None:
+    norm_dy_call(y, dx, norm, a, b, c, dy).launch(y.device)

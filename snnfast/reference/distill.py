@@ -20,7 +20,7 @@ def stepwise_loss(
 ) -> tuple[Tensor, Tensor]:
     """Per step: cross-entropy, KL to the teacher, KL to the own target, entropy (TWKD, TSER).
 
-    ``spec`` has the fields of ``snnfast.backends.spec.StepwiseSpec``. Returns the loss and the four
+    ``spec`` has the fields of ``snnfast.backends.spec.StepwiseLoss``. Returns the loss and the four
     terms, detached.
     """
     y, label, valid = _labels(target, logits, spec.label_smoothing, spec.ignore_index)
@@ -51,7 +51,7 @@ def tssd_loss(
 ) -> tuple[Tensor, Tensor]:
     """Temporal-spatial self-distillation. Returns the loss and its three terms, detached.
 
-    ``spec`` has the fields of ``snnfast.backends.spec.TssdSpec``.
+    ``spec`` has the fields of ``snnfast.backends.spec.TssdLoss``.
     """
     y, _, valid = _labels(target, logits, spec.label_smoothing, spec.ignore_index)
     z = _computed(logits, valid)

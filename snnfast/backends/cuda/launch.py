@@ -4,6 +4,7 @@ compiled by NVRTC through CuPy at first use. Arguments are structs, packed as by
 
 import hashlib
 import importlib
+import importlib.util
 from functools import cache
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def not_built() -> str | None:
     try:
         importlib.import_module("snnfast._cuda")
     except ModuleNotFoundError:
-        note = Path(__file__).resolve().parents[1] / "_no_cuda.txt"
+        note = Path(__file__).resolve().parents[2] / "_no_cuda.txt"
         why = note.read_text().strip() if note.is_file() else "snnfast is not installed"
         return f"snnfast._cuda was not built: {why}"
     except ImportError as error:
@@ -53,7 +54,7 @@ def check_status(op: str, module, status: int) -> None:
 @cache
 def sources() -> Path:
     """The folder of the device code: in the wheel, or beside the package in a checkout."""
-    package = Path(__file__).resolve().parents[1]
+    package = Path(__file__).resolve().parents[2]
     for folder in (package / "_csrc", package.parent / "csrc"):
         if (folder / "cuda" / "lif.cuh").is_file():
             return folder
@@ -104,3 +105,26 @@ def launch_compiled(
             kernel((grid[0],), (grid[1],), args, **options)
     except Exception as error:
         raise RuntimeError(f"{op}: the CUDA launch failed: {error}") from error
+
+
+@cache
+def available() -> str | None:
+    """None where this backend can run; else what was tried and the command that enables it."""
+    built = torch.version.cuda
+    if built is None:
+        return (
+            f"torch {torch.__version__} was built without CUDA; pytorch.org/get-started/locally "
+            "has the command that installs one with it"
+        )
+    if not torch.cuda.is_available():
+        return f"torch (CUDA {built}) finds no usable GPU: nvidia-smi shows whether the driver does"
+    if ahead_of_time() is None and importlib.util.find_spec("cupy") is None:
+        return (
+            f"{not_built()}; CuPy, which compiles at first use instead, is not "
+            f"installed: pip install cupy-cuda{built.split('.')[0]}x"
+        )
+    return None
+
+
+def details() -> str:
+    return not_built() or "snnfast._cuda, built by nvcc at install"

@@ -10,17 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from snnfast.backends._cuda_launch import (
-    DTYPES,
-    IO,
-    ahead_of_time,
-    check_status,
-    compiled,
-    launch_compiled,
-    place,
-    pointer,
-)
-from snnfast.backends.contract import checked
+from snnfast.backends.cuda import launch as driver
+from snnfast.backends.cuda.launch import DTYPES, IO, check_status, launch_compiled, pointer
 from snnfast.backends.spec import Norm
 
 _NORM = struct.Struct("=8Qq2i4q4i")
@@ -96,29 +87,29 @@ class Launch:
         if sums:
             shape = (self.at.blocks, self.at.slots, 2 if kind == "backward" else 4)
             self.parts = torch.empty(shape, dtype=torch.float32, device=x.device)
-        residual, spec = more.get("residual"), more.get("spec")
+        residual, layer = more.get("residual"), more.get("layer")
         stride = 0 if residual is None or residual.shape[0] == 1 else residual.stride(0)
-        neuron = (spec.charge, spec.hard) if spec else (0, 0)
+        neuron = (layer.charge, layer.hard) if layer else (0, 0)
         pointers += [pointer(residual), pointer(self.parts)]
         self.args = _NORM.pack(*pointers, stride, *neuron, *self.at)
 
     def run(self, names: tuple[str, ...], *args: bytes, total: bytes = b"") -> None:
         """``names``: the -D options of the kernel, besides its kind."""
-        dtype, (device, stream) = DTYPES.index(self.x.dtype), place(self.x)
-        module = ahead_of_time()
+        dtype, (device, stream) = DTYPES.index(self.x.dtype), driver.place(self.x)
+        module = driver.ahead_of_time()
         if module is not None:
             launch = getattr(module, f"norm_{self.kind}")
             status = launch(dtype, self.vector, device, stream, *args, self.args, total)
             check_status("norm_lif", module, status)
             return
-        kernel = compiled("norm", device, (f"-DSNN_NORM_{self.kind.upper()}", *names))
+        kernel = driver.compiled("norm", device, (f"-DSNN_NORM_{self.kind.upper()}", *names))
         shared = shared_bytes(self.kind, self.lanes)
         grid = (self.at.blocks, _THREADS)
         launch_compiled(
             "norm_lif", kernel, device, stream, grid, *args, self.args, shared_mem=shared
         )
         if total:
-            kernel = compiled("norm", device, ("-DSNN_NORM_TOTALS",))
+            kernel = driver.compiled("norm", device, ("-DSNN_NORM_TOTALS",))
             grid = (-(-self.at.channels // _total_lanes(self.at)), _TOTAL_THREADS)
             shared = 8 * _TOTAL_THREADS
             launch_compiled("norm_lif", kernel, device, stream, grid, total, shared_mem=shared)
@@ -148,9 +139,7 @@ def _time_stride(t: Tensor) -> int:
     return t.stride(0) if t.shape[0] > 1 else 0
 
 
-@checked
 def norm_stats(y: Tensor, channels: int, inner: int, mean: Tensor, var: Tensor) -> None:
-    """Mean and biased variance [C] over the steps and neurons of y [T, ...]; b bytes an element."""
     steps, neurons, stride = y.shape[0], y.numel() // y.shape[0], _time_stride(y)
     vector = _vector(y, neurons, stride)
     launch = Launch("stats", y, neurons, vector, Norm(mean, mean, var, channels, inner))
@@ -159,11 +148,7 @@ def norm_stats(y: Tensor, channels: int, inner: int, mean: Tensor, var: Tensor) 
     launch.run(_map_names(launch), args, total=total)
 
 
-@checked
-def norm_backward(
-    x: Tensor, dx: Tensor, norm: Norm, a: Tensor, b: Tensor, c: Tensor, dy: Tensor
-) -> None:
-    """dy = a dx + b (x - mean) + c, [T, ...] and [C]; dy may be dx. 3b bytes an element."""
+def norm_dy(x: Tensor, dx: Tensor, norm: Norm, a: Tensor, b: Tensor, c: Tensor, dy: Tensor) -> None:
     steps, neurons, stride = x.shape[0], x.numel() // x.shape[0], _time_stride(x)
     vector = _vector(x, neurons, stride, dx, dy)
     launch = Launch("apply", x, neurons, vector, norm, a=a, b=b, c=c)

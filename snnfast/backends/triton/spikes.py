@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from snnfast.backends._triton_call import Call
-from snnfast.backends.contract import checked
+from snnfast.backends.triton.launch import Call
 
 # The word of 1, and the bytes of bits that a program makes: 16 bytes of spikes a thread, twice.
 _ONE = {torch.float32: 0x3F800000, torch.float16: 0x3C00, torch.bfloat16: 0x3F80}
@@ -30,21 +29,15 @@ def unpack_call(bits: Tensor, s: Tensor) -> Call:
     return Call(kernel, -(-bits.numel() // size), (bits, s, s.numel()), constants)
 
 
-@checked
 def pack_spikes(s: Tensor, bits: Tensor) -> None:
-    """Fills ``bits`` [ceil(N / 8)] with those of the dense ``s``, in the order of its memory."""
     pack_call(s, bits, None).launch(s.device)
 
 
-@checked
 def pack_if_spikes(s: Tensor, bits: Tensor) -> bool:
-    """The same, and whether all elements are +0 or 1, for which it waits."""
     exact = torch.ones(1, dtype=torch.int32, device=s.device)
     pack_call(s, bits, exact).launch(s.device)
     return bool(exact.item())
 
 
-@checked
 def unpack_spikes(bits: Tensor, s: Tensor) -> None:
-    """Fills the dense ``s`` with 0 and 1."""
     unpack_call(bits, s).launch(s.device)

@@ -11,9 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from snnfast.backends._triton_call import Call
-from snnfast.backends.contract import checked
-from snnfast.backends.spec import SELF_CORRECT, SELF_NONE, StepwiseSpec, TssdSpec
+from snnfast.backends.spec import SELF_CORRECT, SELF_NONE, StepwiseLoss, TssdLoss
+from snnfast.backends.triton.launch import Call
 
 _BUCKETS = (1, 2, 4, 6, 8)
 """Steps that a program holds in registers; T between two of them takes the larger."""
@@ -108,45 +107,45 @@ def _shape_constants(cut: Tile, access: _Access) -> dict:
 
 
 @functools.lru_cache(maxsize=1024)
-def _stepwise_plan(spec: StepwiseSpec, steps: int, classes: int, soft: bool, teacher: bool):
+def _stepwise_plan(loss: StepwiseLoss, steps: int, classes: int, soft: bool, teacher: bool):
     """Flags of the kernel, and the numbers it takes after the sizes."""
     from snnfast.kernels.distill_stepwise import CE, OTHER, TAU, StepwiseFlags
 
-    ce_tau, tau, entropy_tau = spec.ce_temperature, spec.temperature, spec.entropy_temperature
-    softmaxes = teacher or spec.self_target != SELF_NONE
+    ce_tau, tau, entropy_tau = loss.ce_temperature, loss.temperature, loss.entropy_temperature
+    softmaxes = teacher or loss.self_target != SELF_NONE
     shared = TAU.value if entropy_tau == tau and softmaxes else OTHER.value
     shared = CE.value if entropy_tau == ce_tau else shared
     flags = StepwiseFlags(
-        own=spec.self_target,
-        skip=spec.skip_all_wrong and spec.self_target == SELF_CORRECT,
-        entropy=spec.entropy,
+        own=loss.self_target,
+        skip=loss.skip_all_wrong and loss.self_target == SELF_CORRECT,
+        entropy=loss.entropy,
         soft=soft,
         tau_is_ce=tau == ce_tau,
-        entropy_is=shared if spec.entropy else OTHER.value,
-        ce=spec.weights[0] != 0,
-        kl=spec.weights[1] != 0,
-        self_=spec.weights[2] != 0,
-        spread=spec.entropy and spec.weights[3] != 0,
+        entropy_is=shared if loss.entropy else OTHER.value,
+        ce=loss.weights[0] != 0,
+        kl=loss.weights[1] != 0,
+        self_=loss.weights[2] != 0,
+        spread=loss.entropy and loss.weights[3] != 0,
     )
-    ce, kl, own, spread = (weight * spec.gradient_scale for weight in spec.weights)
-    sharpness = spec.kl_scale / tau
+    ce, kl, own, spread = (weight * loss.gradient_scale for weight in loss.weights)
+    sharpness = loss.kl_scale / tau
     pulls = (ce / ce_tau, kl * sharpness, own * sharpness, -spread * _LN_2 / entropy_tau)
-    smoothing = (1.0 - spec.label_smoothing, spec.label_smoothing / classes)
+    smoothing = (1.0 - loss.label_smoothing, loss.label_smoothing / classes)
     temperatures = (ce_tau, tau, entropy_tau)
     rates = (_LOG2_E / temperature for temperature in temperatures)
     numbers = (*smoothing, *rates, *pulls, 1.0 / steps, _FAR * max(temperatures))
-    return flags, (spec.ignore_index, *numbers)
+    return flags, (loss.ignore_index, *numbers)
 
 
-def stepwise_call(spec: StepwiseSpec, logits, target, teacher, gradient) -> tuple[Call, Tensor]:
+def stepwise_call(loss: StepwiseLoss, logits, target, teacher, gradient) -> tuple[Call, Tensor]:
     """The first launch behind ``stepwise_loss``, and the sums it leaves."""
     from snnfast.kernels.distill_stepwise import stepwise_rows
     from snnfast.kernels.distill_stepwise_chunks import stepwise_chunks
 
     steps, batch, classes = logits.shape
-    cut = tile(steps, batch, classes, correct=spec.self_target == SELF_CORRECT)
+    cut = tile(steps, batch, classes, correct=loss.self_target == SELF_CORRECT)
     access = _access(logits)
-    plan = (spec, steps, classes, target.is_floating_point(), teacher is not None)
+    plan = (loss, steps, classes, target.is_floating_point(), teacher is not None)
     flags, numbers = _stepwise_plan(*plan)
     programs, parts = _parts(cut, logits)
     sizes = (steps, batch, classes // access.vec, *access.strides[0])
@@ -162,37 +161,37 @@ def stepwise_call(spec: StepwiseSpec, logits, target, teacher, gradient) -> tupl
 
 
 @functools.lru_cache(maxsize=1024)
-def _tssd_plan(spec: TssdSpec, steps: int, classes: int, soft: bool, aux: bool):
+def _tssd_plan(loss: TssdLoss, steps: int, classes: int, soft: bool, aux: bool):
     """Flags of the kernel, and the numbers it takes after the sizes."""
     from snnfast.kernels.distill_tssd import EACH, MEAN, NONE, TssdFlags
 
-    task, temporal, spatial = spec.weights
+    task, temporal, spatial = loss.weights
     flags = TssdFlags(
-        aux=((EACH if spec.per_step else MEAN) if aux else NONE).value,
+        aux=((EACH if loss.per_step else MEAN) if aux else NONE).value,
         soft=soft,
-        tau_is_ce=spec.temperature == 1,
-        all=spec.ce_all != 0,
-        student=spec.ce_student != 0,
+        tau_is_ce=loss.temperature == 1,
+        all=loss.ce_all != 0,
+        student=loss.ce_student != 0,
         task=task != 0,
         temporal=temporal != 0,
         spatial=spatial != 0,
     )
-    sharpness = spec.kl_scale / spec.temperature
-    early = steps / spec.student_steps
+    sharpness = loss.kl_scale / loss.temperature
+    early = steps / loss.student_steps
     pulls = (
-        task * spec.ce_all, early * task * spec.ce_student,
+        task * loss.ce_all, early * task * loss.ce_student,
         early * temporal * sharpness, spatial * sharpness,
     )  # fmt: skip
     return flags, (
-        spec.ignore_index, 1.0 - spec.label_smoothing, spec.label_smoothing / classes,
-        _LOG2_E, _LOG2_E / spec.temperature, 1.0 / steps, 1.0 / spec.student_steps,
-        spec.ce_all, spec.ce_student, *(pull * spec.gradient_scale for pull in pulls),
-        _FAR * max(1.0, spec.temperature),
+        loss.ignore_index, 1.0 - loss.label_smoothing, loss.label_smoothing / classes,
+        _LOG2_E, _LOG2_E / loss.temperature, 1.0 / steps, 1.0 / loss.student_steps,
+        loss.ce_all, loss.ce_student, *(pull * loss.gradient_scale for pull in pulls),
+        _FAR * max(1.0, loss.temperature),
     )  # fmt: skip
 
 
 def tssd_call(
-    spec: TssdSpec, logits, target, aux, gradient, aux_gradient
+    loss: TssdLoss, logits, target, aux, gradient, aux_gradient
 ) -> tuple[Call, Tensor]:  # fmt: skip
     """The first launch behind ``tssd_loss``, and the sums it leaves."""
     from snnfast.kernels.distill_tssd import tssd_rows
@@ -201,10 +200,10 @@ def tssd_call(
     steps, batch, classes = logits.shape
     cut = tile(steps, batch, classes, 1 if aux is None else 2)
     access = _access(logits) if aux is None else _access(logits, aux)
-    plan = (spec, steps, classes, target.is_floating_point(), aux is not None)
+    plan = (loss, steps, classes, target.is_floating_point(), aux is not None)
     flags, numbers = _tssd_plan(*plan)
     programs, parts = _parts(cut, logits)
-    sizes = (steps, spec.student_steps, batch, classes // access.vec)
+    sizes = (steps, loss.student_steps, batch, classes // access.vec)
     strides = (*access.strides[0], *access.strides[-1])
     tensors = (logits, target, aux, gradient, aux_gradient, parts)
     constants = {"FLAGS": flags, **_shape_constants(cut, access)}
@@ -220,8 +219,8 @@ def _parts(cut: Tile, logits: Tensor) -> tuple[int, Tensor]:
     return programs, torch.empty((programs, LINE), dtype=torch.float32, device=logits.device)
 
 
-def finish_call(parts, loss, terms, unit, factors, weights, unit_factor: float) -> Call:
-    """The launch that makes loss, terms and unit of the sums. ``factors`` times a sum, over the
+def finish_call(parts, value, terms, unit, factors, weights, unit_factor: float) -> Call:
+    """The launch that makes value, terms and unit of the sums. ``factors`` times a sum, over the
     rows that count, is a term."""
     from snnfast.kernels.distill import finish
 
@@ -235,7 +234,7 @@ def finish_call(parts, loss, terms, unit, factors, weights, unit_factor: float) 
         "num_warps": 4,
         "enable_fp_fusion": False,
     }
-    arguments = (parts, loss, terms, unit, programs, *factors, *weights, unit_factor)
+    arguments = (parts, value, terms, unit, programs, *factors, *weights, unit_factor)
     return Call(finish, 1, arguments, constants)
 
 
@@ -251,33 +250,27 @@ def scale_call(gradient, grad_output, unit, scaled) -> Call:
     )
 
 
-@checked
-def stepwise_loss(spec, logits, target, teacher_logits, loss, terms, unit, gradient) -> None:
-    """Fills loss, terms and unit, and gradient where it is given."""
+def stepwise_loss(loss, logits, target, teacher_logits, value, terms, unit, gradient) -> None:
     steps = logits.shape[0]
-    call, parts = stepwise_call(spec, logits, target, teacher_logits, gradient)
+    call, parts = stepwise_call(loss, logits, target, teacher_logits, gradient)
     call.launch(logits.device)
-    kl = spec.kl_scale / steps
-    factors, unit_factor = (1 / steps, kl, kl, 1 / steps), 1 / (steps * spec.gradient_scale)
-    last = finish_call(parts, loss, terms, unit, factors, spec.weights, unit_factor)
+    kl = loss.kl_scale / steps
+    factors, unit_factor = (1 / steps, kl, kl, 1 / steps), 1 / (steps * loss.gradient_scale)
+    last = finish_call(parts, value, terms, unit, factors, loss.weights, unit_factor)
     last.launch(logits.device)
 
 
-@checked
 def tssd_loss(
-    spec, logits, target, aux_logits, loss, terms, unit, gradient, aux_gradient
+    loss, logits, target, aux_logits, value, terms, unit, gradient, aux_gradient
 ) -> None:  # fmt: skip
-    """Fills loss, terms and unit, and the gradients that are given."""
     steps = logits.shape[0]
-    call, parts = tssd_call(spec, logits, target, aux_logits, gradient, aux_gradient)
+    call, parts = tssd_call(loss, logits, target, aux_logits, gradient, aux_gradient)
     call.launch(logits.device)
-    spatial = spec.kl_scale / steps if spec.per_step else spec.kl_scale
-    factors, unit_factor = (1.0, spec.kl_scale, spatial), 1 / (steps * spec.gradient_scale)
-    last = finish_call(parts, loss, terms, unit, factors, spec.weights, unit_factor)
+    spatial = loss.kl_scale / steps if loss.per_step else loss.kl_scale
+    factors, unit_factor = (1.0, loss.kl_scale, spatial), 1 / (steps * loss.gradient_scale)
+    last = finish_call(parts, value, terms, unit, factors, loss.weights, unit_factor)
     last.launch(logits.device)
 
 
-@checked
 def scale_gradient(gradient, grad_output, unit, scaled) -> None:
-    """Fills scaled with gradient times (grad_output times unit)."""
     scale_call(gradient, grad_output, unit, scaled).launch(gradient.device)

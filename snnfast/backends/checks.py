@@ -1,0 +1,266 @@
+"""The last door before tensors turn into addresses: sizes, strides and dtypes, held to the layer.
+
+The public functions refuse in their own words what a user can get wrong. Whoever comes another way
+(a traced graph that runs on other sizes, a hook that changes what autograd kept, an op called by
+its name) must not make a kernel touch memory that is not a tensor's. A check costs about a
+microsecond a tensor.
+"""
+
+from torch import Tensor, int64, uint8
+from torch import dtype as Dtype
+
+from snnfast.backends.layout import IO_DTYPES, is_dense, state_dtype
+from snnfast.backends.spec import LifLayer, Norm, StepwiseLoss, TssdLoss, segments
+
+CHARGES, SURROGATES = 3, 15
+
+
+def _refuse(name: str, wanted: str, t: Tensor) -> None:
+    dtype = str(t.dtype).removeprefix("torch.")
+    raise ValueError(
+        f"backend: {name} must be {wanted}, got {dtype} {list(t.shape)} with strides "
+        f"{list(t.stride())} on {t.device}"
+    )
+
+
+def _named(dtype: Dtype, shape) -> str:
+    return f"{str(dtype).removeprefix('torch.')} {list(shape)}"
+
+
+class _Steps:
+    """The sequence [T, ...] that a kernel walks: every step dense, any distance between steps. All
+    other tensors share its device and its layout within a step."""
+
+    __slots__ = ("contiguous", "device", "dtype", "shape", "state", "strides", "time")
+
+    def __init__(self, name: str, x: Tensor, steps: int | None = None):
+        if x.dtype not in IO_DTYPES or x.dim() == 0 or not x.numel():
+            _refuse(name, "a float tensor [T, ...] with elements", x)
+        if steps is not None and x.shape[0] != steps:
+            _refuse(name, f"[T, ...] with T = {steps}", x)
+        self.time, self.shape, self.strides = x.shape[0], x.shape[1:], x.stride()[1:]
+        self.dtype, self.device = x.dtype, x.device
+        self.state = state_dtype(x)
+        self.contiguous = x.is_contiguous()
+        if not self.contiguous and not is_dense(self.shape, self.strides):
+            _refuse(name, "dense in memory within a step", x)
+
+    def step(self, name: str, t: Tensor, dtype: Dtype) -> None:
+        """``t`` is [...]."""
+        self._check(name, t, dtype, 0)
+
+    def sequence(self, name: str, t: Tensor, dtype: Dtype, time=None, any_stride=False) -> None:
+        """``t`` is [T, ...] or [time, ...]; its steps lie side by side, or at ``any_stride``."""
+        time = self.time if time is None else time
+        self._check(name, t, dtype, 1)
+        if t.shape[0] != time:
+            _refuse(name, _named(dtype, (time, *self.shape)), t)
+        if any_stride or time == 1 or (self.contiguous and t.is_contiguous()):
+            return
+        if t.stride(0) != self.shape.numel():
+            _refuse(name, "dense in memory", t)
+
+    def state_of(self, name: str, t: Tensor | None) -> None:
+        """``t`` is a state [...], or one for each step."""
+        if t is not None and t.dim() > len(self.shape):
+            self.sequence(name, t, self.state)
+        elif t is not None:
+            self.step(name, t, self.state)
+
+    def borders(self, t: Tensor | None, steps: int) -> None:
+        count = segments(steps) - 1
+        if count and t is not None:
+            self.sequence("borders", t, self.state, time=count)
+        elif count:
+            raise ValueError(f"backend: borders must be given for T = {steps}, got None")
+
+    def _check(self, name: str, t: Tensor, dtype: Dtype, lead: int) -> None:
+        fits = t.dtype == dtype and t.shape[lead:] == self.shape and t.device == self.device
+        if not fits or t.dim() != lead + len(self.shape):
+            _refuse(name, _named(dtype, (*"T"[:lead], *self.shape)) + f" on {self.device}", t)
+        if self.contiguous and t.is_contiguous():
+            return
+        strides = t.stride()[lead:]
+        if any(
+            n != 1 and a != b for n, a, b in zip(self.shape, strides, self.strides, strict=True)
+        ):
+            _refuse(name, f"laid out with strides {list(self.strides)} within a step", t)
+
+
+def _row(name: str, t: Tensor, like: Tensor, dtype: Dtype, *shape: int) -> None:
+    if t.dtype != dtype or t.shape != shape or t.device != like.device or not t.is_contiguous():
+        _refuse(name, f"contiguous {_named(dtype, shape)} on {like.device}", t)
+
+
+def _channels(steps: _Steps, x: Tensor, norm: Norm) -> None:
+    """Parameters [C], and that the channels they belong to exist."""
+    _places(steps, norm.channels, norm.inner)
+    for name in ("mean", "scale", "bias"):
+        _row(name, getattr(norm, name), x, steps.state, norm.channels)
+
+
+def _places(steps: _Steps, channels: int, inner: int) -> None:
+    if channels < 1 or inner < 1 or steps.shape.numel() % (channels * inner):
+        raise ValueError(
+            f"backend: channels and inner must divide a step of {steps.shape.numel()} neurons, "
+            f"got {channels} and {inner}"
+        )
+
+
+def _neuron(layer: LifLayer, steps: _Steps, x: Tensor, v0, rate) -> None:
+    if not (0 <= layer.charge < CHARGES and 0 <= layer.surrogate < SURROGATES):
+        raise ValueError(
+            f"backend: charge and surrogate must be in the tables, got {layer.charge} and "
+            f"{layer.surrogate}"
+        )
+    if v0 is not None:
+        steps.step("v0", v0, steps.state)
+    if rate is not None:
+        _places(steps, layer.channels, layer.inner)
+        shape = (layer.channels,) if rate.dim() else ()
+        _row("rate", rate, x, steps.state, *shape)
+
+
+def lif_forward(layer: LifLayer, x, v0, rate, s, v, borders, norm, residual) -> None:
+    steps = _Steps("x", x, layer.steps)
+    _neuron(layer, steps, x, v0, rate)
+    steps.sequence("s", s, x.dtype)
+    steps.state_of("v", v)
+    if borders is not None:
+        steps.borders(borders, layer.steps)
+    if norm is not None:
+        _channels(steps, x, norm)
+    if residual is not None:
+        steps.sequence("residual", residual, x.dtype, any_stride=True)
+
+
+def lif_backward(
+    layer: LifLayer, x, v0, rate, borders, ds, dv, dx, dv0, drate, norm=None, residual=None,
+    sums=None,
+) -> None:  # fmt: skip
+    steps = _Steps("x", x, layer.steps)
+    _neuron(layer, steps, x, v0, rate)
+    steps.borders(borders, layer.steps)
+    if ds is not None:
+        steps.sequence("ds", ds, x.dtype, any_stride=True)
+    steps.state_of("dv", dv)
+    if dx is not None and dx.dim() < x.dim():
+        steps.step("dx", dx, x.dtype)
+    elif dx is not None:
+        steps.sequence("dx", dx, x.dtype)
+    if dv0 is not None:
+        steps.step("dv0", dv0, steps.state)
+    if drate is not None:
+        _row("drate", drate, x, steps.state, *((layer.channels,) if drate.dim() else ()))
+    if norm is not None:
+        _channels(steps, x, norm)
+    if residual is not None:
+        steps.sequence("residual", residual, x.dtype, any_stride=True)
+    if sums is not None:
+        _row("sums", sums, x, steps.state, 2, norm.channels)
+
+
+def norm_lif_dy(layer: LifLayer, x, v0, rate, borders, ds, dv, dy, norm, a, b, c) -> None:
+    lif_backward(layer, x, v0, rate, borders, ds, dv, dy, None, None, norm)
+    for name, row in (("a", a), ("b", b), ("c", c)):
+        _row(name, row, x, norm.mean.dtype, norm.channels)
+
+
+def norm_stats(y, channels: int, inner: int, mean, var) -> None:
+    steps = _Steps("y", y)
+    _places(steps, channels, inner)
+    _row("mean", mean, y, steps.state, channels)
+    _row("var", var, y, steps.state, channels)
+
+
+def norm_dy(y, dx, norm: Norm, a, b, c, dy) -> None:
+    steps = _Steps("y", y)
+    _channels(steps, y, norm)
+    steps.sequence("dx", dx, y.dtype)
+    steps.sequence("dy", dy, y.dtype)
+    for name, row in (("a", a), ("b", b), ("c", c)):
+        _row(name, row, y, steps.state, norm.channels)
+
+
+def norm_prepare(mean, var, weight, running) -> None:
+    running_mean, running_var = running or (None, None)
+    rows = {"mean": mean, "var": var, "weight": weight}
+    rows |= {"running_mean": running_mean, "running_var": running_var}
+    for name, row in rows.items():
+        if row is not None:
+            _row(name, row, mean, state_dtype(mean), *mean.shape)
+
+
+def norm_finish(sums, scale, inv_std) -> None:
+    for name, row in (("sums[0]", sums[0]), ("scale", scale), ("inv_std", inv_std)):
+        _row(name, row, scale, state_dtype(scale), *scale.shape)
+    _row("sums", sums, scale, scale.dtype, 2, *scale.shape)
+
+
+def _logits(name: str, t: Tensor, like: Tensor, shape) -> None:
+    if t.shape != shape or t.dtype not in IO_DTYPES or t.device != like.device:
+        _refuse(name, f"floating point {list(shape)} on {like.device}", t)
+
+
+def _loss(logits, target, value, terms, unit, count: int) -> None:
+    if logits.dim() != 3 or not logits.numel():
+        _refuse("logits", "[T, B, C] with elements", logits)
+    _logits("logits", logits, logits, logits.shape)
+    _, rows, classes = logits.shape
+    if target.dtype == int64:
+        _row("target", target, logits, int64, rows)
+    else:
+        _logits("target", target, logits, (rows, classes))
+        _row("target", target, logits, target.dtype, rows, classes)
+    state = state_dtype(logits)
+    _row("value", value, logits, state)
+    _row("terms", terms, logits, state, count)
+    _row("unit", unit, logits, state)
+
+
+def stepwise_loss(
+    loss: StepwiseLoss, logits, target, teacher_logits, value, terms, unit, gradient
+) -> None:
+    _loss(logits, target, value, terms, unit, 4)
+    if teacher_logits is not None:
+        _logits("teacher_logits", teacher_logits, logits, logits.shape[1:])
+    if gradient is not None:
+        _row("gradient", gradient, logits, logits.dtype, *logits.shape)
+    if not 0 <= loss.self_target <= 2:
+        raise ValueError(f"backend: self_target must be in 0..2, got {loss.self_target}")
+    if teacher_logits is None and loss.kl_weight != 0:
+        raise ValueError("backend: teacher_logits must be given where they have a weight, got None")
+
+
+def tssd_loss(
+    loss: TssdLoss, logits, target, aux_logits, value, terms, unit, gradient, aux_gradient
+) -> None:
+    _loss(logits, target, value, terms, unit, 3)
+    if not 1 <= loss.student_steps <= logits.shape[0]:
+        raise ValueError(
+            f"backend: student_steps must be in 1..{logits.shape[0]}, got {loss.student_steps}"
+        )
+    if aux_logits is not None:
+        _logits("aux_logits", aux_logits, logits, logits.shape)
+    elif loss.spatial_weight != 0 or aux_gradient is not None:
+        raise ValueError("backend: aux_logits must be given where they have a weight, got None")
+    for name, t in (("gradient", gradient), ("aux_gradient", aux_gradient)):
+        if t is not None:
+            _row(name, t, logits, logits.dtype, *logits.shape)
+
+
+def scale_gradient(gradient, grad_output, unit, scaled) -> None:
+    state = state_dtype(gradient)
+    if gradient.dtype not in IO_DTYPES:
+        _refuse("gradient", "floating point", gradient)
+    _row("gradient", gradient, gradient, gradient.dtype, *gradient.shape)
+    _row("scaled", scaled, gradient, gradient.dtype, *gradient.shape)
+    _row("grad_output", grad_output, gradient, state)
+    _row("unit", unit, gradient, state)
+
+
+def spikes(s: Tensor, bits: Tensor) -> None:
+    """Dense ``s``, in any order of its axes, and its bits."""
+    if s.dtype not in IO_DTYPES or not (s.is_contiguous() or is_dense(s.shape, s.stride())):
+        _refuse("s", "floating point and dense in memory", s)
+    _row("bits", bits, s, uint8, (s.numel() + 7) // 8)

@@ -1,0 +1,29 @@
+"""CUDA C++, on CUDA tensors, where asked for.
+
+``snnfast._cuda`` holds the kernels where nvcc was found at install. Without it the same sources
+(``csrc/cuda``) are compiled through CuPy when a configuration is first used, and kept. Neither
+knows torch: pointers, sizes, strides and a stream go in, packed as ``csrc`` has the structs.
+"""
+
+from snnfast.backends.cuda.distill import scale_gradient, stepwise_loss, tssd_loss
+from snnfast.backends.cuda.launch import available, details
+from snnfast.backends.cuda.lif import lif_backward, lif_forward, norm_lif_dy
+from snnfast.backends.cuda.norm_lif import norm_dy, norm_stats
+from snnfast.backends.cuda.spikes import pack_if_spikes, pack_spikes, unpack_spikes
+
+__all__ = [
+    "available",
+    "details",
+    "lif_backward",
+    "lif_forward",
+    "norm_dy",
+    "norm_lif_dy",
+    "norm_stats",
+    "pack_if_spikes",
+    "pack_spikes",
+    "scale_gradient",
+    "stepwise_loss",
+    "tssd_loss",
+    "unpack_spikes",
+]
+CAPABILITIES = {"recomputes_dx": True}

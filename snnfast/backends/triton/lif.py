@@ -1,0 +1,171 @@
+"""LIF on CUDA tensors through Triton, one launch each way; on CPU tensors under its interpreter.
+
+``forward_call`` and ``backward_call`` turn tensors into a kernel's arguments, so that the very same
+call can be compiled ahead of time where there is no GPU.
+"""
+
+import functools
+
+import torch
+from torch import Tensor
+
+from snnfast.backends.spec import INTEGRATE, SEGMENT, LifLayer, Norm
+from snnfast.backends.triton import norm_lif as norms
+from snnfast.backends.triton.launch import THREAD, WARPS, Call
+
+
+@functools.lru_cache(maxsize=1024)
+def _plan(
+    layer: LifLayer,
+    dtype: torch.dtype,
+    rate_dim: int | None,
+    static: bool,
+    v_all: bool,
+    sum_: bool,
+    tile=None,
+) -> tuple[dict, dict, tuple]:
+    """Constants of the forward and of the backward kernel, and the numbers that both take."""
+    from snnfast.kernels import neuron
+
+    steps = min(SEGMENT, 1 << (layer.steps - 1).bit_length())
+    forward = {
+        "CHARGE": neuron.NEURON["CHARGE"],
+        "FIRE": neuron.NEURON["FIRE"],
+        "RESET": neuron.NEURON["RESET"],
+        "FLAGS": neuron.LifFlags(
+            charge=layer.charge,
+            divide=layer.divide and layer.charge != INTEGRATE,
+            zero=layer.reset == 0,
+            hard=layer.hard,
+            detach_reset=layer.detach_reset,
+            surrogate=layer.surrogate,
+        ),
+        "RATE": "number" if rate_dim is None else "tau" if layer.divide else "factor",
+        "STATIC": static,
+        "V_ALL": v_all,
+        "LONG": layer.steps > SEGMENT,
+        "WHOLE": layer.steps % steps == 0,
+        "STEPS": steps,
+        "BLOCK": THREAD[dtype] * 32 * WARPS,
+        "TILE": tile,
+        "num_warps": WARPS,
+        "enable_fp_fusion": False,
+    }
+    backward = {**forward, "ADJOINT": neuron.NEURON["ADJOINT"], "SUM": sum_}
+    # The forward kernel knows nothing of the surrogate, nor of the reset's gradient.
+    forward["FLAGS"] = forward["FLAGS"]._replace(detach_reset=False, surrogate=0)
+
+    tau, factor = 1.0, 1.0
+    if rate_dim is None and layer.charge != INTEGRATE:
+        # 1/tau of tau as the kernel sees it, in float32.
+        tau = torch.tensor(layer.rate, dtype=torch.float32).item()
+        factor = 1.0 / tau if layer.divide else layer.rate
+    return forward, backward, (tau, factor, layer.theta, layer.reset, layer.a, layer.b)
+
+
+def _place(
+    layer: LifLayer, x: Tensor, rate: Tensor | None, norm: Norm | None, narrow: bool = False
+):
+    """What a program has of one timestep."""
+    n = x.numel() // layer.steps
+    if norm is not None:
+        rates = rate is not None and rate.dim() == 1
+        return norms.lay(norm.channels, norm.inner, n, x.dtype, rates, narrow)
+    channels = (layer.channels, layer.inner) if rate is not None and rate.dim() else (None, None)
+    return norms.Place(None, -(-n // (THREAD[x.dtype] * 32 * WARPS)), (None, None, *channels))
+
+
+def backward_place(layer: LifLayer, x, v0, rate, dv, norm: Norm | None):
+    """The same for backward. With all that there can be, 8 steps of 8 neurons and the sums over
+    channels are more than a thread's registers: then its accesses are of 8 bytes."""
+    more = not (v0 is None and rate is None and dv is None)
+    return _place(layer, x, rate, norm, more and x.dtype.itemsize == 2 and layer.steps > 4)
+
+
+def _affine(norm: Norm | None, residual: Tensor | None) -> tuple:
+    return (*((None,) * 3 if norm is None else norm[:3]), residual)
+
+
+def forward_call(
+    layer: LifLayer, x, v0, rate, s, v, borders, norm: Norm | None = None, residual=None
+) -> Call:
+    """The launch behind ``lif_forward``."""
+    from snnfast.kernels.lif import lif_forward as kernel
+
+    n, stride = s.numel() // layer.steps, x.stride(0)
+    v_all = v is not None and v.dim() == x.dim()
+    rate_dim = None if rate is None else rate.dim()
+    place = _place(layer, x, rate, norm)
+    constants, _, numbers = _plan(layer, x.dtype, rate_dim, stride == 0, v_all, False, place.tile)
+    residual_stride = None if residual is None else residual.stride(0)
+    tensors = (x, v0, rate, s, v, borders, *_affine(norm, residual))
+    arguments = (*tensors, layer.steps, n, stride, residual_stride, *place.sizes, *numbers)
+    return Call(kernel, place.programs, arguments, constants)
+
+
+def backward_call(
+    layer: LifLayer, x, v0, rate, borders, ds, dv, dx, dv0, drate, norm: Norm | None = None,
+    residual=None, sums=None, out=(None, None, None),
+) -> Call:  # fmt: skip
+    """The launch behind ``lif_backward``; ``drate`` and ``sums`` are buffers of partial sums."""
+    from snnfast.kernels.lif import lif_backward as kernel
+
+    n, stride = x.numel() // layer.steps, x.stride(0)
+    v_all = dv is not None and dv.dim() == x.dim()
+    rate_dim = None if rate is None else rate.dim()
+    sum_ = dx is not None and dx.dim() < x.dim()
+    place = backward_place(layer, x, v0, rate, dv, norm)
+    static = stride == 0 or sum_
+    _, constants, numbers = _plan(layer, x.dtype, rate_dim, static, v_all, sum_, place.tile)
+    strides = (0 if ds is None else ds.stride(0), None if residual is None else residual.stride(0))
+    tensors = (x, v0, rate, borders, ds, dv, dx, dv0, drate, *_affine(norm, residual), sums, *out)
+    arguments = (*tensors, layer.steps, n, stride, *strides, *place.sizes, *numbers)
+    return Call(kernel, place.programs, arguments, constants)
+
+
+def partial_sums(layer: LifLayer, x: Tensor, rate: Tensor, place=None) -> Tensor:
+    """Where backward puts its parts of the gradient of 1/tau: for a rate per channel one float32 a
+    neuron, with a norm one a row or column of a tile; else one a program."""
+    place = place or _place(layer, x, rate, None)
+    if rate.dim() and place.tile is not None:
+        return norms.partial_sums(place, 1, x.device)
+    size = x.numel() // layer.steps if rate.dim() else place.programs
+    return torch.empty(size, dtype=torch.float32, device=x.device)
+
+
+def lif_forward(
+    layer: LifLayer, x, v0, rate, s, v, borders, norm: Norm | None = None, residual=None
+) -> None:
+    forward_call(layer, x, v0, rate, s, v, borders, norm, residual).launch(x.device)
+
+
+def lif_backward(
+    layer: LifLayer, x, v0, rate, borders, ds, dv, dx, dv0, drate, norm: Norm | None = None,
+    residual=None, sums=None,
+) -> None:  # fmt: skip
+    place = backward_place(layer, x, v0, rate, dv, norm)
+    parts = None if drate is None else partial_sums(layer, x, rate, place)
+    moments = None if sums is None else norms.partial_sums(place, 2, x.device)
+    call = backward_call(
+        layer, x, v0, rate, borders, ds, dv, dx, dv0, parts, norm, residual, moments
+    )
+    call.launch(x.device)
+    if sums is not None:
+        norms.add_up(moments, sums)
+    if drate is None:
+        return
+    if not rate.dim():
+        torch.sum(parts, dim=0, out=drate)
+    elif norm is not None:
+        norms.add_up(parts, drate[None])
+    else:
+        torch.sum(parts.view(-1, layer.channels, layer.inner), dim=(0, 2), out=drate)
+
+
+def norm_lif_dy(
+    layer: LifLayer, x, v0, rate, borders, ds, dv, dy, norm: Norm, a: Tensor, b: Tensor, c: Tensor
+) -> None:
+    call = backward_call(
+        layer, x, v0, rate, borders, ds, dv, dy, None, None, norm, None, None, (a, b, c)
+    )
+    call.launch(x.device)

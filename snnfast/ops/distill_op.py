@@ -1,0 +1,208 @@
+"""What the distillation losses are to a backend: the contract (schemas and fakes), the launch, and
+the autograd.Functions, in that order.
+
+Forward computes the gradient with respect to the logits as well, as if the loss were a sum over
+steps and rows; backward multiplies it by what the mean and the rest of the network ask for. So
+half-precision gradients are rounded where they are large, and a GradScaler's factor still saves
+them.
+"""
+
+import functools
+import math
+
+import torch
+from torch import Tensor
+
+from snnfast.backends import layout
+from snnfast.backends import spec as specs
+from snnfast.backends.spec import StepwiseLoss, TssdLoss
+from snnfast.ops.layer import refuse_twice
+from snnfast.ops.select import implementation
+
+_library = torch.library.Library("snnfast", "FRAGMENT")
+_library.define(
+    "stepwise_loss(Tensor logits, Tensor target, Tensor? teacher_logits, str op, "
+    f"{specs.CHOICES}, bool want_gradient, str backend) "
+    "-> (Tensor loss, Tensor terms, Tensor unit, Tensor gradient)"
+)
+_library.define(
+    "tssd_loss(Tensor logits, Tensor target, Tensor? aux_logits, str op, SymInt student_steps, "
+    f"{specs.CHOICES}, bool want_gradient, bool want_aux_gradient, str backend) "
+    "-> (Tensor loss, Tensor terms, Tensor unit, Tensor gradients)"
+)
+_library.define(
+    "scale_gradient(Tensor gradient, Tensor grad_output, Tensor unit, str backend) -> Tensor"
+)
+
+
+def _allocate(logits: Tensor, terms: int, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """loss [], terms [n], unit [], and gradients of a ``shape``, (0,) where none are wanted."""
+    dtype, device = layout.state_dtype(logits), logits.device
+    return (
+        torch.empty((), dtype=dtype, device=device),
+        torch.empty(terms, dtype=dtype, device=device),
+        torch.empty((), dtype=dtype, device=device),
+        torch.empty(shape, dtype=logits.dtype, device=device),
+    )
+
+
+def _allocate_stepwise(logits, want_gradient):
+    return _allocate(logits, 4, logits.shape if want_gradient else (0,))
+
+
+def _allocate_tssd(logits, want_gradient, want_aux_gradient):
+    """Both gradients are one tensor [n, T, B, C], so that backward scales them in one call."""
+    return _allocate(logits, 3, (want_gradient + want_aux_gradient, *logits.shape))
+
+
+def _float16_scale(soft: bool, bound: float) -> float:
+    """The power of two that brings gradients of at most ``bound`` near the largest float16."""
+    # Class probabilities that add up to more than 1 make larger ones.
+    room = 2.0**11 if soft else 2.0**15
+    return 2.0 ** math.floor(math.log2(room / bound)) if bound > 0 else 1.0
+
+
+def refuse_label(op: str, label: int | None, logits: Tensor, ignore_index: int) -> None:
+    if label is not None:
+        raise ValueError(
+            f"{op}: target must be in 0..{logits.shape[-1] - 1} or ignore_index ({ignore_index}), "
+            f"got {label}"
+        )
+
+
+@torch.library.register_fake("snnfast::stepwise_loss", lib=_library)
+def _(logits, target, teacher_logits, op, choices, numbers, want_gradient, backend):
+    return _allocate_stepwise(logits, want_gradient)
+
+
+@torch.library.register_fake("snnfast::tssd_loss", lib=_library)
+def _(logits, target, aux_logits, op, student_steps, choices, numbers, want_gradient,
+      want_aux_gradient, backend):  # fmt: skip
+    return _allocate_tssd(logits, want_gradient, want_aux_gradient)
+
+
+@torch.library.register_fake("snnfast::scale_gradient", lib=_library)
+def _(gradient, grad_output, unit, backend):
+    return torch.empty_like(gradient)
+
+
+@functools.lru_cache(256)
+def _stepwise(choices, numbers, classes, half, soft) -> StepwiseLoss:
+    """The loss behind the dispatcher, with the scale of its gradients."""
+    loss = StepwiseLoss.unpack(choices, numbers)
+    if not half:
+        return loss
+    # |q - y| <= 1 in every term, and |dH/dz| <= max q |ln q + H| < 1 + ln C.
+    distilled = (loss.kl_weight + loss.self_weight) * loss.kl_scale / loss.temperature
+    spread = loss.entropy_weight * (1 + math.log(classes)) / loss.entropy_temperature
+    bound = loss.ce_weight / loss.ce_temperature + distilled - spread
+    return loss._replace(gradient_scale=_float16_scale(soft, bound))
+
+
+@functools.lru_cache(256)
+def _tssd(choices, numbers, student_steps, steps, half, soft) -> TssdLoss:
+    loss = TssdLoss.unpack(choices, numbers, student_steps)
+    if not half:
+        return loss
+    # A step's gradient is kept as T times its share of the mean's.
+    sharpness = loss.kl_scale / loss.temperature
+    of_student = loss.task_weight * loss.ce_student + loss.temporal_weight * sharpness
+    bound = loss.task_weight * loss.ce_all + of_student * steps / student_steps
+    return loss._replace(
+        gradient_scale=_float16_scale(soft, max(bound, loss.spatial_weight * sharpness))
+    )
+
+
+def _kind(logits: Tensor, target: Tensor) -> tuple[bool, bool]:
+    return logits.dtype == torch.float16, target.is_floating_point()
+
+
+def _run_stepwise(logits, target, teacher_logits, op, choices, numbers, want_gradient, backend):
+    outputs = value, terms, unit, gradient = _allocate_stepwise(logits, want_gradient)
+    kind = _kind(logits, target)
+    loss = _stepwise(tuple(choices), tuple(numbers), logits.shape[2], *kind)
+    label = implementation(backend).stepwise_loss(
+        loss, logits, target.contiguous(), _contiguous(teacher_logits), value, terms, unit,
+        gradient if want_gradient else None,
+    )  # fmt: skip
+    refuse_label(op, label, logits, loss.ignore_index)
+    return outputs
+
+
+def _run_tssd(logits, target, aux_logits, op, student_steps, choices, numbers, want_gradient,
+              want_aux_gradient, backend):  # fmt: skip
+    outputs = _allocate_tssd(logits, want_gradient, want_aux_gradient)
+    value, terms, unit, gradients = outputs
+    kind = _kind(logits, target)
+    loss = _tssd(tuple(choices), tuple(numbers), student_steps, logits.shape[0], *kind)
+    label = implementation(backend).tssd_loss(
+        loss, logits, target.contiguous(), aux_logits, value, terms, unit,
+        gradients[0] if want_gradient else None, gradients[-1] if want_aux_gradient else None,
+    )  # fmt: skip
+    refuse_label(op, label, logits, loss.ignore_index)
+    return outputs
+
+
+def _run_scale(gradient, grad_output, unit, backend):
+    scaled = torch.empty_like(gradient)
+    implementation(backend).scale_gradient(gradient, grad_output, unit, scaled)
+    return scaled
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
+for _device in ("CPU", "CUDA"):
+    _library.impl("stepwise_loss", _run_stepwise, _device)
+    _library.impl("tssd_loss", _run_tssd, _device)
+    _library.impl("scale_gradient", _run_scale, _device)
+
+
+class _Loss(torch.autograd.Function):
+    """What both objectives share: keeps the gradients of the inputs, and backward scales them."""
+
+    @staticmethod
+    def keep(ctx, op, outputs, backend):
+        loss, terms, unit, gradients = outputs
+        ctx.save_for_backward(unit, gradients)
+        ctx.mark_non_differentiable(terms)
+        ctx.set_materialize_grads(False)
+        ctx.op, ctx.backend = op, backend
+        return loss, terms
+
+    @staticmethod
+    def scaled(ctx, dloss) -> Tensor:
+        refuse_twice(ctx.op)
+        unit, gradients = ctx.saved_tensors
+        return torch.ops.snnfast.scale_gradient.default(gradients, dloss, unit, ctx.backend)
+
+
+class Stepwise(_Loss):
+    @staticmethod
+    def forward(ctx, logits, target, teacher_logits, options, backend):
+        outputs = torch.ops.snnfast.stepwise_loss.default(
+            logits, target, teacher_logits, *options, True, backend
+        )
+        return _Loss.keep(ctx, options[0], outputs, backend)
+
+    @staticmethod
+    def backward(ctx, dloss, _):
+        return None if dloss is None else _Loss.scaled(ctx, dloss), None, None, None, None
+
+
+class Tssd(_Loss):
+    @staticmethod
+    def forward(ctx, logits, target, aux_logits, options, backend):
+        ctx.wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
+        outputs = torch.ops.snnfast.tssd_loss.default(
+            logits, target, aux_logits, *options, *ctx.wanted, backend
+        )
+        return _Loss.keep(ctx, options[0], outputs, backend)
+
+    @staticmethod
+    def backward(ctx, dloss, _):
+        if dloss is None:
+            return None, None, None, None, None
+        gradients, (logits, aux) = _Loss.scaled(ctx, dloss), ctx.wanted
+        return gradients[0] if logits else None, None, gradients[-1] if aux else None, None, None

@@ -1,0 +1,228 @@
+"""A LIF layer as a value: from the arguments of the public functions to what the ops carry, and the
+tensors that a call of such a layer reads and makes."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from snnfast import surrogate as surrogates
+from snnfast.backends import layout
+from snnfast.backends import spec as specs
+from snnfast.backends.spec import LifLayer
+from snnfast.ops import validation as check
+from snnfast.ops.select import check_name, select
+
+STATE_NONE, STATE_LAST, STATE_ALL = 0, 1, 2
+DEFAULT_TAU = 2.0
+_POWERS_OF_TWO = tuple(2.0**k for k in range(11))
+
+LAYER = f"SymInt steps, {specs.CHOICES}, str backend"
+"""A packed layer in the schema of an op."""
+TAGS = (torch.Tag.needs_exact_strides,) if hasattr(torch.Tag, "needs_exact_strides") else ()
+
+
+class Call(NamedTuple):
+    """The checked arguments of a call that ends in LIF neurons."""
+
+    layer: LifLayer
+    rate: Tensor | None
+    state: int
+    surrogate: surrogates.Surrogate
+    backend: str
+
+    @property
+    def packed(self) -> tuple:
+        """The arguments of LAYER."""
+        return self.layer.steps, *self.layer.pack(), self.backend
+
+    @property
+    def in_plain_words(self) -> dict:
+        """The arguments of ``reference.lif``."""
+        layer = self.layer
+        return {
+            "rate": layer.rate if self.rate is None else self.rate,
+            "divide": layer.divide,
+            "v_threshold": layer.theta,
+            "v_reset": layer.reset if layer.hard else None,
+            "decay_input": layer.charge == specs.DECAY_INPUT,
+            "detach_reset": layer.detach_reset,
+            "surrogate": self.surrogate,
+            "timesteps": layer.steps if layer.static else None,
+        }
+
+    def results(self, s: Tensor, states: Tensor):
+        """What the public functions return, of what the reference does."""
+        if self.state == STATE_NONE:
+            return s
+        return s, states[1:] if self.state == STATE_ALL else states[-1]
+
+
+def check_tau(op: str, tau) -> float:
+    tau = check.check_number(op, "tau", tau, finite=False)
+    if not tau >= 1.0:
+        raise ValueError(f"{op}: tau must be >= 1, got {tau}")
+    return tau
+
+
+def check_options(op, *, v_threshold, v_reset, detach_reset, surrogate, return_state, backend,
+                  decay_input=True):  # fmt: skip
+    """What can be said of a neuron's arguments before its input is known: (theta, reset, surrogate,
+    which state is wanted)."""
+    theta = check.check_number(op, "v_threshold", v_threshold)
+    soft = " (hard reset) or None (soft)"
+    reset = 0.0 if v_reset is None else check.check_number(op, "v_reset", v_reset, hint=soft)
+    check.check_bool(op, "decay_input", decay_input)
+    check.check_bool(op, "detach_reset", detach_reset)
+    if not isinstance(return_state, (bool, str)) or return_state not in (False, True, "all"):
+        raise ValueError(f"{op}: return_state must be False, True or 'all', got {return_state!r}")
+    state = STATE_ALL if return_state == "all" else STATE_LAST if return_state else STATE_NONE
+    if backend is not None:
+        check_name(backend, op)
+    return theta, reset, surrogates.resolve(surrogate, op), state
+
+
+def _check_rate(op, x, shape, tau, inv_tau) -> tuple[Tensor | None, float, bool]:
+    """(rate tensor or None, rate as a number, whether it divides)."""
+    if inv_tau is not None:
+        if tau is not DEFAULT_TAU:
+            raise ValueError(f"{op}: tau and inv_tau must not both be given, got both")
+        if not isinstance(inv_tau, Tensor):
+            raise TypeError(f"{op}: inv_tau must be a tensor, got {check.type_name(inv_tau)}")
+        check.check_rate(op, "inv_tau", inv_tau, x, shape)
+        return inv_tau, 0.0, False
+    if isinstance(tau, Tensor):
+        check.check_rate(op, "tau", tau, x, shape)
+        return tau, 0.0, True
+    return None, *_number_rate(op, tau)
+
+
+def _number_rate(op: str, tau) -> tuple[float, bool]:
+    tau = check_tau(op, tau)
+    # Multiplying by 1/tau is exact where tau is a power of two, and saves the division.
+    return (1.0 / tau, False) if tau in _POWERS_OF_TWO else (tau, True)
+
+
+@check.memoized
+def _layer(op, rate, divide, static, v_threshold, v_reset, decay_input, detach_reset, surrogate,
+           return_state, backend):  # fmt: skip
+    """(the layer but for its steps, which state is wanted, the surrogate)."""
+    theta, reset, chosen, state = check_options(
+        op, v_threshold=v_threshold, v_reset=v_reset, decay_input=decay_input,
+        detach_reset=detach_reset, surrogate=surrogate, return_state=return_state, backend=backend,
+    )  # fmt: skip
+    charge = specs.DECAY_INPUT if decay_input else specs.DECAY_STATE
+    if rate == math.inf:
+        charge = specs.INTEGRATE
+    known = chosen.ID is not None
+    number, (a, b) = (chosen.ID, chosen.params()) if known else (-1, (0.0, 0.0))
+    choices = (charge, divide, v_reset is not None, detach_reset, number, chosen.spiking, static)
+    return LifLayer(*choices, rate, theta, reset, a, b), state, chosen
+
+
+def lif_layer(
+    steps: int, *, tau: float = DEFAULT_TAU, v_threshold: float = 1.0,
+    v_reset: float | None = 0.0, decay_input: bool = True, detach_reset: bool = False,
+    surrogate: "str | surrogates.Surrogate" = "sigmoid", static: bool = False,
+) -> LifLayer:  # fmt: skip
+    """The layer that ``lif`` makes of these arguments."""
+    rate = _number_rate("lif", tau)
+    neuron = (v_threshold, v_reset, decay_input, detach_reset, surrogate, False, None)
+    return _layer("lif", *rate, static, *neuron)[0]._replace(steps=steps)
+
+
+def checked_call(op, x, v0, *, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate,
+                 inv_tau, timesteps, return_state, backend) -> Call:  # fmt: skip
+    """The arguments of a neuron, checked against the input ``x`` and the state ``v0``."""
+    if timesteps is None:
+        if x.dim() == 0:
+            raise ValueError(f"{op}: x must have time as its first axis, got a scalar")
+        steps, shape, static = x.shape[0], x.shape[1:], False
+    else:
+        check.check_int(op, "timesteps", timesteps, 0)
+        steps, shape, static = timesteps, x.shape, True
+    rate, *number = _check_rate(op, x, shape, tau, inv_tau)
+    check.refuse_transforms(op, x, v0, rate)
+    neuron = (v_threshold, v_reset, decay_input, detach_reset, surrogate, return_state, backend)
+    layer, state, chosen = _layer(op, *number, static, *neuron)
+    if v0 is not None:
+        check.check_state(op, "v0", v0, x, shape)
+    own = type(chosen).__name__ if chosen.ID is None else None
+    name = select(op, backend, x.device.type, x.dtype, not chosen.spiking, own)
+    return Call(layer._replace(steps=steps), rate, state, chosen, name)
+
+
+def unpacked(x: Tensor, steps: int, choices: list[int], numbers: list[float]) -> LifLayer:
+    """The layer behind the dispatcher. A traced graph has T as a number, which may not be that of
+    the x it is run on."""
+    layer = LifLayer.unpack(choices, numbers, steps)
+    return layer if layer.static else layer._replace(steps=x.shape[0])
+
+
+def axis(layer: LifLayer) -> int:
+    """The first axis of x after time."""
+    return 0 if layer.static else 1
+
+
+def empty_input(x: Tensor, layer: LifLayer) -> Tensor:
+    """A gradient of x."""
+    leading = [] if layer.static else [layer.steps]
+    return layout.empty_steps(x, axis(layer), leading, x.dtype)
+
+
+def empty_forward(x: Tensor, layer: LifLayer, state: int, keep: bool) -> tuple[Tensor, ...]:
+    """(s, v, borders), the latter two (0,) where they are not wanted."""
+    first, dtype = axis(layer), layout.state_dtype(x)
+    s = layout.empty_steps(x, first, [layer.steps], x.dtype)
+    v = x.new_empty(0, dtype=dtype)
+    if state:
+        v = layout.empty_steps(x, first, [layer.steps] if state == STATE_ALL else [], dtype)
+    borders = x.new_empty(0, dtype=dtype)
+    if keep and layer.steps > specs.SEGMENT:
+        borders = layout.empty_steps(x, first, [specs.segments(layer.steps) - 1], dtype)
+    return s, v, borders
+
+
+def empty_backward(x, rate, layer: LifLayer, want_dv0: bool, want_drate: bool):
+    """(dv0, drate), (0,) where they are not wanted."""
+    dtype = layout.state_dtype(x)
+    dv0 = x.new_empty(0, dtype=dtype)
+    if want_dv0:
+        dv0 = layout.empty_steps(x, axis(layer), [], dtype)
+    return dv0, torch.empty_like(rate) if want_drate else x.new_empty(0, dtype=dtype)
+
+
+def as_launched(x: Tensor, rate: Tensor | None, layer: LifLayer):
+    """(x with dense steps, x as [T, ...] with a time stride of 0 where static, rate, and the layer
+    with the channels of a [C] rate)."""
+    x = layout.with_dense_steps(x, axis(layer))
+    sequence = x.unsqueeze(0).expand(layer.steps, *x.shape) if layer.static else x
+    if rate is not None:
+        rate = rate.contiguous()
+        if rate.dim() == 1:
+            inner = layout.step_strides(x, axis(layer))[1]
+            layer = layer._replace(channels=rate.shape[0], inner=inner)
+    return x, sequence, rate, layer
+
+
+def gradients_as_launched(x: Tensor, layer: LifLayer, v0, borders, ds, dv):
+    """What backward reads beside x, as kernels read it."""
+    first = axis(layer)
+    tensors = (v0, borders if borders.numel() else None, dv)
+    v0, borders, dv = (layout.like_steps(t, x, first) for t in tensors)
+    return v0, borders, layout.like_steps(ds, x, first, any_stride=True), dv
+
+
+def rate_gradient(layer: LifLayer, rate: Tensor, dfactor: Tensor) -> Tensor:
+    """The gradient of tau or of 1/tau, whichever ``rate`` is; kernels give that of 1/tau."""
+    return -dfactor / (rate * rate) if layer.divide else dfactor
+
+
+def refuse_twice(op: str) -> None:
+    """Called in backward: a kernel's gradient has no graph of its own."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError(
+            f"{op}: gradients must be taken once, got create_graph=True; "
+            "backend='reference' is differentiable twice"
+        )

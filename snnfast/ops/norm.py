@@ -1,0 +1,167 @@
+"""The normalisation of ``norm_lif``: statistics, the numbers per channel that follow from them, and
+the second pass of backward. The arithmetic of a batch norm stands here, once.
+
+The contract (schemas and fakes), the launches, and what joins ranks, in that order.
+"""
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from snnfast import reference
+from snnfast.backends import layout
+from snnfast.backends import spec as specs
+from snnfast.ops.layer import TAGS
+from snnfast.ops.select import implementation
+
+_library = torch.library.Library("snnfast", "FRAGMENT")
+_library.define("norm_stats(Tensor y, bool static, str backend) -> (Tensor mean, Tensor var)")
+_library.define(
+    "norm_prepare(Tensor mean, Tensor var, Tensor? weight, Tensor(a!)? running_mean, "
+    "Tensor(b!)? running_var, float momentum, float unbias, float eps, str backend) "
+    "-> (Tensor inv_std, Tensor scale)"
+)
+_library.define(
+    "norm_finish(Tensor sums, Tensor scale, Tensor inv_std, SymInt count, str backend) "
+    "-> (Tensor dweight, Tensor dbias, Tensor b, Tensor c)"
+)
+_DY = "Tensor mean, Tensor a, Tensor b, Tensor c, bool static, str backend"
+_library.define(f"norm_dy(Tensor y, Tensor dx, {_DY}) -> Tensor", tags=TAGS)
+_library.define(f"norm_dy_(Tensor y, Tensor(a!) dx, {_DY}) -> ()", tags=TAGS)
+
+
+def channel_axis(static: bool) -> int:
+    """That of C in [T, B, C, ...], or in [B, C, ...] where static."""
+    return 1 if static else 2
+
+
+def with_channels(y: Tensor, static: bool) -> tuple[Tensor, int, int]:
+    """y as [T, ...] with dense steps, and where its channels are: their number and ``inner``."""
+    first = channel_axis(static) - 1
+    y = layout.with_dense_steps(y, first)
+    if y.is_contiguous():
+        inner = math.prod(y.shape[first + 2 :])
+    else:
+        inner = layout.step_strides(y, first)[1]
+    return (y.unsqueeze(0) if static else y), y.shape[first + 1], inner
+
+
+def _empty_stats(y: Tensor, static: bool) -> tuple[Tensor, Tensor]:
+    mean = y.new_empty(y.shape[channel_axis(static)], dtype=layout.state_dtype(y))
+    return mean, torch.empty_like(mean)
+
+
+@torch.library.register_fake("snnfast::norm_stats", lib=_library)
+def _(y, static, backend):
+    return _empty_stats(y, static)
+
+
+@torch.library.register_fake("snnfast::norm_prepare", lib=_library)
+def _(mean, var, weight, running_mean, running_var, momentum, unbias, eps, backend):
+    return torch.empty_like(mean), torch.empty_like(mean)
+
+
+@torch.library.register_fake("snnfast::norm_finish", lib=_library)
+def _(sums, scale, inv_std, count, backend):
+    return tuple(torch.empty_like(scale) for _ in range(4))
+
+
+@torch.library.register_fake("snnfast::norm_dy", lib=_library)
+def _(y, dx, mean, a, b, c, static, backend):
+    return torch.empty_like(dx)
+
+
+@torch.library.register_fake("snnfast::norm_dy_", lib=_library)
+def _(y, dx, mean, a, b, c, static, backend):
+    return None
+
+
+def _run_stats(y, static, backend):
+    mean, var = _empty_stats(y, static)
+    implementation(backend).norm_stats(*with_channels(y, static), mean, var)
+    return mean, var
+
+
+def update_running(
+    running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float, unbias
+) -> None:
+    """The running statistics take a share ``momentum`` of mean and of var * unbias."""
+    running_mean.lerp_(mean, momentum)
+    running_var.lerp_(var * unbias, momentum)
+
+
+def _run_prepare(mean, var, weight, running_mean, running_var, momentum, unbias, eps, backend):
+    running = None if running_mean is None else (running_mean, running_var)
+    kernels = implementation(backend)
+    if kernels.owns_channel_arithmetic and all(t.is_contiguous() for t in running or ()):
+        inv_std, scale = kernels.norm_prepare(mean, var, weight, running, momentum, unbias, eps)
+    else:
+        if running:
+            update_running(*running, mean, var, momentum, unbias)
+        inv_std = reference.inverse_std(var, eps)
+        scale = inv_std if weight is None else weight * inv_std
+    if running:
+        torch.autograd.graph.increment_version(running)
+    return inv_std, inv_std.clone() if scale is inv_std else scale
+
+
+def _run_finish(sums, scale, inv_std, count, backend):
+    kernels = implementation(backend)
+    if kernels.owns_channel_arithmetic:
+        return kernels.norm_finish(sums, scale, inv_std, count)
+    dbias, moment = sums.clone().unbind()
+    if not count:
+        return moment * inv_std, dbias, torch.zeros_like(dbias), torch.zeros_like(dbias)
+    c = scale * dbias / -count
+    b = scale * inv_std * inv_std * moment / -count
+    return moment * inv_std, dbias, b, c
+
+
+def _run_dy(y, dx, mean, a, b, c, static, backend, dy=None):
+    sequence, channels, inner = with_channels(y, static)
+    dy = torch.empty_like(dx) if dy is None else dy
+    norm = specs.Norm(mean, a, c, channels, inner)
+    steps = (dx[None], dy[None]) if static else (dx, dy)
+    implementation(backend).norm_dy(sequence, steps[0], norm, a, b, c, steps[1])
+    return dy
+
+
+def _run_dy_in_place(y, dx, mean, a, b, c, static, backend):
+    _run_dy(y, dx, mean, a, b, c, static, backend, dy=dx)
+
+
+for _device in ("CPU", "CUDA"):
+    _library.impl("norm_stats", _run_stats, _device)
+    _library.impl("norm_prepare", _run_prepare, _device)
+    _library.impl("norm_finish", _run_finish, _device)
+    _library.impl("norm_dy", _run_dy, _device)
+    _library.impl("norm_dy_", _run_dy_in_place, _device)
+
+
+def joined(mean: Tensor, var: Tensor, count: int, group) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, biased variance and count over all ranks of ``group``, whose counts may differ."""
+    own = torch.cat([mean.double(), var.double(), mean.new_tensor([count], dtype=torch.float64)])
+    parts = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, own, group=group)
+    parts, channels = torch.stack(parts), mean.shape[0]
+    means, variances, counts = parts[:, :channels], parts[:, channels:-1], parts[:, -1:]
+    total = counts.sum()
+    joined = (counts * means).sum(0) / total
+    spread = (counts * (variances + (means - joined).square())).sum(0) / total
+    return joined.to(mean.dtype), spread.to(mean.dtype), total.to(mean.dtype)
+
+
+def finished(sums: Tensor, scale: Tensor, inv_std: Tensor, count, group, backend: str):
+    """(dweight, dbias, b, c) of the first pass's ``sums``; ``count`` values were normalised by
+    their own statistics, over all ranks of ``group``, or None by constant ones."""
+    finish = torch.ops.snnfast.norm_finish.default
+    if group is None:
+        return finish(sums, scale, inv_std, count or 0, backend)
+    dweight, dbias, b, c = finish(sums, scale, inv_std, 0, backend)
+    if count is not None:
+        dist.all_reduce(sums, group=group)
+        _, _, b, c = finish(sums, scale, inv_std, 1, backend)
+        b, c = b / count, c / count
+    return dweight, dbias, b, c
