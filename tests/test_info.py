@@ -9,6 +9,8 @@ import torch
 import snnfast
 import snnfast.kernels
 from snnfast.backends import cpu, cuda, triton
+from snnfast.backends.cpu import launch as cpu_launch
+from snnfast.backends.cuda import launch
 
 
 @pytest.fixture(autouse=True)
@@ -33,8 +35,8 @@ def test_a_torch_without_cuda_is_not_to_be_installed_again(monkeypatch, gpu):
 def test_without_a_module_and_cupy(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(cuda, "_ahead_of_time", lambda: None)
-    monkeypatch.setattr(cuda, "not_built", lambda: "snnfast._cuda was not built: no nvcc")
+    monkeypatch.setattr(launch, "ahead_of_time", lambda: None)
+    monkeypatch.setattr(launch, "not_built", lambda: "snnfast._cuda was not built: no nvcc")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     text = cuda.available()
     assert text.startswith("snnfast._cuda was not built: no nvcc; ")
@@ -49,11 +51,11 @@ def test_a_triton_that_the_kernels_cannot_use(monkeypatch):
 
 
 def test_a_missing_cpu_module(monkeypatch):
-    cpu._module.cache_clear()
+    cpu_launch.module.cache_clear()
     monkeypatch.delattr(snnfast, "_C", raising=False)
     monkeypatch.setitem(sys.modules, "snnfast._C", None)
     assert "snnfast._C" in cpu.available() and "snnfast's checkout" in cpu.available()
-    cpu._module.cache_clear()
+    cpu_launch.module.cache_clear()
 
 
 def test_the_version_is_the_package_s(capsys):
