@@ -13,7 +13,7 @@ OLDEST_TRITON := 3.6.0
 TRITON_TESTS := $(addprefix tests/test_,triton_aot.py norm_triton_aot.py distill_triton_aot.py \
 	triton_interpreter.py)
 
-.PHONY: demo test oldest-triton resolve package lint format gpu peers clean
+.PHONY: demo test fuzz oldest-triton resolve package lint format gpu peers clean
 
 demo: $(STAMP)
 	$(BIN)/snnfast train digits_twkd --output runs/demo --overwrite
@@ -24,6 +24,9 @@ test: $(STAMP) peers build/triton-$(TRITON)/.installed
 
 oldest-triton: $(STAMP) build/triton-$(OLDEST_TRITON)/.installed
 	PYTHONPATH=$(CURDIR)/build/triton-$(OLDEST_TRITON) $(BIN)/pytest -n 2 --dist loadfile $(TRITON_TESTS)
+
+fuzz: $(STAMP)
+	$(BIN)/python tests/fuzz.py --minutes 2
 
 # Triton 3.6's interpreter needs numpy < 2.4.
 build/triton-%/.installed: | $(STAMP)
