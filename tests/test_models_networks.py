@@ -7,8 +7,8 @@ from torch.nn import functional as F
 
 import snnfast
 from snnfast.models import create_model, exported_weights
-from snnfast.models.layers import BatchNorm2d
 from snnfast.nn import LIF, BatchNormLIF
+from snnfast.nn.batch_norm import BatchNorm2d
 
 NEURON = {"tau": 2.0, "decay_input": False}
 SPIKING = ["resnet18", "resnet19", "preact_resnet34", "sew_resnet18", "sew_resnet34", "vgg9"]

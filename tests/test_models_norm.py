@@ -9,8 +9,8 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from snnfast.models import create_model, set_process_group
-from snnfast.models.layers import BatchNorm2d
 from snnfast.nn import BatchNormLIF
+from snnfast.nn.batch_norm import BatchNorm2d
 from snnfast.surrogate import ATan
 
 CHANNELS = 3

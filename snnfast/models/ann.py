@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snnfast.models import resnet, vgg
-from snnfast.models.layers import BatchNorm2d, conv3x3, flat, pooled, stem_conv, stem_pool
+from snnfast.models.layers import conv3x3, flat, pooled, stem_conv, stem_pool
 from snnfast.models.registry import register
+from snnfast.nn.batch_norm import BatchNorm2d
 
 RESNET34 = resnet.RESNET18 | {"blocks": (3, 4, 6, 3)}
 

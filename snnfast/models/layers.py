@@ -1,15 +1,13 @@
-"""What the networks share: time folded into the batch, neurons by name, and batch norm for images
-that stand still and for several processes."""
+"""What the networks share: time folded into the batch, neurons by name."""
 
 from collections.abc import Callable
 
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snnfast.nn import IF, LIF, BatchNormLIF, ParametricLIF
 from snnfast.nn._arguments import arguments_of, hint
+from snnfast.nn.batch_norm import BatchNorm2d
 
 NEURONS = {"lif": LIF, "if": IF, "plif": ParametricLIF}
 LARGE = 96
@@ -121,96 +119,13 @@ class Neurons:
         return BatchNormLIF(channels, neuron=self.neuron())
 
 
-class _SharedNorm(torch.autograd.Function):
-    """(x - mean) * weight / sqrt(var + eps) + bias, where mean and var are the statistics of
-    ``count`` values a channel over all ranks of ``group``."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, mean, var, count, eps, group):
-        ctx.save_for_backward(x, weight, mean, var)
-        ctx.count, ctx.eps, ctx.group = count, eps, group
-        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
-
-    @staticmethod
-    def backward(ctx, dy):
-        x, weight, mean, var = ctx.saved_tensors
-        # As if the statistics were constants; what flows through them is in the sums of all ranks.
-        dx, dweight, dbias = torch.ops.aten.native_batch_norm_backward(
-            dy, x, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
-        )
-        sums = torch.stack([dweight, dbias])
-        dist.all_reduce(sums, group=ctx.group)
-        inv_std = torch.rsqrt(var + ctx.eps)
-        slope = weight * inv_std * inv_std * sums[0] / ctx.count
-        shift = weight * inv_std * sums[1] / ctx.count - mean * slope
-        through = torch.addcmul(shift.view(-1, 1, 1), x, slope.view(-1, 1, 1))
-        return dx - through.to(dx.dtype), dweight, dbias, *[None] * 5
-
-
-class BatchNorm2d(nn.BatchNorm2d):
-    """torch's BatchNorm2d, state_dict and all, for static images and for several processes.
-
-    Args:
-        num_features, eps, momentum: as in torch.
-        process_group: ranks of torch.distributed that share the statistics in training, forward and
-            backward, on any backend (torch's SyncBatchNorm refuses a CPU); each may have another
-            number of samples. None: every rank has its own.
-    """
-
-    def __init__(
-        self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, *, process_group=None
-    ):
-        super().__init__(num_features, eps, momentum)
-        self.process_group = process_group
-
-    def forward(self, x: Tensor, repeats: int = 1) -> Tensor:
-        """y [N, C, H, W] of x [N, C, H, W]. ``repeats`` equal timesteps that x stands for: mean and
-        variance are those of x, but the unbiased running variance, which divides by n - 1, counts
-        n = repeats * N * H * W."""
-        if not self.training or (repeats == 1 and self.process_group is None):
-            return super().forward(x)
-        self.num_batches_tracked.add_(1)
-        n = x.numel() // x.shape[1]
-        if self.process_group is not None:
-            mean, var, n = self._joined(x.detach(), n)
-            y = _SharedNorm.apply(
-                x, self.weight, self.bias, mean, var, n, self.eps, self.process_group
-            )
-            factor = repeats * n / (repeats * n - 1)
-            with torch.no_grad():
-                self.running_mean.lerp_(mean, self.momentum)
-                self.running_var.lerp_(var * factor, self.momentum)
-            return y
-        # On copies: what autograd keeps of this call must not be written to afterwards.
-        mean, var = self.running_mean.clone(), self.running_var.clone()
-        y = F.batch_norm(x, mean, var, self.weight, self.bias, True, self.momentum, self.eps)
-        factor = repeats * (n - 1) / (repeats * n - 1)
-        with torch.no_grad():
-            kept = (1 - self.momentum) * self.running_var
-            self.running_mean.copy_(mean)
-            self.running_var.copy_(kept + (var - kept) * factor)
-        return y
-
-    def _joined(self, x: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean, biased variance [C] and count [] over all ranks."""
-        wide = x.to(self.running_mean.dtype)
-        var, mean = (s.double() for s in torch.var_mean(wide, (0, 2, 3), correction=0))
-        sums = torch.cat([n * mean, mean.new_tensor([n])])
-        dist.all_reduce(sums, group=self.process_group)
-        count = sums[-1]
-        joined = sums[:-1] / count
-        spread = n * (var + (mean - joined).square())
-        dist.all_reduce(spread, group=self.process_group)
-        return tuple(t.to(self.running_mean.dtype) for t in (joined, spread / count, count))
-
-
 def set_process_group(model: nn.Module, group) -> None:
     """Let the ranks of ``group`` share the statistics of every batch norm of ``model`` in training;
     None gives each rank its own. ``group`` is not part of the state_dict, nor can it be copied:
     copy a model before.
 
     Raises TypeError where the model has a batch norm that cannot: neither ``BatchNormLIF`` nor
-    this module's ``BatchNorm2d``. Nothing is set then.
+    ``snnfast.nn.batch_norm.BatchNorm2d``. Nothing is set then.
     """
     norms = []
     for name, module in model.named_modules():
@@ -219,7 +134,7 @@ def set_process_group(model: nn.Module, group) -> None:
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise TypeError(
                 "set_process_group: batch norms must be BatchNormLIF or "
-                f"snnfast.models.layers.BatchNorm2d, got {type(module).__name__} {name!r}"
+                f"snnfast.nn.batch_norm.BatchNorm2d, got {type(module).__name__} {name!r}"
             )
     for module in norms:
         module.process_group = group

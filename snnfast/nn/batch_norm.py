@@ -1,12 +1,16 @@
-"""Batch normalisation, a residual and spiking neurons as one module."""
+"""Batch normalisation as modules: with a residual and spiking neurons, and for still images and
+several processes."""
 
 from functools import partial
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from snnfast.nn._arguments import arguments_of
 from snnfast.nn.neuron import LIF, _Neuron
+from snnfast.ops.norm import shared_batch_norm
 from snnfast.ops.norm_lif import norm_lif
 from snnfast.ops.validation import check_bool, check_int, check_norm
 
@@ -132,3 +136,43 @@ def _of_neuron(name: str) -> property:
 
 for _name in arguments_of(LIF):
     setattr(BatchNormLIF, _name, _of_neuron(_name))
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """torch's BatchNorm2d, state_dict and all, for static images and for several processes.
+
+    Args:
+        num_features, eps, momentum: as in torch.
+        process_group: ranks of torch.distributed that share the statistics in training, forward and
+            backward, on any backend (torch's SyncBatchNorm refuses a CPU); each may have another
+            number of samples. None: every rank has its own.
+    """
+
+    def __init__(
+        self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, *, process_group=None
+    ):
+        super().__init__(num_features, eps, momentum)
+        self.process_group = process_group
+
+    def forward(self, x: Tensor, repeats: int = 1) -> Tensor:
+        """y [N, C, H, W] of x [N, C, H, W]. ``repeats`` equal timesteps that x stands for: mean and
+        variance are those of x, but the unbiased running variance, which divides by n - 1, counts
+        n = repeats * N * H * W."""
+        if not self.training or (repeats == 1 and self.process_group is None):
+            return super().forward(x)
+        self.num_batches_tracked.add_(1)
+        n = x.numel() // x.shape[1]
+        if self.process_group is not None:
+            return shared_batch_norm(
+                x, self.weight, self.bias, self.running_mean, self.running_var,
+                momentum=self.momentum, eps=self.eps, repeats=repeats, group=self.process_group,
+            )  # fmt: skip
+        # On copies: what autograd keeps of this call must not be written to afterwards.
+        mean, var = self.running_mean.clone(), self.running_var.clone()
+        y = F.batch_norm(x, mean, var, self.weight, self.bias, True, self.momentum, self.eps)
+        factor = repeats * (n - 1) / (repeats * n - 1)
+        with torch.no_grad():
+            kept = (1 - self.momentum) * self.running_var
+            self.running_mean.copy_(mean)
+            self.running_var.copy_(kept + (var - kept) * factor)
+        return y

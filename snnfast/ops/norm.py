@@ -1,13 +1,15 @@
 """The normalisation of ``norm_lif``: statistics, the numbers per channel that follow from them, and
 the second pass of backward. The arithmetic of a batch norm stands here, once.
 
-The contract (schemas and fakes), the launches, and what joins ranks, in that order.
+The contract (schemas and fakes), the launches, and what joins ranks, in that order; at the end the
+batch norm without a neuron, for several ranks.
 """
 
 import math
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from snnfast import reference
@@ -165,3 +167,44 @@ def finished(sums: Tensor, scale: Tensor, inv_std: Tensor, count, group, backend
         _, _, b, c = finish(sums, scale, inv_std, 1, backend)
         b, c = b / count, c / count
     return dweight, dbias, b, c
+
+
+class _SharedBatchNorm(torch.autograd.Function):
+    """(x - mean) * weight / sqrt(var + eps) + bias, where mean and var are the statistics of
+    ``count`` values a channel over all ranks of ``group``."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, mean, var, count, eps, group):
+        ctx.save_for_backward(x, weight, mean, var)
+        ctx.count, ctx.eps, ctx.group = count, eps, group
+        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, weight, mean, var = ctx.saved_tensors
+        # As if the statistics were constants; what flows through them is in the sums of all ranks.
+        dx, dweight, dbias = torch.ops.aten.native_batch_norm_backward(
+            dy, x, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
+        )
+        sums = torch.stack([dweight, dbias])
+        dist.all_reduce(sums, group=ctx.group)
+        inv_std = reference.inverse_std(var, ctx.eps)
+        slope = weight * inv_std * inv_std * sums[0] / ctx.count
+        shift = weight * inv_std * sums[1] / ctx.count - mean * slope
+        through = torch.addcmul(shift.view(-1, 1, 1), x, slope.view(-1, 1, 1))
+        return dx - through.to(dx.dtype), dweight, dbias, *[None] * 5
+
+
+def shared_batch_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor, *,
+    momentum: float, eps: float, repeats: int, group,
+) -> Tensor:  # fmt: skip
+    """torch's batch norm of x [N, C, H, W] in training, its statistics those of all ranks of
+    ``group``, whose N may differ. x stands for ``repeats`` equal timesteps, which the unbiased
+    running variance counts."""
+    with torch.no_grad():
+        mean, var = reference.channel_stats(x.detach().to(running_mean.dtype), 1)
+        mean, var, count = joined(mean, var, x.numel() // x.shape[1], group)
+        total = repeats * count
+        update_running(running_mean, running_var, mean, var, momentum, total / (total - 1))
+    return _SharedBatchNorm.apply(x, weight, bias, mean, var, count, eps, group)
