@@ -59,9 +59,41 @@ def test_arrows_point_down(name, path):
         if other in (layer, "surrogate") or other.startswith(("_C", "_cuda", "__version__")):
             continue
         assert other in MAY_IMPORT[layer], f"{name} imports {target}"
-    if layer == "backends" and name.split(".")[-1] in BACKENDS:
+    own = name.split(".")[2] if layer == "backends" and name.count(".") > 1 else None
+    if own in BACKENDS:
         others = {t.split(".")[2] for t in imported(path) if t.startswith("snnfast.backends.")}
-        assert not others & (BACKENDS - {name.split(".")[-1]}), f"{name} knows another backend"
+        assert not others & (BACKENDS - {own}), f"{name} knows another backend"
+
+
+@pytest.mark.parametrize(("name", "path"), list(modules()), ids=lambda v: str(v))
+def test_what_is_private_stays_at_home(name, path):
+    """Names with an underscore belong to their file, modules with one to their folder."""
+    ours, room = {}, name.rsplit(".", 1)[0]
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("snnfast"):
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                ours[alias.asname or alias.name] = whole
+                private = [part for part in whole.split(".") if re.match(r"_[a-z]", part)]
+                home = name in (whole, node.module) or whole.startswith(f"{room}._")
+                assert not private or home or private in (["_C"], ["_info"]), f"{name}: {whole}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and re.match(r"_[a-z]", node.attr):
+            of = getattr(node.value, "id", None)
+            assert of not in ours, f"{name} uses {ours.get(of)}.{node.attr}"
+
+
+def test_one_column_per_op():
+    """Every op has the same name in every room that has it."""
+    rooms = {
+        "kernels": {"lif", "norm_lif", "distill", "spikes"},
+        "snnfast/reference": {"lif", "norm_lif", "distill", "spikes"},
+        "snnfast/ops": {"lif", "norm_lif", "distill", "spikes"},
+    } | {f"snnfast/backends/{name}": {"lif", "norm_lif", "distill", "spikes"} for name in BACKENDS}
+    for room, ops in rooms.items():
+        found = {path.stem for path in (ROOT / room).glob("*.py")}
+        assert ops <= found, f"{room} lacks {ops - found}"
 
 
 def test_surrogate_identifiers_agree():

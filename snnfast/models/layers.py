@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from snnfast.nn import IF, LIF, BatchNormLIF, ParametricLIF
-from snnfast.nn._arguments import arguments_of, hint
+from snnfast.nn.arguments import arguments_of, hint
 from snnfast.nn.batch_norm import BatchNorm2d
 
 NEURONS = {"lif": LIF, "if": IF, "plif": ParametricLIF}

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from snnfast.nn._trace import has_hooks
 from snnfast.nn.batch_norm import normalised
-from snnfast.nn.neuron import IF, LIF, ParametricLIF, _Neuron
+from snnfast.nn.neuron import IF, LIF, BaseNeuron, ParametricLIF
 from snnfast.ops.validation import state_dtype
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -23,7 +23,7 @@ def refusal(module: nn.Module, kinds: tuple) -> str | None:
         return f"{name} has hooks"
     if "forward" in vars(module):
         return f"{name} has a forward of its own"
-    if isinstance(module, _Neuron):
+    if isinstance(module, BaseNeuron):
         return f"{name} returns its state" if module.return_state else None
     if not module.eps > 0:
         return f"eps must be > 0, got {module.eps}"

@@ -61,7 +61,7 @@ def _context() -> tuple:
         torch.is_inference_mode_enabled(),
         *(torch.is_autocast_enabled(device) for device in devices),
         *(torch.get_autocast_dtype(device) for device in devices),
-        select._local.backend,
+        select.asked_for(),
     )
 
 

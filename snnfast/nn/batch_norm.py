@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from snnfast.nn._arguments import arguments_of
-from snnfast.nn.neuron import LIF, _Neuron
+from snnfast.nn.arguments import arguments_of
+from snnfast.nn.neuron import LIF, BaseNeuron
 from snnfast.ops.norm import shared_batch_norm
 from snnfast.ops.norm_lif import norm_lif
 from snnfast.ops.validation import check_bool, check_int, check_norm
@@ -87,7 +87,7 @@ class BatchNormLIF(_NormBase):
         super().__init__(num_features, eps, momentum, affine, track_running_stats)
         if neuron is None:
             neuron = LIF(**arguments)
-        elif not isinstance(neuron, _Neuron):
+        elif not isinstance(neuron, BaseNeuron):
             kind = type(neuron).__name__
             raise TypeError(f"BatchNormLIF: neuron must be LIF, IF or ParametricLIF, got {kind}")
         elif arguments:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from snnfast.nn.neuron import _Neuron
+from snnfast.nn.neuron import BaseNeuron
 from snnfast.ops.packed import packed_spikes, want_marks
 
 
@@ -21,7 +21,7 @@ class _AsInForward:
 
     @staticmethod
     def _attributes(module: nn.Module) -> dict:
-        names = ("_streaming", "_v") if isinstance(module, _Neuron) else ()
+        names = ("_streaming", "_v") if isinstance(module, BaseNeuron) else ()
         return {name: getattr(module, name) for name in ("training", *names)}
 
     def __enter__(self):

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from snnfast.nn._chain import fuse_graph
 from snnfast.nn._pair import NORMS, refusal
 from snnfast.nn._trace import Guard, Untraceable, has_hooks, required, trace
-from snnfast.nn.neuron import _Neuron
+from snnfast.nn.neuron import BaseNeuron
 
 
 class Fusion(NamedTuple):
@@ -73,8 +73,12 @@ def _inlined(module: nn.Module, wanted, sealed) -> list[nn.Module]:
     found = []
     for child in module.children():
         parts = set(child.modules())
-        inner = any(isinstance(m, _Neuron) for m in parts) or wanted & parts
-        if inner and not isinstance(child, (_BatchNorm, _Neuron, _Fused)) and child not in sealed:
+        inner = any(isinstance(m, BaseNeuron) for m in parts) or wanted & parts
+        if (
+            inner
+            and not isinstance(child, (_BatchNorm, BaseNeuron, _Fused))
+            and child not in sealed
+        ):
             if not has_hooks(child):
                 found += [child, *_inlined(child, wanted, sealed)]
     return list(dict.fromkeys(found))
@@ -113,8 +117,8 @@ def _search(model: nn.Module) -> tuple[dict, dict]:
     for module in reversed(names):  # children before their parents
         parts = list(module.modules())
         inside = [part for part in parts if part in wanted]
-        neurons = any(isinstance(part, _Neuron) for part in parts)
-        if not wanted or isinstance(module, (_BatchNorm, _Neuron, _Fused)):
+        neurons = any(isinstance(part, BaseNeuron) for part in parts)
+        if not wanted or isinstance(module, (_BatchNorm, BaseNeuron, _Fused)):
             continue
         if not (inside or neurons) or type(module).forward is nn.Module.forward:
             continue

@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from snnfast import surrogate as surrogates
 from snnfast.nn import _single_steps
-from snnfast.nn._arguments import arguments_of, hint
+from snnfast.nn.arguments import arguments_of, hint
 from snnfast.ops.layer import check_options, check_tau
 from snnfast.ops.lif import lif
 from snnfast.ops.validation import check_bool, check_int, check_number, state_dtype
 
 
-class _Neuron(nn.Module):
+class BaseNeuron(nn.Module):
     """What the neurons share: the arguments of ``snnfast.lif`` and the state of a stream."""
 
     # What belongs to the calls so far, and not to a copy.
@@ -113,7 +113,7 @@ class _Neuron(nn.Module):
         )
 
 
-class LIF(_Neuron):
+class LIF(BaseNeuron):
     """Leaky integrate-and-fire neurons; ``decay_input`` is True as in SpikingJelly, while
     :func:`snnfast.models.create_model` and the recipes have the papers' False.
 
@@ -134,14 +134,14 @@ class LIF(_Neuron):
         return f"tau={self.tau}, decay_input={self.decay_input}, {super().extra_repr()}"
 
 
-class IF(_Neuron):
+class IF(BaseNeuron):
     """Integrate-and-fire neurons: LIF without a leak, H = V + X."""
 
     def _rate(self, x):
         return {"tau": math.inf}
 
 
-class ParametricLIF(_Neuron):
+class ParametricLIF(BaseNeuron):
     """LIF with a learnable time constant, 1/tau = sigmoid(w) (Fang et al. 2021, arXiv 2007.05785).
 
     Args:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from snnfast.backends.layout import IO_DTYPES, is_dense
-from snnfast.ops.select import _automatic
+from snnfast.ops.select import automatic
 from snnfast.ops.spikes import pack_in_memory
 
 SMALLEST = 1024
@@ -102,7 +102,7 @@ def mark_spikes(s: Tensor) -> None:
 
 @cache
 def _backend(device: str, dtype: torch.dtype) -> str:
-    return _automatic("packed_spikes", device, dtype, False)[0]
+    return automatic("packed_spikes", device, dtype, False)[0]
 
 
 class _Packed(NamedTuple):

@@ -84,6 +84,11 @@ def backend(name: str):
         _local.backend = before
 
 
+def asked_for() -> str:
+    """The backend of the innermost ``backend`` block, or auto."""
+    return _local.backend
+
+
 def explain(fn, *args, **kwargs) -> list[tuple[str, str, str]]:
     """Calls ``fn(*args, **kwargs)``; returns (op, backend, reason), one per op call within it."""
     before, _local.calls = _local.calls, []
@@ -119,7 +124,7 @@ def _refuse(name: str, device: str, dtype: torch.dtype, smooth: bool, own: str |
     return _unavailable(name)
 
 
-def _automatic(device: str, dtype: torch.dtype, smooth: bool, own: str | None) -> tuple[str, str]:
+def automatic(device: str, dtype: torch.dtype, smooth: bool, own: str | None) -> tuple[str, str]:
     if own is not None:
         return "reference", f"auto: no kernel knows the surrogate {own}"
     order = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}.get(device, ())
@@ -151,7 +156,7 @@ def select(
     else:
         name, source = _DEFAULT, "SNNFAST_BACKEND"
     if name == "auto":
-        name, reason = _automatic(device, dtype, smooth, own)
+        name, reason = automatic(device, dtype, smooth, own)
         if torch.compiler.is_compiling():
             pass
         elif own is not None:
