@@ -593,3 +593,40 @@ def test_bad_arguments():
     ):
         fuse(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()))
     assert fuse(nn.Sequential(nn.Linear(2, 2), LIF())) is not None  # nothing to fuse, no warning
+
+
+class Path(nn.Module):
+    def __init__(self, norm):
+        super().__init__()
+        self.norm, self.lif = norm, LIF()
+
+    def forward(self, x):
+        return self.lif(self.norm(x.flatten(0, 1)).unflatten(0, x.shape[:2]))
+
+
+class Shared(nn.Module):
+    """One batch norm on two paths, before neurons and before nothing."""
+
+    def __init__(self):
+        super().__init__()
+        norm = nn.BatchNorm1d(5)
+        self.spiking, self.plain = Path(norm), nn.Sequential(norm)
+
+    def forward(self, x):
+        return self.spiking(x) + self.plain(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+def test_a_shared_norm_with_one_path_fused_is_trained_before_backward():
+    gradients = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        model = Shared()
+        if fused:
+            report = []
+            model = fuse(model, report=report)
+            assert report[0].reason is None
+        x = torch.randn(4, 3, 5, requires_grad=True)
+        out = model.eval()(x)
+        model.train()(x)
+        gradients.append(torch.autograd.grad(out.sum(), x)[0])
+    torch.testing.assert_close(*gradients)
