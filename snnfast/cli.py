@@ -5,6 +5,7 @@ needs torch is imported by the subcommand that needs it.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -38,6 +39,8 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> int:
     """Run the command line ``argv`` (default sys.argv[1:]) and return its exit status."""
     argv = sys.argv[1:] if argv is None else argv
+    if "RANK" in os.environ:  # the end of another rank is told in a line, not in frames of C++
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         parser = _parser(argv)
         arguments, extra = parser.parse_known_args(argv)

@@ -256,6 +256,13 @@ def test_a_worker_that_ends_is_named(tmp_path, monkeypatch):
         read(small(tmp_path, workers=1).train)
 
 
+def test_a_batch_may_be_empty(tmp_path):
+    """That of a rank, where there are fewer images than ranks."""
+    write_images(tmp_path, classes=1, per_class=1)
+    ((images, targets),) = small(tmp_path).train.batches([torch.arange(0)])
+    assert images.shape == (0, 3, 32, 32) and targets.shape == (0,)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_pipes_are_not_waited_for(tmp_path, workers):
     write_images(tmp_path, classes=1, per_class=2)

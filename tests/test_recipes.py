@@ -12,6 +12,7 @@ from snnfast.train.distributed import World
 from snnfast.train.evaluate import accuracy
 from snnfast.train.objective import inference_steps
 from snnfast.train.run import _Run
+from snnfast.train.stop import Stop
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,7 +43,7 @@ def test_a_recipe_builds_and_takes_two_steps(name, tmp_path, roots):
     if data != "digits":
         overrides["data.root"] = str(roots(data))
     config = recipes.load(name, overrides)
-    run = _Run(config, torch.device("cpu"), World(), lambda: False)
+    run = _Run(config, torch.device("cpu"), World(), Stop())
     if run.teacher is not None:
         run.teacher.eval()
     trainer = run.student_trainer()

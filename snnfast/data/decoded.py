@@ -8,10 +8,10 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from snnfast.data.base import IGNORED, DataError
 from snnfast.data.pictures import to_tensor
+from snnfast.data.workers import load
 
 ON_ERROR = ("stop", "skip")
 
@@ -59,21 +59,20 @@ class DecodedSplit:
     def batches(self, indices: Iterable[Tensor], seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """As :meth:`snnfast.data.Split.batches`."""
         lists = _Lists(indices)
-        loader = DataLoader(
-            _Reader(self.samples, self.chosen, self.cut, self.size, seed),
-            batch_sampler=lists,
-            num_workers=self.workers,
-            collate_fn=_as_is,
-            pin_memory=self.device.type == "cuda",
-            # Its own: the loader would draw from the global one.
-            generator=torch.Generator(),
-        )
 
         def name_of(batch: int) -> str:
-            first, last = (self.samples.label_of(int(self.chosen[n])) for n in lists.ends[0])
-            return f"batch {batch} (images {first} to {last})"
+            names = (self.samples.label_of(int(self.chosen[n])) for n in lists.ends[0])
+            return f"batch {batch} (images {' to '.join(names)})"
 
-        for images, targets, failures in unbroken(loader, name_of):
+        loaded = load(
+            _Reader(self.samples, self.chosen, self.cut, self.size, seed),
+            self.workers,
+            name_of,
+            batch_sampler=lists,
+            collate_fn=_as_is,
+            pin_memory=self.device.type == "cuda",
+        )
+        for images, targets, failures in loaded:
             lists.ends.popleft()
             for name, message in failures:
                 self._failed(name, message)
@@ -89,32 +88,18 @@ class DecodedSplit:
             self.skipped.append(name)
 
 
-def unbroken(loader: Iterable, name_of: Callable[[int], str]) -> Iterator:
-    """What a DataLoader gives. Where one of its processes ends before its time (for want of memory,
-    by a crash in a decoder), DataError names what was waited for, ``name_of(its number)``."""
-    number = -1
-    try:
-        for number, item in enumerate(loader):  # noqa: B007
-            yield item
-    except RuntimeError as error:
-        raise DataError(
-            f"{name_of(number + 1)} or one of the next ended a worker: {error}; workers=0 shows "
-            "which"
-        ) from error
-
-
 class _Lists:
     """Tensors of sample numbers as lists, one at a time: the order may be long. ``ends`` are the
     first and the last number of those that are being read."""
 
     def __init__(self, indices: Iterable[Tensor]):
         self.indices = indices
-        self.ends: deque[tuple[int, int]] = deque()
+        self.ends: deque[list[int]] = deque()
 
     def __iter__(self):
         for index in self.indices:
             numbers = index.tolist()
-            self.ends.append((numbers[0], numbers[-1]))
+            self.ends.append(numbers[:1] + numbers[-1:])
             yield numbers
 
 

@@ -15,11 +15,10 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from snnfast.data.base import IGNORED, DataError
-from snnfast.data.decoded import unbroken
 from snnfast.data.extras import require
+from snnfast.data.workers import load
 
 SENSOR = 128  # pixels of a side
 VERSION = 2  # of the frames: counts up when they are computed in another way
@@ -99,8 +98,8 @@ def _integrate_all(name, recordings, timesteps, size, workers, on_error):
     targets, failures, first = torch.tensor(labels), {}, 0
     frames = torch.empty(len(labels), timesteps, 2, size, size, dtype=torch.float16)
     reader = _Reader(name, recordings, timesteps, size)
-    loader = DataLoader(reader, batch_size=None, num_workers=workers, generator=torch.Generator())
-    shown = _shown(unbroken(loader, lambda n: f"{name}: {recordings[n].path}"), name, len(reader))
+    loaded = load(reader, workers, lambda n: f"{name}: {recordings[n].path}", batch_size=None)
+    shown = _shown(loaded, name, len(reader))
     for recording, (made, found) in zip(recordings, shown, strict=True):
         if found and on_error == "stop":
             raise DataError(next(iter(found.values())))

@@ -6,12 +6,19 @@ Every global batch is cut into consecutive parts, one a rank, so that the same s
 same batches for any number of ranks.
 """
 
+import hashlib
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from snnfast import __version__
+from snnfast.train.peers import Peers, RankError
 
 
 @dataclass(frozen=True)
@@ -21,6 +28,7 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    peers: Peers | None = None
 
     @property
     def main(self) -> bool:
@@ -48,26 +56,69 @@ class World:
             return bool(flag)
         return bool(self.sum(torch.tensor(float(flag), device=device)) > 0)
 
+    def agree(self, notes: Mapping[str, object]) -> None:
+        """Until all ranks are here with the same ``notes``; ConfigError where they differ."""
+        if self.size > 1:
+            self.peers.agree(notes)
+
     def wait(self) -> None:
         """Until all ranks are here."""
         if self.size > 1:
             dist.barrier()
 
 
-def join(device_type: str) -> World:
-    """Join the ranks that torchrun started: NCCL for cuda, gloo for cpu. Outside of torchrun, a
-    world of one."""
+@contextmanager
+def joined(device_type: str, notes: Mapping[str, object], remedy: str) -> Iterator[World]:
+    """The ranks that torchrun started, NCCL for cuda and gloo for cpu; outside of torchrun a world
+    of one.
+
+    ``notes`` must be the same on all ranks: ConfigError. A rank that ends before the others ends
+    them, with RankError, or where nothing can be raised with a line that ends with ``remedy``.
+    """
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return World()
-    world = World(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
-    if device_type == "cuda":
-        torch.cuda.set_device(world.local_rank)
-    if not dist.is_initialized():
-        dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
-    return world
+        yield World()
+        return
+    peers = Peers(remedy)
+    try:
+        peers.agree(notes | {"device": device_type})
+        local = int(os.environ["LOCAL_RANK"])
+        if device_type == "cuda":
+            torch.cuda.set_device(local)
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+        yield World(peers.rank, peers.size, local, peers)
+    except BaseException as error:
+        # Other ranks that ended show as whatever the process group raises.
+        if type(error) is RuntimeError or isinstance(error, dist.DistError):
+            if reason := peers.lost():
+                raise RankError(reason) from error
+        peers.give_up(f"rank {peers.rank} ended: {_in_a_line(error)}")
+        raise
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()  # should it hang, ``peers`` ends it
+        peers.leave()
 
 
-def leave(world: World) -> None:
-    """Leave the ranks that :func:`join` joined."""
-    if world.size > 1 and dist.is_initialized():
-        dist.destroy_process_group()
+def code() -> str:
+    """What is run: the versions, and a digest of our sources."""
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
+    return f"snnfast {__version__} ({digest.hexdigest()[:12]}), torch {torch.__version__}"
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """The same for the same names and bits."""
+    digest = hashlib.sha256()
+    for name, value in tensors.items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:12]
+
+
+def _in_a_line(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -7,6 +7,7 @@ epoch or step, never from a stream: where a run goes on, nothing of it has to be
 import hashlib
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -283,7 +284,10 @@ class Trainer:
             run = torch.compile(run, mode=self.options.compile)
         if self.world.size > 1:
             devices = [self.device] if self.device.type == "cuda" else None
-            run = DistributedDataParallel(run, device_ids=devices, broadcast_buffers=False)
+            with warnings.catch_warnings():
+                # torch 2.13 warns of an argument that it has no substitute for yet.
+                warnings.simplefilter("ignore", FutureWarning)
+                run = DistributedDataParallel(run, device_ids=devices, broadcast_buffers=False)
         return run
 
     def _autocast(self):

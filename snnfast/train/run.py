@@ -3,12 +3,10 @@
 import contextlib
 import copy
 import json
-import signal
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -18,22 +16,21 @@ from snnfast.data import DataError
 from snnfast.data.extras import require
 from snnfast.models import exported_weights, set_process_group
 from snnfast.train import build, checkpoint, folder, preprocess, progress, report
-from snnfast.train.checkpoint import EMA, STUDENT, TEACHER, CheckpointError
-from snnfast.train.config import Config, ConfigError, differences, dump, load
-from snnfast.train.distributed import World, join, leave
+from snnfast.train.checkpoint import EMA, LATEST, STUDENT, TEACHER, CheckpointError
+from snnfast.train.config import Config, ConfigError, differences, dump, flat, load
+from snnfast.train.distributed import RankError, World, code, digest_of, joined
 from snnfast.train.evaluate import accuracy, logits_of, time_steps
 from snnfast.train.folder import FILES, METRICS, PLOT
 from snnfast.train.load import CONFIG, SHAPE
 from snnfast.train.loop import Options, Step, Trainer, TrainingError, show, spiking, still
 from snnfast.train.objective import inference_steps, student_objective, teacher_objective
+from snnfast.train.stop import Interrupted, Stop, Stuck
 
 # What may change between a checkpoint and the run that goes on from it.
 FREE = {"output", "device", "resume", "threads", "checkpoint_every", "tensorboard",
         "data.root", "data.workers"}  # fmt: skip
-
-
-class Interrupted(KeyboardInterrupt):
-    """A run that was asked to stop, and that saved where it stood."""
+# What may differ between ranks.
+OWN = FREE - {"resume", "checkpoint_every"}
 
 
 def train(config: Config, *, overwrite: bool = False) -> report.Metrics:
@@ -55,14 +52,15 @@ def train(config: Config, *, overwrite: bool = False) -> report.Metrics:
     if config.threads:
         torch.set_num_threads(config.threads)
     device = build.choose_device(config.device)
-    world = join(device.type)
-    if world.size > 1 and device.type == "cuda":
-        device = torch.device("cuda", world.local_rank)
+    notes = {name: value for name, value in flat(config).items() if name not in OWN}
+    remedy = f"to go on from its last checkpoint: {folder.go_on(Path(config.output))}"
     try:
-        with _interruptions() as interrupted:
-            return _Run(config, device, world, interrupted, overwrite).train()
-    finally:
-        leave(world)
+        with Stop() as stop, joined(device.type, notes | {"code": code()}, remedy) as world:
+            if world.size > 1 and device.type == "cuda":
+                device = torch.device("cuda", world.local_rank)
+            return _Run(config, device, world, stop, overwrite).train()
+    except RankError as error:
+        raise TrainingError(str(error)) from error
 
 
 class _Run:
@@ -73,7 +71,7 @@ class _Run:
         config: Config,
         device: torch.device,
         world: World,
-        interrupted: Callable[[], bool],
+        interrupted: Stop,
         overwrite: bool = False,
     ):
         self.config, self.device, self.world = config, device, world
@@ -87,7 +85,7 @@ class _Run:
         self.objective = build.configured(config.objective, student_objective, config)
         if not world.main:
             world.wait()  # what loading keeps on the disk, rank 0 makes
-        self.data = build.load_data(config, device)
+        self.data = interrupted.watch(build.load_data(config, device))
         self.preprocess = preprocess.of_data(self.data)
         if world.main:
             world.wait()
@@ -96,8 +94,29 @@ class _Run:
         if self.teacher is not None and config.teacher.checkpoint is not None:
             build.load_teacher(self.teacher, Path(config.teacher.checkpoint))
 
+    def _loaded(self) -> dict[str, object]:
+        """What no rank may have loaded other than the others."""
+        data, notes = self.data, {}
+        notes |= {"number of training samples": len(data.train)}
+        notes |= {"number of test samples": len(data.test)}
+        notes |= {f"data's {name}": getattr(data, name) for name in SHAPE}
+        if self.teacher is not None and self.config.teacher.checkpoint is not None:
+            notes["teacher.checkpoint"] = f"one of digest {digest_of(self.teacher.state_dict())}"
+        return notes
+
+    def _start(self) -> str:
+        """Where the run begins, in words; no rank may begin elsewhere."""
+        if not self.found:
+            return "no checkpoint"
+        at, latest = self.found[1]["trainer"], self.output / checkpoint.FOLDER / LATEST
+        return (
+            f"{at['name']} at epoch {at.get('epoch')}, step {at.get('done')} "
+            f"(digest {checkpoint.digest(latest)[:12]})"
+        )
+
     def train(self) -> report.Metrics:
         with contextlib.ExitStack() as claim:
+            self.world.agree(self._loaded())
             if self.overwrite:
                 self._try()
             if self.world.main:
@@ -108,6 +127,8 @@ class _Run:
                 )
             self.world.wait()
             self.found = self._checkpoint() if self.resume else None
+            self.world.agree({"resume": self._start()})
+            self.interrupted.begin()
             rows, path = self._prepare(), self.output / METRICS
             with _written(path):
                 self.metrics = report.Metrics(path, rows, write=self.world.main)
@@ -164,22 +185,29 @@ class _Run:
                 self._write(self._weights(trainer))  # of this epoch: nothing else would mend them
         every, start = self.config.checkpoint_every, time.perf_counter()
         with progress.bar(trainer.name, trainer, self.world) as bar:
-            for step in trainer.steps():
-                bar.step()
-                if step.last:
-                    self._test(trainer, step, time.perf_counter() - start)
-                    bar.tested(self.metrics.rows[-1])
-                stop = self._asked_to_stop(step)
-                if step.last or stop or (every and step.step % every == 0):
-                    self._save(trainer)
-                if stop:
-                    raise Interrupted(f"after step {step.step} (epoch {step.epoch})")
+            try:
+                for step in trainer.steps():
+                    bar.step()
+                    if step.last:
+                        self._test(trainer, step, time.perf_counter() - start)
+                        bar.tested(self.metrics.rows[-1])
+                    stop = self._asked_to_stop(step)
+                    if step.last or stop or (every and step.step % every == 0):
+                        self._save(trainer)
+                    if stop:
+                        raise Interrupted(_after(trainer))
+            except Stuck:
+                # All ranks would have to save, and in a test the epoch's row is not there yet.
+                if self.world.size > 1 or trainer.done == len(trainer.batches):
+                    raise
+                self._save(trainer)
+                raise Interrupted(_after(trainer)) from None
 
     def _asked_to_stop(self, step: Step) -> bool:
-        """All ranks alike; they ask one another now and then only, since that waits for the GPU."""
+        """All ranks alike; they seldom ask one another where that waits for a GPU."""
         if self.world.size == 1:
             return self.interrupted()
-        now = step.last or step.step % 20 == 0
+        now = self.device.type != "cuda" or step.last or step.step % 20 == 0
         return now and self.world.any(self.interrupted(), self.device)
 
     def _test(self, trainer: Trainer, step: Step, seconds: float) -> None:
@@ -367,25 +395,9 @@ def _written(path: Path) -> Iterator[None]:
         ) from error
 
 
-@contextlib.contextmanager
-def _interruptions() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM ask for a stop at the next step; a second one does not wait."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set  # signals are the main thread's
-        return
-
-    def ask(number, frame):
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _after(trainer: Trainer) -> str:
+    step = trainer.epoch * len(trainer.batches) + trainer.done
+    return f"after step {step} (epoch {trainer.epoch + 1})"
 
 
 def _hardware(device: torch.device) -> str:
