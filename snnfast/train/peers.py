@@ -134,11 +134,13 @@ class Peers:
         return json.loads(self._store.get(key)) if self._store.check([key]) else None
 
     def _wait_for(self, key: str):
-        while not self._store.check([key]):
-            if reason := self._hear("lost"):
+        while True:
+            reason = self._hear("lost")  # first: whoever is lost may have said it before
+            if self._store.check([key]):
+                return self._hear(key)
+            if reason:
                 raise RankError(reason)
             time.sleep(0.02)
-        return self._hear(key)
 
 
 _GONE = "the ranks' store at MASTER_ADDR no longer answers"
