@@ -617,16 +617,12 @@ class Shared(nn.Module):
 
 
 def test_a_shared_norm_with_one_path_fused_is_trained_before_backward():
-    gradients = []
-    for fused in (False, True):
-        torch.manual_seed(0)
-        model = Shared()
-        if fused:
-            report = []
-            model = fuse(model, report=report)
-            assert report[0].reason is None
-        x = torch.randn(4, 3, 5, requires_grad=True)
-        out = model.eval()(x)
-        model.train()(x)
-        gradients.append(torch.autograd.grad(out.sum(), x)[0])
-    torch.testing.assert_close(*gradients)
+    report = []
+    model = fuse(Shared(), report=report)
+    assert report[0].reason is None
+    x = torch.randn(4, 3, 5, requires_grad=True)
+    (expected,) = torch.autograd.grad(model.eval().spiking(x).sum(), x)
+    both, fused = model(x), model.spiking(x)
+    model.train()(x)
+    both.sum().backward()  # torch's own path keeps the running statistics, and takes them as they are
+    assert torch.equal(torch.autograd.grad(fused.sum(), x)[0], expected)

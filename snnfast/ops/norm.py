@@ -89,10 +89,9 @@ def _run_stats(y, static, backend):
 def update_running(
     running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float, unbias
 ) -> None:
-    """The running statistics take a share ``momentum`` of mean and of var * unbias. As in torch's
-    batch norm that is no change of version: who keeps them for backward is not refused."""
-    running_mean.data.lerp_(mean, momentum)
-    running_var.data.lerp_(var * unbias, momentum)
+    """The running statistics take a share ``momentum`` of mean and of var * unbias."""
+    running_mean.lerp_(mean, momentum)
+    running_var.lerp_(var * unbias, momentum)
 
 
 def _run_prepare(mean, var, weight, running_mean, running_var, momentum, unbias, eps, backend):

@@ -307,7 +307,11 @@ def norm_lif(
     y = y if plain else layout.with_dense_steps(y, layers.axis(call.layer))
 
     batch, unbias = None, 1.0
-    running = (running_mean, running_var) if training and running_mean is not None else None
+    running = None
+    if training and running_mean is not None:
+        # As in torch's batch norm their update is no change of version: whoever keeps them for
+        # backward, in an evaluation before this step, is not refused.
+        running = (running_mean.data, running_var.data)
     with torch.no_grad():
         if not use_batch:
             # Copies: what backward keeps must not change when a later call updates the statistics.
