@@ -624,5 +624,5 @@ def test_a_shared_norm_with_one_path_fused_is_trained_before_backward():
     (expected,) = torch.autograd.grad(model.eval().spiking(x).sum(), x)
     both, fused = model(x), model.spiking(x)
     model.train()(x)
-    both.sum().backward()  # torch's own path keeps the running statistics, and takes them as they are
+    both.sum().backward()  # torch's own path takes the running statistics as they are now
     assert torch.equal(torch.autograd.grad(fused.sum(), x)[0], expected)
