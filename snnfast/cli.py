@@ -181,7 +181,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from snnfast.train.checkpoint import CheckpointError, resumable
     from snnfast.train.folder import FILES, go_on
     from snnfast.train.loop import TrainingError
-    from snnfast.train.report import summary
+    from snnfast.train.metrics import summary
     from snnfast.train.run import DataError, Interrupted, train
 
     output = Path(config.output)
@@ -251,15 +251,15 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from snnfast.train import compare
+    from snnfast.train import report
     from snnfast.train.config import ConfigError
 
     try:
-        groups = compare.run(arguments.runs)
+        groups = report.run(arguments.runs)
     except ConfigError as error:
         return _fail(f"report: {error}", 2)
-    print(compare.markdown(groups), flush=True)
-    return _write("report", compare.write, groups, arguments.output)
+    print(report.markdown(groups), flush=True)
+    return _write("report", report.write, groups, arguments.output)
 
 
 def _write(command: str, write, *what) -> int:

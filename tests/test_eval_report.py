@@ -13,7 +13,7 @@ import snnfast
 from snnfast.cli import main
 from snnfast.data import load_data
 from snnfast.distill import anytime
-from snnfast.train import compare
+from snnfast.train import report
 
 SHORT = {"data__train": "200", "epochs": "1", "teacher__epochs": "1", "time_step": "false"}
 
@@ -119,8 +119,8 @@ def test_an_unfinished_run_is_not_reported(runs, tmp_path):
     for name in ("config.toml", "metrics.jsonl"):
         text = (runs / "ce-0" / name).read_text()
         (tmp_path / name).write_text(text.replace("epochs = 1\n", "epochs = 3\n", 1))
-    with pytest.raises(compare.ConfigError, match=r"not finished: 1 of 3 epochs"):
-        compare.read(tmp_path)
+    with pytest.raises(report.ConfigError, match=r"not finished: 1 of 3 epochs"):
+        report.read(tmp_path)
 
 
 def test_tensorboard_has_the_numbers(runs):

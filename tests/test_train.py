@@ -15,7 +15,7 @@ import snnfast
 from snnfast.cli import main
 from snnfast.data import Augment, Data, TensorSplit, load_data
 from snnfast.models import create_model
-from snnfast.train import checkpoint, report
+from snnfast.train import checkpoint, metrics
 from snnfast.train import config as recipes
 from snnfast.train.checkpoint import CheckpointError, save_weights, write_atomic
 from snnfast.train.config import Config
@@ -188,7 +188,7 @@ def test_metrics_that_cannot_be_written_stop_the_run(tmp_path, capsys, monkeypat
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(report.os, "fsync", full)
+    monkeypatch.setattr(metrics.os, "fsync", full)
     monkeypatch.setattr(checkpoint, "_sync", lambda path: None)
     assert main(arguments(tmp_path, data__train="10", objective="mean_ce")) == 2
     error = capsys.readouterr().err.splitlines()[-1]

@@ -13,7 +13,7 @@ from snnfast.cli import main
 from snnfast.data import DataError
 from snnfast.train import build, folder
 from snnfast.train.checkpoint import load_checkpoint
-from snnfast.train.report import Metrics
+from snnfast.train.metrics import Metrics
 
 SHORT = {
     "data__train": "20",

@@ -1,187 +1,159 @@
-"""What a run leaves to read: metrics.jsonl, accuracy.png and a printed summary."""
+"""``snnfast report RUN...``: runs side by side, seeds of one recipe as one row."""
 
-import importlib.util
-import json
-import os
+import statistics
+from dataclasses import dataclass
 from pathlib import Path
 
 from snnfast.data.extras import require
-from snnfast.train.checkpoint import CheckpointError, write_atomic
-from snnfast.train.folder import BOARD, clear_board
+from snnfast.train import metrics
+from snnfast.train.checkpoint import CheckpointError, resumable, write_atomic
+from snnfast.train.config import Config, ConfigError, flat, load
+from snnfast.train.folder import METRICS, go_on
+
+MARKDOWN, PLOT = "report.md", "curves.png"
+# What does not make two runs different experiments.
+SAME = {"seed", "output", "device", "resume", "threads", "checkpoint_every", "time_step",
+        "tensorboard", "data.root", "data.workers", "teacher.checkpoint"}  # fmt: skip
 
 
-class Metrics:
-    """Rows of numbers, one JSON object a line, appended as they come; kept in ``rows``, too."""
+@dataclass
+class Run:
+    """One run: its config, and test accuracy [T] in the last epoch and at the best last T."""
 
-    def __init__(self, path: Path, rows: list[dict] | None = None, write: bool = True):
-        """Go on after ``rows``, in place of what is in the file; ``write``: this rank does."""
-        self.path, self.write = path, write
-        self.rows: list[dict] = list(rows or ())
-        self._board = None
-        if write:
-            text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in self.rows)
-            write_atomic(path, lambda part: part.write_text(text))
-
-    def to_tensorboard(self) -> None:
-        """Write every row's numbers for TensorBoard, too, where it is installed: those there are,
-        in place of an earlier run's, and those to come."""
-        if not self.write or importlib.util.find_spec("tensorboard") is None:
-            return
-        from torch.utils.tensorboard import SummaryWriter
-
-        clear_board(self.path.parent)
-        self._board = SummaryWriter(self.path.parent / BOARD)
-        for row in self.rows:
-            self._show(row)
-
-    def add(self, row: dict) -> None:
-        """Append a row; its "phase" is "teacher", "student" (one row an epoch) or "result"."""
-        if self.write:
-            with self.path.open("a") as file:
-                file.write(json.dumps(row, allow_nan=False) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        self.rows.append(row)
-        if self._board is not None:
-            self._show(row)
-
-    def _show(self, row: dict) -> None:
-        for name, value in row.items():
-            if name in ("phase", "epoch", "step") or "step" not in row:
-                continue
-            if name.endswith("_accuracy") and isinstance(value, list):
-                value = value[-1]
-            self._board.add_scalar(f"{row['phase']}/{name}", value, row["step"])
-        self._board.flush()
-
-    def of(self, phase: str) -> list[dict]:
-        """The rows of one phase."""
-        return [row for row in self.rows if row["phase"] == phase]
+    path: Path
+    config: Config
+    last: list[float]
+    best: float
+    teacher: float | None
 
 
-def read(path: Path) -> list[dict]:
-    """The rows of a metrics file; a last line that was cut off is left out. Raises CheckpointError
-    for a file that holds something else."""
-    rows = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: damaged: {error}") from error
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            if not isinstance(row, dict) or "phase" not in row:
-                raise ValueError("not a row of a run")
-        except (ValueError, RecursionError) as error:
-            if number == len(lines):
-                break
-            raise CheckpointError(f"{path}: line {number} is damaged: {error}") from error
-        rows.append(row)
-    return rows
+@dataclass
+class Group:
+    """The runs of one recipe over its seeds."""
+
+    name: str
+    runs: list[Run]
+
+    def at(self, t: int) -> list[float]:
+        """Accuracy of every seed at t timesteps, in percent."""
+        return [100 * run.last[t - 1] for run in self.runs if len(run.last) >= t]
 
 
-def plot_accuracy(metrics: Metrics, path: Path, title: str) -> None:
-    """Test accuracy over the epochs (left) and over the timesteps of one pass (right)."""
+def run(paths: list[Path]) -> list[Group]:
+    """Read runs, for :func:`markdown` to show and :func:`write` to keep.
+
+    Raises ConfigError for a path that is no finished run, ImportError without matplotlib.
+    """
     require("matplotlib")
+    return grouped([read(path) for path in paths])
+
+
+def write(groups: list[Group], output: Path) -> None:
+    """Write ``report.md`` and ``curves.png`` into ``output``. Raises ConfigError."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        write_atomic(output / MARKDOWN, lambda part: part.write_text(markdown(groups)))
+        write_atomic(output / PLOT, lambda part: _plot(groups, part))
+    except OSError as error:
+        raise ConfigError(f"{MARKDOWN} and {PLOT} are not written: {error}") from error
+
+
+def read(path: Path) -> Run:
+    """A run from its directory."""
+    for name in ("config.toml", METRICS):
+        if not (path / name).is_file():
+            raise ConfigError(f"{path} is not a run: it has no {name}")
+    config = load(str(path / "config.toml"))
+    # Going on writes the metrics anew, too.
+    remedy = f"to go on: {go_on(path)}" if resumable(path) else "there is no checkpoint to go on"
+    try:
+        rows = metrics.read(path / METRICS)
+        student = [row["test_accuracy"] for row in rows if row["phase"] == "student"]
+        teacher = [row["test_accuracy"] for row in rows if row["phase"] == "teacher"]
+        numbers = all(isinstance(v, float) for row in student + teacher for v in row)
+        if not numbers or not all(student + teacher):
+            raise CheckpointError(f"{path / METRICS}: damaged: an accuracy is none")
+    except CheckpointError as error:
+        raise ConfigError(f"{error}; {remedy}") from error
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"{path / METRICS}: damaged: {error!r}; {remedy}") from error
+    if len(student) < config.epochs:
+        raise ConfigError(
+            f"{path} is not finished: {len(student)} of {config.epochs} epochs in "
+            f"{METRICS}; {remedy}"
+        )
+    return Run(
+        path,
+        config,
+        student[-1],
+        max(row[-1] for row in student),
+        teacher[-1][0] if teacher else None,
+    )
+
+
+def grouped(runs: list[Run]) -> list[Group]:
+    """Runs by recipe; a group is named by the keys in which it differs from the others."""
+    tables = [flat(run.config) for run in runs]
+    differing = [
+        name for name in tables[0] if len({repr(t[name]) for t in tables}) > 1 and name not in SAME
+    ]
+    groups: dict[tuple, Group] = {}
+    for run, table in zip(runs, tables, strict=True):
+        key = tuple(repr(table[name]) for name in differing)
+        name = ", ".join(f"{name} {table[name]}" for name in differing) or run.config.objective
+        groups.setdefault(key, Group(name, [])).runs.append(run)
+    for group in groups.values():
+        seeds = [run.config.seed for run in group.runs]
+        if len(set(seeds)) < len(seeds):
+            raise ConfigError(f"two runs of {group.name!r} have the same seed")
+    return list(groups.values())
+
+
+def markdown(groups: list[Group]) -> str:
+    """Mean ± standard deviation over the seeds of the last epoch's accuracy, per timestep."""
+    most = max(len(run.last) for group in groups for run in group.runs)
+    steps = range(1, most + 1)
+    lines = [
+        "Test accuracy in % at every number of timesteps, out of one pass, after the last epoch: "
+        "mean ± standard deviation over the seeds. Best: the best epoch at the last T, which is "
+        "chosen on the test data.",
+        "",
+        "| " + " | ".join(["run", "seeds", *(f"T={t}" for t in steps), "best", "teacher"]) + " |",
+        "|" + "---|" * (most + 4),
+    ]
+    for group in groups:
+        cells = [group.name, str(len(group.runs))]
+        cells += [_spread(group.at(t)) for t in steps]
+        cells.append(_spread([100 * run.best for run in group.runs]))
+        teachers = [100 * run.teacher for run in group.runs if run.teacher is not None]
+        cells.append(_spread(teachers))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _spread(values: list[float]) -> str:
+    if not values:
+        return "-"
+    mean = f"{statistics.mean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"
+
+
+def _plot(groups: list[Group], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
-    student, teacher = metrics.of("student"), metrics.of("teacher")
-    final = [100 * value for value in student[-1]["test_accuracy"]]
-    steps = range(1, len(final) + 1)
-
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
-    curves = [(teacher, 0, "teacher", "0.4")]
-    curves += [(student, t - 1, f"T = {t}", f"C{t - 1}") for t in sorted({1, len(final)})]
-    for rows, t, label, color in curves:
-        if not rows:
-            continue
-        left.plot(
-            [row["epoch"] for row in rows],
-            [100 * row["test_accuracy"][t] for row in rows],
-            color=color,
-            label=label,
-            marker=".",
-            linestyle="--" if rows is teacher else "-",
-        )
-    left.set(xlabel="epoch", ylabel="test accuracy (%)", title=title)
-    left.xaxis.set_major_locator(MaxNLocator(integer=True))
-    left.legend(loc="lower right")
-
-    shown = list(final)
-    if teacher:
-        reached = 100 * teacher[-1]["test_accuracy"][0]
-        shown.append(reached)
-        right.axhline(reached, color="0.4", linestyle="--", label=f"teacher {reached:.1f}")
-    right.plot(steps, final, marker="o", label="student")
-    for t, value in zip(steps, final, strict=True):
-        right.annotate(
-            f"{value:.1f}", (t, value), xytext=(0, 7), textcoords="offset points", ha="center"
-        )
-    low, high = min(shown), max(shown)
-    margin = max(0.3 * (high - low), 0.3)
-    right.set(
-        xlabel="timesteps (one pass, mean of logits)",
-        ylabel="test accuracy (%)",
-        title="full range of timesteps",
-        xticks=list(steps),
-        xlim=(0.6, len(final) + 0.4),
-        ylim=(low - margin, high + margin),
-    )
-    right.legend()
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-    write_atomic(path, lambda part: figure.savefig(part, dpi=120))
-
-
-def summary(metrics: Metrics) -> str:
-    """The printed end of a run, from its "result" row and its last epochs."""
-    result = metrics.of("result")[-1]
-    student, teacher = metrics.of("student"), metrics.of("teacher")
-    last, images = student[-1], result["test_samples"]
-    final = last["test_accuracy"]
-    best = max(student, key=lambda row: row["test_accuracy"][-1])
-    lines = []
-    if teacher:
-        reached = 100 * teacher[-1]["test_accuracy"][0]
-        lines.append(f"teacher  test accuracy {reached:.1f} % ({images} images)")
-    lines += [
-        "student  test accuracy at every T, out of one pass (last epoch; mean of logits):",
-        "           " + "".join(f"T={t:<6}" for t in range(1, len(final) + 1)),
-        "           " + "".join(f"{100 * value:<8.1f}" for value in final) + "%",
-    ]
-    if "ema_accuracy" in last:
-        averaged = "".join(f"{100 * value:<8.1f}" for value in last["ema_accuracy"])
-        lines.append(f"           {averaged}% with averaged weights")
-    loading, stepping = last["loading_seconds"], last["step_seconds"]
-    count = last["images"]
-    lines += [
-        f"         best epoch {best['epoch']} of {last['epoch']}: "
-        f"{100 * best['test_accuracy'][-1]:.1f} % at T={len(final)}",
-        f"         last epoch: {count / max(stepping, 1e-9):.0f} images/s in the step, "
-        f"{count / max(loading, 1e-9):.0f} images/s from the loader",
-    ]
-    return "\n".join(lines + (_step_lines(result, len(final)) if "step_ms" in result else []))
-
-
-def _step_lines(result: dict, steps: int) -> list[str]:
-    """The time of one training step, fused and as a loop over time."""
-    head = (
-        f"one training step of the student (forward, loss, backward; batch {result['batch_size']}, "
-        f"T={steps}, {result['hardware']}):"
-    )
-    if result["max_logit_difference"] != 0:
-        return [
-            head,
-            "         not shown: the fused neurons and the torch time loop differ by "
-            f"{result['max_logit_difference']:g} in the logits",
-        ]
-    fused, loop = result["step_ms"], result["loop_step_ms"]
-    return [
-        head,
-        f"         fused neurons {fused:.1f} ms, torch time loop {loop:.1f} ms: "
-        f"{loop / fused:.2f} times as fast, same weights, same logits to the bit",
-    ]
+    axes = figure.subplots()
+    for i, group in enumerate(groups):
+        steps = range(1, max(len(run.last) for run in group.runs) + 1)
+        means = [statistics.mean(group.at(t)) for t in steps]
+        spread = [statistics.stdev(v) if len(v := group.at(t)) > 1 else 0.0 for t in steps]
+        # Side by side, or the bars of close curves would hide one another.
+        places = [t + 0.04 * (i - (len(groups) - 1) / 2) for t in steps]
+        axes.errorbar(places, means, spread, marker="o", ms=4, capsize=2, lw=1, label=group.name)
+    axes.set(xlabel="timesteps (one pass, mean of logits)", ylabel="test accuracy (%)")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)

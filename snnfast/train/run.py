@@ -15,7 +15,7 @@ from torch import nn
 from snnfast.data import DataError
 from snnfast.data.extras import require
 from snnfast.models import exported_weights, set_process_group
-from snnfast.train import build, checkpoint, folder, preprocess, progress, report
+from snnfast.train import build, checkpoint, folder, metrics, preprocess, progress
 from snnfast.train.checkpoint import EMA, LATEST, STUDENT, TEACHER, CheckpointError
 from snnfast.train.config import Config, ConfigError, differences, dump, flat, load
 from snnfast.train.distributed import RankError, World, code, digest_of, joined
@@ -33,7 +33,7 @@ FREE = {"output", "device", "resume", "threads", "checkpoint_every", "tensorboar
 OWN = FREE - {"resume", "checkpoint_every"}
 
 
-def train(config: Config, *, overwrite: bool = False) -> report.Metrics:
+def train(config: Config, *, overwrite: bool = False) -> metrics.Metrics:
     """Run a recipe and leave ``FILES`` and a checkpoint in ``config.output``.
 
     With ``resume = "auto"`` it goes on from the checkpoint there, exactly: on a CPU with the same
@@ -114,7 +114,7 @@ class _Run:
             f"(digest {checkpoint.digest(latest)[:12]})"
         )
 
-    def train(self) -> report.Metrics:
+    def train(self) -> metrics.Metrics:
         with contextlib.ExitStack() as claim:
             self.world.agree(self._loaded())
             if self.overwrite:
@@ -131,12 +131,12 @@ class _Run:
             self.interrupted.begin()
             rows, path = self._prepare(), self.output / METRICS
             with _written(path):
-                self.metrics = report.Metrics(path, rows, write=self.world.main)
+                self.metrics = metrics.Metrics(path, rows, write=self.world.main)
                 if self.config.tensorboard:
                     self.metrics.to_tensorboard()
             return self._train()
 
-    def _train(self) -> report.Metrics:
+    def _train(self) -> metrics.Metrics:
         config = self.config
         if self.world.main:
             head = progress.headline(config, self.data, self.student, self.device, self.world)
@@ -153,7 +153,7 @@ class _Run:
         if self.world.main:
             title = f"{config.model}, T = {config.timesteps}, seed {config.seed}"
             with _written(self.output / PLOT):
-                report.plot_accuracy(self.metrics, self.output / PLOT, title)
+                metrics.plot_accuracy(self.metrics, self.output / PLOT, title)
         self.world.wait()
         return self.metrics
 
@@ -314,7 +314,7 @@ class _Run:
         rows = self.found[1]["rows"] if self.found else []
         if isinstance(rows, int):  # of a checkpoint of version 0.1.0
             count, path = rows, self.output / METRICS
-            rows = report.read(path)[:count]
+            rows = metrics.read(path)[:count]
             if len(rows) < count:
                 raise CheckpointError(f"{path}: damaged: {len(rows)} of {count} rows can be read")
         self.world.wait()
