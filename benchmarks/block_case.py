@@ -16,6 +16,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
+import measure
 import torch
 from lif_case import GRADIENT_TOLERANCE, NEURON, SURROGATE
 from peers import time_loop
@@ -87,23 +88,14 @@ def compiled(channels: int) -> nn.Module:
 
 
 @dataclass
-class Contender:
+class Contender(measure.Contender):
     """``build(channels)`` makes a part; blocks of one contender share nothing but their class."""
 
-    name: str
-    kind: str
-    """ours or peer."""
     build: Callable[[int], nn.Module]
     half: bool = True
     """Whether X or V is rounded to the I/O dtype."""
-    compiled: bool = False
     context: Callable = nullcontext
     """Around the forward."""
-
-
-def packed() -> Callable | None:
-    """snnfast.packed_spikes, where this version has it."""
-    return getattr(snnfast, "packed_spikes", None)
 
 
 def ours(backend: str) -> Contender:
@@ -112,7 +104,7 @@ def ours(backend: str) -> Contender:
 
 def ours_packed(backend: str) -> Contender:
     found = ours(backend)
-    found.name, found.context = f"{found.name}, packed", packed()
+    found.name, found.context = f"{found.name}, packed", snnfast.packed_spikes
     return found
 
 
@@ -122,17 +114,13 @@ def unfused(backend: str) -> Contender:
     return Contender(name, "peer", partial(Unfused, neuron=neuron))
 
 
-@dataclass
-class Verdict:
-    """What the gate found; ``refused`` says why no speed is shown, None where it passed."""
-
+@dataclass(kw_only=True)
+class Verdict(measure.Verdict):
     spikes_compared: int = 0
     spike_flips: int = 0
     flip_margin: float | None = None
-    """The largest |H - theta| at the first flip of a neuron."""
-    gradient_error: float | None = None
-    """Of the largest gradient, on channels without flips."""
-    refused: str | None = None
+    """The largest |H - theta| at the first flip of a neuron. (The gradient's error is that of the
+    largest gradient, on channels without flips.)"""
 
     def join(self, other: "Verdict") -> None:
         """Take in what the gate found of another part of the same block."""
@@ -147,30 +135,32 @@ def _larger(a: float | None, b: float | None) -> float | None:
     return max((x for x in (a, b) if x is not None), default=None)
 
 
-class Case:
-    """``channels`` x ``side`` x ``side`` at ``batch`` and ``steps``; ``sets`` inputs to rotate."""
+class Case(measure.Case):
+    """``shape`` is C x H x W; ``sets`` inputs are made, to rotate among."""
+
+    unit = "element"
 
     def __init__(self, shape, batch: int, steps: int, dtype, device: torch.device, sets: int = 1):
+        super().__init__((steps, batch, *shape), dtype, steps, device)
         self.channels, self.height, self.width = shape
-        self.batch, self.steps, self.dtype, self.device = batch, steps, dtype, device
-        self.shape = (steps, batch, *shape)
-        self.elements = math.prod(self.shape)
-        self.size = dtype.itemsize
-        generator = torch.Generator(device).manual_seed(steps)
-        normal = partial(torch.randn, device=device, generator=generator)
+        self.batch, self.count, normal = batch, math.prod(self.shape), self.normal
+        self.where = {
+            "shape": measure.label(shape),
+            "batch": batch,
+            "elements": self.count,
+            "dtype": measure.dtype_name(dtype),
+            "steps": steps,
+        }
         per_channel = (self.channels, 1, 1)
         mean, std = 0.3 * normal(per_channel), 1 + 0.2 * normal(per_channel)
         self.weight = 1 + 0.2 * normal(self.channels)
         self.bias = 0.3 + 0.2 * normal(self.channels)
         self.y = [normal(self.shape).mul_(std).add_(mean).to(dtype) for _ in range(sets)]
         """As a convolution gives it: every channel with a mean and spread of its own."""
+        self.sources = [(y,) for y in self.y]
         self.ds = [normal(self.shape).to(dtype) for _ in range(sets)]
         self.spikes = [spikes_like(normal(self.shape).to(dtype)) for _ in range(sets)]
         """The block's input and residual: made by our own op, so that they can be kept as bits."""
-
-    @property
-    def label(self) -> str:
-        return f"{self.channels}x{self.height}x{self.width}"
 
     def part(self, contender: Contender) -> nn.Module:
         """A new part of the contender, with the case's weight and bias."""
@@ -186,7 +176,7 @@ class Case:
 
     def chosen(self) -> Tensor:
         """Channels that the gate looks at, the first and the last among them."""
-        count = min(self.channels, max(1, CHUNK * self.channels // self.elements))
+        count = min(self.channels, max(1, CHUNK * self.channels // self.count))
         if count == 1:
             return torch.tensor([self.channels - 1], device=self.device)
         picks = torch.linspace(0, self.channels - 1, count, dtype=torch.float64)
@@ -263,8 +253,7 @@ class Recorder(nn.Module):
             else:
                 error = _largest_error(tensor[:, :, clean], expected[name][:, :, clean])
                 verdict.gradient_error = _larger(verdict.gradient_error, error)
-            if not error <= limit:
-                verdict.refused = f"{name} off by {error:.1e} (limit {limit:.1e})"
+            if not verdict.holds(name, error, limit):
                 return verdict
         sums = {"dweight": dweight[k], "dbias": dbias[k]}
         limit = HALF_GRADIENT if half else max(SUMS, GRADIENT_TOLERANCE[case.dtype])
@@ -275,15 +264,12 @@ class Recorder(nn.Module):
             # The terms of such a sum cancel: its rounding is that of their root-mean-square sum.
             scale = expected["sum_scale"]
             error = float((tensor.double() - expected[name])[keep].abs().max()) / scale
-            if not error <= limit:
-                verdict.refused = f"{name} off by {error:.1e} (limit {limit:.1e})"
+            if not verdict.holds(name, error, limit):
                 return verdict
         for name, old in zip(("mean", "var"), self.before):
             now = getattr(part, f"running_{name}").detach()
             new = torch.lerp(old[k].double(), expected[name], part.momentum)
-            error = float((now[k] - new).abs().max())
-            if not error <= SUMS:
-                verdict.refused = f"running_{name} off by {error:.1e} (limit {SUMS:.1e})"
+            verdict.holds(f"running_{name}", float((now[k] - new).abs().max()), SUMS)
         return verdict
 
 
@@ -323,7 +309,7 @@ def _spikes(s: Tensor, margin: Tensor, case: Case, contender: Contender) -> tupl
     """The verdict on the spikes, and which channels have none that differs."""
     wrong = (s != 0) != (margin >= 0)
     flips = int(wrong.sum())
-    verdict = Verdict(s.numel(), flips)
+    verdict = Verdict(spikes_compared=s.numel(), spike_flips=flips)
     clean = ~wrong.any(0).any(0).flatten(1).any(1)
     if not flips:
         return verdict, clean

@@ -1,15 +1,13 @@
 """The measurements of bench_block.py at one (shape, dtype, T)."""
 
 import math
-import re
-import shutil
-import time
 from collections.abc import Callable
 from functools import partial
 
 import harness
 import measure
 import peers
+import run
 import torch
 from block_case import (
     Block,
@@ -21,12 +19,11 @@ from block_case import (
     compiled,
     ours,
     ours_packed,
-    packed,
     unfused,
 )
 from lif_case import SURROGATE
+from measure import Trial
 from torch import Tensor, nn
-from torch._inductor.utils import run_and_get_code
 
 import snnfast
 from snnfast.backends import spec as specs
@@ -34,6 +31,8 @@ from snnfast.ops.layer import lif_layer
 from snnfast.ops.select import implementation
 
 COMPILED, SPIKINGJELLY, UNFUSED = "torch.compile", "SpikingJelly", "BatchNorm2d + snnfast.lif"
+
+SHAPES = [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4)]
 
 PARTS = {"part": False, "part + residual": True}
 BLOCKS = {"block": 1, "residual block": 2}
@@ -43,40 +42,58 @@ BYTES = {"part": 8, "part + residual": 11, "block": 14, "residual block": 31}
 """Tensors' worth of bytes: statistics 1, apply 2 [3], backward 5 [7]; a convolution 6 (forward, and
 the gradients of its input and of its weight, 2 each)."""
 
-PASSES = {
-    "statistics": (1, 1),
-    "apply": (2, 3),
-    "backward 1": (3, 4),
-    "backward 2": (3, 3),
-}
+PASSES = {"statistics": (1, 1), "apply": (2, 3), "backward 1": (3, 4), "backward 2": (3, 3)}
 """What each pass of ours moves without and with a residual: 9b and 11b (backward 1 writes dx, which
 backward 2 reads in place of ds; the model above counts 8b for the first)."""
 
 
 class Bench(measure.Bench):
-    """Runs the cases and collects ``rows`` and ``left_out``.
-
-    Nothing more is compiled once all compiles took ``compile_s``. A block is not timed where one
+    """Nothing more is compiled once all compiles took ``compile_s``. A block is not timed where one
     pass of its convolutions would take more than ``block_seconds``. Once the ``minutes`` are over,
-    only our own parts are measured.
-    """
+    only our own parts are measured."""
 
-    def __init__(
-        self,
-        device: torch.device,
-        backends: list[str],
-        rounds: int,
-        compile_s: float,
-        seconds: float = 0.5,
-        minutes: float = 5.0,
-        block_seconds: float = 4.0,
-    ):
-        super().__init__(device, backends, rounds, seconds, minutes)
+    title, packages, verdict = "Block", peers.PACKAGES[:1], Verdict
+    limits = ("block_seconds",)
+
+    def __init__(self, *args, block_seconds: float = 4.0, **limits):
+        super().__init__(*args, **limits)
         self.block_seconds = block_seconds
-        self.compile_left = self.compile_limit = compile_s
         self._parts: dict[tuple, nn.Module] = {}
         self._untimed: set[tuple] = set()
-        torch._dynamo.config.recompile_limit = 256
+
+    @staticmethod
+    def options(p) -> None:
+        shapes = run.list_of(run.sizes("64x32x32", "C, H and W are", axes=3))
+        p.add_argument("--shapes", type=shapes, help="C x H x W: 64x32x32,...")
+        p.add_argument("--steps", type=run.list_of(run.positive), help="T: 4,8")
+        p.add_argument("--batch", type=run.positive, help="B; default 32, with --quick 2")
+        p.add_argument("--compile-seconds", type=float, help="seconds of all compiles together")
+        p.add_argument("--minutes", type=float, help="after this, only our own parts are measured")
+        p.add_argument("--block-seconds", type=float, help="longest pass of a block's convolutions")
+
+    @staticmethod
+    def defaults(quick: bool, cuda: bool) -> dict:
+        return {
+            "shapes": [(64, 16, 16), (512, 4, 4)] if quick else SHAPES,
+            "steps": [4] if quick else [4, 8],
+            "batch": 2 if quick else 32,
+            "dtypes": [torch.float32, torch.bfloat16],
+            "seconds": 0.2 if quick else 0.5,
+            "minutes": 0.6 if quick else 4.5,
+            "compile_seconds": 0.0 if quick else 100.0,
+            "block_seconds": 4.0,
+        }
+
+    def cases(self, args):
+        # What targets are stated for comes first: small T, float32, the parts before the blocks.
+        for steps in sorted(args.steps):
+            for dtype in args.dtypes:
+                for each in (self.run_parts, self.run_blocks):
+                    for shape in args.shapes:
+                        yield each(self.case(shape, args.batch, dtype, steps))
+
+    def settings(self, args) -> dict:
+        return {"batch": args.batch}
 
     def case(self, shape, batch: int, dtype: torch.dtype, steps: int) -> Case:
         bytes_ = math.prod((steps, batch, *shape)) * dtype.itemsize
@@ -94,17 +111,17 @@ class Bench(measure.Bench):
         """The blocks. Of one that is too slow here only the memory, once per shape and dtype."""
         first = len(self.rows)
         for measurement in BLOCKS:
-            if time.monotonic() > self.end:
-                why = f"the time is over (--minutes {self.minutes:g})"
-                self.skip({"measurement": measurement, **_where(case)}, "all", why)
+            where = {"measurement": measurement, **case.where}
+            if self.over:
+                self.skip(where, "all", f"the time is over (--minutes {self.minutes:g})")
                 continue
             why = self._too_slow(case, measurement)
             contenders = self._contenders(case, measurement)
             if why is None:
                 self.layers(case, measurement, contenders)
                 continue
-            self.skip({"measurement": measurement, **_where(case)}, "all timings", why)
-            key = (measurement, case.label, case.dtype)
+            self.skip(where, "all timings", why)
+            key = (measurement, case.shape[2:], case.dtype)
             if key not in self._untimed:
                 self._untimed.add(key)
                 small = self.case(case.shape[2:], 1, case.dtype, case.steps)
@@ -116,13 +133,7 @@ class Bench(measure.Bench):
         """Why a block is left out: found on one image, so that finding it costs little."""
         conv = case.conv()
         x = case.spikes[0].detach()[0, :1].requires_grad_()
-        seconds = math.inf
-        for _ in range(2):  # the first also builds the convolution
-            begin = time.perf_counter()
-            conv(x).sum().backward()
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            seconds = min(seconds, time.perf_counter() - begin)
+        seconds = harness.shortest(lambda: conv(x).sum().backward(), self.device)
         seconds *= case.steps * case.batch * BLOCKS[measurement]
         # A GPU is not filled by one image, so there this says nothing.
         if self.device.type == "cpu" and seconds > self.block_seconds:
@@ -136,13 +147,8 @@ class Bench(measure.Bench):
         """Ours and the peers; those that cannot be measured here are left out with the reason."""
         found: list[tuple[str, Contender | str]] = [(n, ours(n)) for n in self.backends]
         if measurement != "part":  # which holds no spikes for its backward
-            for name in self.backends:
-                if packed() is None:
-                    why = "this snnfast has no packed_spikes"
-                    found.append((f"snnfast {name}, packed", why))
-                else:
-                    found.append((name, ours_packed(name)))
-        found += [(f"{UNFUSED} {n}", unfused(n)) for n in self.backends]
+            found += [(n, ours_packed(n)) for n in self.backends]
+        found += [(n, unfused(n)) for n in self.backends]
         theirs = peers.spikingjelly(case.device, case.dtype)
         if self.device.type == "cpu":
             theirs = theirs[:1]
@@ -153,34 +159,22 @@ class Bench(measure.Bench):
             found.append((SPIKINGJELLY, item))
         why = self._no_compile(case, measurement)
         found.append((COMPILED, why or Contender(COMPILED, "peer", compiled, compiled=True)))
-        contenders = []
-        for name, item in found:
-            if not isinstance(item, str) and item.kind == "peer" and time.monotonic() > self.end:
-                item = f"the time for peers is over (--minutes {self.minutes:g})"
-            if isinstance(item, str):
-                self.skip({"measurement": measurement, **_where(case)}, name, item)
-            else:
-                contenders.append(item)
-        return contenders
+        return self.choose({"measurement": measurement, **case.where}, found, self.too_late)
 
     def _no_compile(self, case: Case, measurement: str) -> str | None:
-        if self.compile_limit <= 0:
-            return "compiling is turned off (--compile-seconds)"
-        if self.device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
-            return "inductor needs a C++ compiler: apt-get install g++"
+        if why := self.no_compiler():
+            return why
         wanted = [PARTS[measurement]] if measurement in PARTS else [False, True]
         wanted = wanted[: BLOCKS.get(measurement, 1)]
-        if all((_key(case), residual) in self._parts for residual in wanted):
+        if all((case.shape, case.dtype, residual) in self._parts for residual in wanted):
             return None
-        if self.compile_left <= 0:
-            return f"{self.compile_limit:g} s of compiling are used up (--compile-seconds)"
-        return None
+        return self.used_up()
 
-    def _part(self, case: Case, contender: Contender, residual: bool) -> nn.Module:
+    def part(self, case: Case, contender: Contender, residual: bool) -> nn.Module:
         """A part; of a compiled one the same that was compiled before."""
         if not contender.compiled:
             return case.part(contender)
-        key = (_key(case), residual)
+        key = (case.shape, case.dtype, residual)
         if key not in self._parts:
             self._parts[key] = case.part(contender)
         return self._parts[key]
@@ -189,77 +183,35 @@ class Bench(measure.Bench):
         self, case: Case, measurement: str, contenders: list[Contender], timed: bool = True
     ) -> None:
         """Time, kept bytes and peak of every contender that passes the gate."""
-        runs, verdicts, costs = {}, {}, {}
         convs = [case.conv() for _ in range(BLOCKS.get(measurement, 0))]
-        for contender in contenders:
-            name = contender.name
-            try:
-                layer = _Layer(self, case, measurement, contender, convs)
-                begin = time.perf_counter()
-                verdicts[name], generated = layer.gate()
-                if contender.compiled:
-                    self.compile_left -= time.perf_counter() - begin
-                if verdicts[name].refused:
-                    continue
-                costs[name] = layer.costs(generated)
-                runs[name] = layer.train
-            except Exception as error:
-                verdicts[name] = Verdict(refused=f"{type(error).__name__}: {error}"[:300])
-        columns: dict[str, dict] = {name: {} for name in runs}
-        if timed:
-            columns = self._timed(case, BYTES[measurement], runs)
-            self._row(case, measurement, "copy_", "probe", **columns["copy_"])
-        for contender in contenders:
-            name, more = contender.name, {}
-            if name in runs:
-                more = columns[name] | costs[name]
-                if timed and contender.kind == "ours":
-                    more["speedup_over"] = {
-                        other.name: columns[other.name]["ms"] / columns[name]["ms"]
-                        for other in contenders
-                        if other.kind == "peer" and other.name in runs
-                    }
-            self._row(case, measurement, name, contender.kind, **vars(verdicts[name]), **more)
 
-    def _timed(self, case: Case, width: int | dict[str, int], runs: dict) -> dict[str, dict]:
-        """Times ``runs`` beside a copy_ of y; name -> the columns of its row. ``width``: tensors'
-        worth of bytes, of all or by name."""
-        timings, copied = self.time_beside_copy(runs, [(y,) for y in case.y])
-        columns = {}
-        for name, timing in timings.items():
-            count = 2 if name == "copy_" else width if isinstance(width, int) else width[name]
-            rate = count * case.size * case.elements / (timing.ms * 1e-3)
-            columns[name] = {
-                **timing.asdict(),
-                "bytes_per_element": count * case.size,
-                "gb_per_s": rate / 1e9,
-                "share_of_copy": rate / copied,
-            }
-        return columns
+        def attempt(trial: Trial) -> None:
+            layer = _Layer(self, case, measurement, trial.contender, convs)
+            with self.first_run(trial):
+                trial.verdict, generated = layer.gate()
+            if not trial.verdict.refused:
+                trial.costs = layer.costs(generated)
+                trial.runs[measurement] = layer.train
 
-    def _row(self, case: Case, measurement: str, name: str, kind: str, **more) -> None:
-        row = {"measurement": measurement, "contender": name, "kind": kind, **_where(case), **more}
-        self.rows.append(row)
+        trials = [self.trial(contender, attempt) for contender in contenders]
+        self.measure(case, measurement, trials, BYTES[measurement], copy=True, timed=timed)
 
     def passes(self, case: Case, residual: bool) -> None:
         """Each pass of ours on preallocated outputs, against copy_."""
         runs, widths = {}, {}
         for name in self.backends:
             try:
-                for what, run in launches(case, name, residual).items():
-                    run(0)
-                    runs[f"{name}: {what}"] = run
+                for what, launch in launches(case, name, residual).items():
+                    launch(0)
+                    runs[f"{name}: {what}"] = launch
                     widths[f"{name}: {what}"] = PASSES[what][residual]
             except Exception as error:
-                self.skip(
-                    {"measurement": "passes", **_where(case)},
-                    name,
-                    f"{type(error).__name__}: {error}"[:300],
-                )
-        columns = self._timed(case, widths, runs)
+                where = {"measurement": "passes", **case.where}
+                self.skip(where, name, f"{type(error).__name__}: {error}"[:300])
+        columns = self.timed(case, runs, widths)
         measurement = "passes + residual" if residual else "passes"
         for name in runs:
-            self._row(case, measurement, name, "ours", **columns[name])
+            self.row(case, measurement, name, "ours", columns[name])
 
 
 class _Layer:
@@ -270,7 +222,7 @@ class _Layer:
         self.convs = convs
         self.residual = PARTS.get(measurement, False)
         wanted = [self.residual] if not convs else [False, True][: len(convs)]
-        self.parts = [bench._part(case, contender, residual) for residual in wanted]
+        self.parts = [bench.part(case, contender, residual) for residual in wanted]
         self.block = Block(convs, self.parts) if convs else None
         self.parameters = [p for part in self.parts for p in (part.weight, part.bias)]
         self.weights = [conv.weight for conv in convs]
@@ -294,31 +246,27 @@ class _Layer:
         i %= len(self.leaves)
         self._step(self._inputs(i), self.case.ds[i])
 
-    def gate(self) -> tuple[Verdict, list[int] | None]:
+    def gate(self) -> tuple[Verdict, list[int]]:
         """One step, which is the warm-up too: the verdict over all parts, and how many functions
-        inductor generated for it, which no profiler sees on the CPU."""
+        inductor generated for it."""
         recorders = [Recorder(part) for part in self.parts]
         inputs = self._inputs(0)
 
-        def run():
+        def step():
             target = Block(self.convs, recorders) if self.block else recorders[0]
             with self.contender.context():
                 s = target(*inputs)
             return torch.autograd.grad(s, [*inputs, *self.parameters], self.case.ds[0])
 
-        generated = None
-        if self.contender.compiled and self.device.type == "cpu":
-            grads, codes = run_and_get_code(run)
-            generated = [len(re.findall(r"^ +cpp_fused_\w+\(", code, re.M)) for code in codes]
-        else:
-            grads = run()
+        compiled = self.contender.compiled and self.device.type == "cpu"
+        grads, generated = harness.with_generated(step, compiled)
         sums = grads[len(inputs) :]
         verdict = Verdict()
         for i, recorder in enumerate(recorders):
             verdict.join(recorder.judge(self.case, self.contender, *sums[2 * i : 2 * i + 2]))
         return verdict, generated
 
-    def costs(self, generated: list[int] | None) -> dict:
+    def costs(self, generated: list[int]) -> dict:
         """Bytes kept and at the peak per element of y and layer; of a part its ops (launches on
         CUDA, there of blocks, too) forward and backward."""
         case = self.case
@@ -339,19 +287,13 @@ class _Layer:
             return torch.autograd.grad(s, [*edges, *self.parameters, *self.weights], case.ds[0])
 
         kept, peak = harness.memory(layer, case.y[0], backward)
-        count = case.elements * len(self.parts)
+        count = case.count * len(self.parts)
         found = {"kept_bytes": round(kept / count, 4), "peak_bytes": round(peak / count, 4)}
         if self.block and self.device.type == "cpu":
             return found
-        out: list[Tensor] = []
         inputs = self._inputs(0)
-        ops = [
-            harness.count_ops(lambda: out.append(self.forward(inputs)), self.device),
-            harness.count_ops(lambda: self._step(inputs, case.ds[0], out[0]), self.device),
-        ]
-        if generated is not None:
-            ops = [a + b for a, b in zip(ops, generated or [0, 0])]
-        return found | {"ops_forward": ops[0], "ops_backward": ops[1]}
+        backward = partial(self._step, inputs, case.ds[0])
+        return found | harness.ops(lambda: self.forward(inputs), backward, self.device, generated)
 
 
 def launches(case: Case, backend: str, residual: bool) -> dict[str, Callable[[int], object]]:
@@ -390,17 +332,3 @@ def launches(case: Case, backend: str, residual: bool) -> dict[str, Callable[[in
         functions.norm_dy(case.y[i % sets], dx, norm, a, b, c, dy)
 
     return dict(zip(PASSES, (stats, apply, backward_1, backward_2)))
-
-
-def _key(case: Case) -> tuple:
-    return case.shape, case.dtype
-
-
-def _where(case: Case) -> dict:
-    return {
-        "shape": case.label,
-        "batch": case.batch,
-        "elements": case.elements,
-        "dtype": str(case.dtype).removeprefix("torch."),
-        "steps": case.steps,
-    }

@@ -12,8 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import measure
 import torch
 import torch.nn.functional as F
+from lif_case import GRADIENT_TOLERANCE
 from torch import Tensor
 
 import snnfast
@@ -23,8 +25,7 @@ from snnfast.ops.distill import loss_options
 EAGER, LOOP, COMPILED = "eager", "eager step by step", "torch.compile"
 
 VALUE_TOLERANCE = 1e-5
-GRADIENT_TOLERANCE = {torch.float32: 1e-5, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
-"""Relative to the norm: float32 rounding, or two roundings of the half dtype."""
+"""Relative to the norm, as is GRADIENT_TOLERANCE here."""
 
 
 def twkd(z, target, teacher, *, alpha, beta, temperature, self_target):
@@ -146,28 +147,22 @@ OBJECTIVES = [
 
 
 @dataclass
-class Contender:
+class Contender(measure.Contender):
     """A loss to time: ``loss(z, target, third) -> []``, differentiable."""
 
-    name: str
-    kind: str
-    """ours or peer."""
     loss: Callable[[Tensor, Tensor, Tensor], Tensor]
-    compiled: bool = False
 
 
-@dataclass
-class Verdict:
-    """What the gate found; ``refused`` says why no speed is shown, None where it passed."""
-
+@dataclass(kw_only=True)
+class Verdict(measure.Verdict):
     value_error: float | None = None
-    gradient_error: float | None = None
-    refused: str | None = None
 
 
-class Case:
+class Case(measure.Case):
     """``shape`` is (T, B, C); ``sets`` inputs are made, to rotate among. About half of the steps
     put the label first."""
+
+    unit = "logit"
 
     def __init__(
         self,
@@ -177,11 +172,9 @@ class Case:
         device: torch.device,
         sets: int = 1,
     ):
-        self.objective, self.shape, self.dtype, self.device = objective, shape, dtype, device
-        self.steps, batch, classes = shape
-        generator = torch.Generator(device).manual_seed(self.steps)
-        normal = partial(torch.randn, device=device, generator=generator)
-        self.target = torch.randint(classes, (batch,), device=device, generator=generator)
+        super().__init__(shape, dtype, shape[0], device)
+        self.objective, (_, batch, classes), normal = objective, shape, self.normal
+        self.target = torch.randint(classes, (batch,), device=device, generator=self.generator)
         label = self.target[None, :, None].expand(self.steps, batch, 1)
 
         def student() -> Tensor:
@@ -191,18 +184,20 @@ class Case:
 
         teacher = (3.0 * normal((batch, classes))).to(dtype)
         count = 2 if objective.auxiliary else 1
-        self.inputs = [tuple(student() for _ in range(count)) for _ in range(sets)]
+        self.sources = self.inputs = [tuple(student() for _ in range(count)) for _ in range(sets)]
         """Of each set the tensors that take a gradient: (z,) or (z, w)."""
         self.third = [inputs[1] if objective.auxiliary else teacher for inputs in self.inputs]
-        self.size = self.inputs[0][0].element_size()
-        """Bytes per logit: b."""
-        self.logits = count * math.prod(shape)
-        """Logits that are read, and whose gradient is written."""
+        self.count = count * math.prod(shape)
+        self.where = {
+            "objective": objective.name,
+            "shape": measure.label(shape),
+            "steps": self.steps,
+            "batch": batch,
+            "classes": classes,
+            "logits": self.count,
+            "dtype": measure.dtype_name(dtype),
+        }
         self._value, self._gradients = self._reference()
-
-    @property
-    def label(self) -> str:
-        return "x".join(map(str, self.shape))
 
     def evaluate(self, loss: Callable[..., Tensor], tensors: tuple[Tensor, ...]) -> Tensor:
         """``loss`` of the first set, with ``tensors`` in place of those that take a gradient."""
@@ -225,12 +220,10 @@ class Case:
                 return Verdict(refused=f"gradient of shape {found}, not {tuple(z.shape)}")
         errors = [_error(value, self._value)]
         errors.append(max(map(_error, gradients, self._gradients), key=_nan_last))
-        verdict = Verdict(*(e if math.isfinite(e) else None for e in errors))
-        limits = (VALUE_TOLERANCE, GRADIENT_TOLERANCE[self.dtype])
-        for what, error, limit in zip(("value", "gradient"), errors, limits):
-            if not error <= limit:
-                verdict.refused = f"{what} off by {error:.1e} of its norm (limit {limit:.1e})"
-                break
+        value, gradient = (error if math.isfinite(error) else None for error in errors)
+        verdict = Verdict(value_error=value, gradient_error=gradient)
+        if verdict.holds("value", errors[0], VALUE_TOLERANCE, " of its norm"):
+            verdict.holds("gradient", errors[1], GRADIENT_TOLERANCE[self.dtype], " of its norm")
         return verdict
 
 

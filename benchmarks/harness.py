@@ -1,5 +1,4 @@
-"""What the benchmarks share: timing in interleaved rounds, bytes kept and at the peak, op counts,
-rows, tables, JSON.
+"""What the benchmarks share: timing in interleaved rounds, bytes kept and at the peak, op counts.
 
 Timing. All contenders run in the same rounds, one after the other and in a new order each round, so
 that noise and clock changes hit all alike. A sample is the mean of as many calls as fill ``SLOT``
@@ -17,7 +16,6 @@ included.
 
 import contextlib
 import gc
-import json
 import math
 import os
 import re
@@ -26,10 +24,10 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch._inductor.utils import run_and_get_code
 from torch.profiler import ProfilerActivity, profile
 
 SLOT = 0.005
@@ -152,43 +150,38 @@ def _profile(**settings):
 
 def kept_bytes(layer: Callable[[Tensor], Tensor], x: Tensor) -> int:
     """Bytes that ``s = layer(x)`` keeps for its backward, net of s; call it on a warm layer."""
-    leaf = x.detach().requires_grad_()
-    gc.collect()
-    if x.is_cuda:
-        before = torch.cuda.memory_allocated(x.device)
-        s = _forward_and_drop(layer, leaf)
-        net = torch.cuda.memory_allocated(x.device) - before
-    else:
-        with _profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
-            s = _forward_and_drop(layer, leaf)
-        net = _allocations(run)[0]
-    return net - s.untyped_storage().nbytes()
+    return _forward(layer, x)[1]
 
 
 def memory(
     layer: Callable[[Tensor], Tensor], x: Tensor, backward: Callable[[Tensor], object]
 ) -> tuple[int, int]:
     """Bytes kept, and at the peak, of ``s = layer(x); backward(s)``; call it on a warm layer."""
+    s, kept, first = _forward(layer, x)
+    _, _, second = _watched(lambda: backward(s), x)
+    return kept, max(first, kept + s.untyped_storage().nbytes() + second)
+
+
+def _forward(layer, x: Tensor) -> tuple[Tensor, int, int]:
+    """s, the bytes kept without it, and those at the peak."""
     leaf = x.detach().requires_grad_()
     gc.collect()
+    # clone() keeps nothing for its own backward, so x lives on only if the layer holds it.
+    s, net, peak = _watched(lambda: layer(leaf.clone()), x)
+    return s, net - s.untyped_storage().nbytes(), peak
+
+
+def _watched(fn: Callable[[], object], x: Tensor) -> tuple:
+    """fn(), the bytes that are allocated more behind it, and the most at any moment of it."""
     if x.is_cuda:
         torch.cuda.reset_peak_memory_stats(x.device)
         before = torch.cuda.memory_allocated(x.device)
-        s = _forward_and_drop(layer, leaf)
+        found = fn()
         net = torch.cuda.memory_allocated(x.device) - before
-        kept = net - s.untyped_storage().nbytes()
-        held = backward(s)
-        peak = torch.cuda.max_memory_allocated(x.device) - before
-    else:
-        with _profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
-            s = _forward_and_drop(layer, leaf)
-        net, first = _allocations(run)
-        kept = net - s.untyped_storage().nbytes()
-        with _profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
-            held = backward(s)
-        peak = max(first, net + _allocations(run)[1])
-    del held
-    return kept, peak
+        return found, net, torch.cuda.max_memory_allocated(x.device) - before
+    with _profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
+        found = fn()
+    return found, *_allocations(run)
 
 
 def _allocations(run) -> tuple[int, int]:
@@ -201,9 +194,35 @@ def _allocations(run) -> tuple[int, int]:
     return net, peak
 
 
-def _forward_and_drop(layer, leaf):
-    # clone() keeps nothing for its own backward, so x lives on only if the layer holds it.
-    return layer(leaf.clone())
+def shortest(fn: Callable[[], object], device: torch.device) -> float:
+    """Seconds of the shorter of two calls; the first also builds what is built once."""
+    return min(_sample(lambda i: fn(), 1, device, 0.0)[0] for _ in range(2))
+
+
+def with_generated(fn: Callable[[], object], wanted: bool) -> tuple:
+    """fn(), and if ``wanted`` the number of functions that inductor generated for its forward and
+    its backward, which no profiler sees on the CPU; else none."""
+    if not wanted:
+        return fn(), []
+    found, codes = run_and_get_code(fn)
+    return found, [len(re.findall(r"^ +cpp_fused_\w+\(", code, re.M)) for code in codes]
+
+
+def ops(
+    forward: Callable[[], Tensor],
+    backward: Callable[[Tensor], object],
+    device: torch.device,
+    generated: list[int],
+) -> dict[str, int]:
+    """Columns with the ops of ``s = forward(); backward(s)``, those of ``with_generated`` added."""
+    out: list[Tensor] = []
+    counts = [
+        count_ops(lambda: out.append(forward()), device),
+        count_ops(lambda: backward(out[0]), device),
+    ]
+    for i, count in enumerate(generated[:2]):
+        counts[i] += count
+    return dict(zip(("ops_forward", "ops_backward"), counts))
 
 
 def count_ops(fn: Callable[[], object], device: torch.device) -> int:
@@ -231,32 +250,3 @@ def _ops(event) -> int:
     below = sum(_ops(child) for child in event.cpu_children)
     library_op = _OP.match(name) is not None and not name.startswith("autograd::")
     return below or int(library_op)
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """Plain text: the first column to the left, numbers to the right, the last as it comes."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    last = len(header) - 1
-
-    def line(row):
-        cells = [
-            cell.ljust(width) if i in (0, last) else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths))
-        ]
-        return "  ".join(cells).rstrip()
-
-    return "\n".join([line(header), line(["-" * width for width in widths]), *map(line, rows)])
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """A value to ``digits`` significant digits without an exponent; "-" where there is none."""
-    if value is None:
-        return "-"
-    if value == 0 or not math.isfinite(value):
-        return str(value)
-    return f"{value:.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
-
-
-def write_json(path: Path, document: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")

@@ -7,11 +7,14 @@ reference is the reference of that part).
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
+import measure
 import torch
 from peers import HALF_STATE, Contender
 from torch import Tensor
 
+import snnfast
 from snnfast import reference
 from snnfast.backends.spec import LifLayer, segments
 from snnfast.ops.layer import lif_layer
@@ -34,43 +37,45 @@ GRADIENT_TOLERANCE = {torch.float32: 1e-5, torch.float16: 2.0**-10, torch.bfloat
 """Of the largest gradient: float32 rounding over 100 steps, or two roundings of the half dtype."""
 
 
-@dataclass
-class Verdict:
-    """What the gate found; ``refused`` says why no speed is shown, None where it passed."""
+def ours(backend: str) -> Contender:
+    """snnfast.lif on one backend."""
+    layer = partial(snnfast.lif, tau=2.0, surrogate=SURROGATE, backend=backend)
+    return Contender(f"snnfast {backend}", "ours", layer)
 
+
+@dataclass(kw_only=True)
+class Verdict(measure.Verdict):
     spike_mismatches: int | None = None
     spikes_compared: int | None = None
-    gradient_error: float | None = None
-    refused: str | None = None
 
 
-class Case:
+class Case(measure.Case):
     """``shape`` is one timestep [B, ...]; ``sets`` inputs are made, to rotate among."""
 
+    unit = "neuron_step"
+
     def __init__(self, shape, dtype: torch.dtype, steps: int, device: torch.device, sets: int = 1):
-        self.shape, self.dtype, self.steps, self.device = tuple(shape), dtype, steps, device
-        generator = torch.Generator(device).manual_seed(steps)
-        full = (steps, *self.shape)
+        super().__init__(shape, dtype, steps, device)
 
         def normal(mean, std):
-            sample = torch.randn(full, device=device, generator=generator)
-            return sample.mul_(std).add_(mean).to(dtype)
+            return self.normal((steps, *self.shape)).mul_(std).add_(mean).to(dtype)
 
         self.x = [normal(0.5, 1.5) for _ in range(sets)]
         self.ds = [normal(0.0, 1.0) for _ in range(sets)]
-        self.size = self.x[0].element_size()
-        """Bytes per element of x and s: b."""
+        self.sources = [(x,) for x in self.x]
         self.neurons = math.prod(self.shape)
-        self.neuron_steps = self.neurons * steps
-        per_row = self.neuron_steps // self.shape[0]
+        self.count = self.neurons * steps
+        self.where = {
+            "shape": measure.label(shape),
+            "neurons": self.neurons,
+            "dtype": measure.dtype_name(dtype),
+            "steps": steps,
+        }
+        per_row = self.count // self.shape[0]
         self._chunk = max(1, CHUNK // per_row)
         self.rows = self._ends(min(self.shape[0], self._chunk))
         self.spikes = self._reference_spikes()
         self.dx = self._reference_gradient()
-
-    @property
-    def label(self) -> str:
-        return "x".join(map(str, self.shape))
 
     def layer(self) -> LifLayer:
         return lif_layer(self.steps, surrogate=SURROGATE)
@@ -79,9 +84,6 @@ class Case:
         """Room for V at the borders of segments, [segments - 1, ...] float32, for long T."""
         kept = segments(self.steps) - 1
         return torch.empty((kept, *self.shape), device=self.device) if kept else None
-
-    def firing_rate(self) -> float:
-        return int(self.spikes.sum()) / self.neuron_steps
 
     def _ends(self, count: int) -> Tensor:
         first = (count + 1) // 2
@@ -117,18 +119,15 @@ class Case:
                 expected = contender.oracle(self.x[0][:, self.rows].float())
             wrong = _differ(s[:, self.rows], expected != 0)
             compared = expected.numel()
-        verdict = Verdict(wrong, compared)
+        verdict = Verdict(spike_mismatches=wrong, spikes_compared=compared)
         if wrong > contender.tolerance * compared:
             verdict.refused = f"{wrong} of {compared} spikes differ from the reference"
             return verdict
         error = self._gradient_error(s, dx, contender)
-        limit = GRADIENT_TOLERANCE[self.dtype]
-        if error is not None and math.isfinite(error):
-            verdict.gradient_error = error
-        if error is not None and not error <= limit:
-            verdict.refused = (
-                f"gradient off by {error:.1e} of its largest value (limit {limit:.1e})"
-            )
+        if error is not None:
+            verdict.gradient_error = error if math.isfinite(error) else None
+            limit = GRADIENT_TOLERANCE[self.dtype]
+            verdict.holds("gradient", error, limit, " of its largest value")
         return verdict
 
     def _gradient_error(self, s: Tensor, dx: Tensor, contender: Contender) -> float | None:

@@ -1,15 +1,16 @@
-"""What bench_lif.py prints and draws: tables, the project's targets, the losses, the plot."""
-
-from pathlib import Path
+"""What bench_lif.py prints and draws: tables, the project's targets, the plot."""
 
 import report
-from harness import number, table
-from report import best_ours, percent, pick, times
+from report import best_ours, distinct, pick, table
+
+SUBJECT = "LIF"
 
 LARGE_BYTES = 33e6
 """Tensors of this size and more do not fit a cache: there bandwidth is what counts."""
 
 FLAT = 1.3
+
+_CASE = ("shape", "dtype", "steps")
 
 
 def case_table(rows: list[dict]) -> str:
@@ -19,57 +20,22 @@ def case_table(rows: list[dict]) -> str:
         f"{first['shape']} ({first['neurons'] / 1e6:.3g} M neurons), {first['dtype']}, "
         f"T = {first['steps']}"
     ]
-    header = ["kernel", "ms", "p20", "p80", "GB/s", "of copy_", "of base", "n", "note"]
-    body = []
-    for way in ("forward", "backward"):
-        for row in pick(rows, measurement=f"kernel_{way}"):
-            note = _note(row)
-            if row["kind"] == "ours" and not row["refused"]:
-                note = f"base {row['base']}; {note}"
-            name = f"{way}: {row['contender']}"
-            share = row.get("share_of_base")
-            body.append([name, *times(row), percent(share), str(row.get("samples", "-")), note])
-    parts.append(table(header, body))
-    for measurement, title in (("training", "forward + backward"), ("inference", "inference")):
-        header = [title, "ms", "p20", "p80", "GB/s", "of copy_", "ours is", "kept B", "ops", "n"]
-        body = []
-        chosen = pick(rows, measurement=measurement)
-        best = best_ours(chosen)
-        for row in chosen:
-            ratio = row["ms"] / best if best and "ms" in row and row["kind"] != "ours" else None
-            ops = "-"
-            if "ops_forward" in row:
-                train = measurement == "training"
-                ops = f"{row['ops_forward']}" + (f"+{row['ops_backward']}" if train else "")
-            kept = number(row.get("kept_bytes")) if measurement == "training" else "-"
-            speed = f"{number(ratio, 2)}x" if ratio else "-"
-            samples = str(row.get("samples", "-"))
-            body.append([row["contender"], *times(row), speed, kept, ops, samples, _note(row)])
-        if body:
-            parts.append(table([*header, "note"], body))
+    kernels = [
+        row | {"way": row["measurement"].removeprefix("kernel_")}
+        for row in rows
+        if row["measurement"].startswith("kernel_")
+    ]
+    if kernels:
+        columns = "ms,p20,p80,GB/s,of copy_,of base,n,note"
+        parts.append(table("kernel", columns, kernels, "{way}: {contender}"))
+    columns = "ms,p20,p80,GB/s,of copy_,ours is,kept B,ops,n,note"
+    if training := pick(rows, measurement="training"):
+        parts.append(table("forward + backward", columns, training))
+    # There nothing is kept, and there is no backward.
+    none = {"kept_bytes": None, "ops_backward": None}
+    if inference := [row | none for row in pick(rows, measurement="inference")]:
+        parts.append(table("inference", columns, inference))
     return "\n\n".join(parts)
-
-
-def _note(row) -> str:
-    if row.get("refused"):
-        return f"REFUSED: {row['refused']}"
-    notes = []
-    if row.get("host_ms") is not None:
-        notes.append(f"host {number(row['host_ms'])} ms")
-    if row.get("spikes_compared"):
-        wrong, compared = row["spike_mismatches"], row["spikes_compared"]
-        share = f" ({100 * wrong / compared:.2g} %)" if wrong else ""
-        notes.append(f"{wrong}{share} spikes differ")
-    return ", ".join(notes)
-
-
-def losses(rows: list[dict]) -> list[str]:
-    """Every case in which a peer is faster than our fastest backend."""
-    return report.losses(rows, ("measurement", "shape", "dtype", "steps"), _where)
-
-
-def _where(row) -> str:
-    return f"{row['measurement']}, {row['shape']} {row['dtype']} T = {row['steps']}"
 
 
 def targets(rows: list[dict], device: str) -> list[dict]:
@@ -90,7 +56,7 @@ def targets(rows: list[dict], device: str) -> list[dict]:
         where = "kernel, 64 M neuron-steps and more"
         needs = {"forward": ("copy_", 0.9), "backward": ("copy_", 0.85)}
     for way, (base, need) in needs.items():
-        for shape, dtype, steps in _cases(pick(large, measurement=f"kernel_{way}")):
+        for shape, dtype, steps in distinct(pick(large, measurement=f"kernel_{way}"), *_CASE):
             chosen = pick(large, measurement=f"kernel_{way}", kind="ours", shape=shape)
             chosen = pick(chosen, dtype=dtype, steps=steps)
             key = "share_of_copy" if base == "copy_" else "share_of_base"
@@ -101,10 +67,10 @@ def targets(rows: list[dict], device: str) -> list[dict]:
     if device == "cpu":
         _cpu_speedups(rows, add)
     else:
-        for shape, dtype, steps in _cases(pick(rows, measurement="training")):
+        for shape, dtype, steps in distinct(pick(rows, measurement="training"), *_CASE):
             ratios = _ratios(rows, "SpikingJelly triton", shape, dtype, steps)
             add(f"training, {shape} {dtype} T = {steps}: ahead of SpikingJelly triton", 1, ratios)
-    for shape, dtype, _ in dict.fromkeys((a, b, 0) for a, b, _ in _cases(rows)):
+    for shape, dtype in distinct(rows, "shape", "dtype"):
         times = _per_step(rows, shape, dtype)
         if {2, 100} <= times.keys():
             spread = max(times.values()) / min(times.values())
@@ -124,10 +90,6 @@ def _cpu_speedups(rows, add) -> None:
             add(text, need, _ratios(rows, peer, shape, "float32", 4))
 
 
-def _cases(rows) -> list[tuple]:
-    return list(dict.fromkeys((row["shape"], row["dtype"], row["steps"]) for row in rows))
-
-
 def _ratios(rows, peer, shape, dtype, steps) -> list[float]:
     rows = pick(rows, measurement="training", shape=shape, dtype=dtype, steps=steps)
     best = best_ours(rows)
@@ -138,32 +100,25 @@ def _per_step(rows, shape, dtype) -> dict[int, float]:
     """ms per timestep of our fastest backend, by T."""
     times = {}
     rows = pick(rows, measurement="training", shape=shape, dtype=dtype)
-    for steps in {row["steps"] for row in rows}:
+    for steps in distinct(rows, "steps"):
         best = best_ours(pick(rows, steps=steps))
         if best is not None:
             times[steps] = best / steps
     return times
 
 
-def summary(document: dict) -> str:
-    return report.summary(document, _where)
-
-
-def plot(rows: list[dict], env: dict, path: Path) -> str | None:
-    """Two panels per shape and dtype; returns why there is no plot, or None."""
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-    except ImportError:
-        return "no plot: matplotlib is not installed; run: pip install 'snnfast[bench]'"
-    panels = list(dict.fromkeys((row["shape"], row["dtype"]) for row in rows if "ms" in row))
+def draw(rows: list[dict], device: str):
+    """Two panels per shape and dtype."""
+    rows = [row for row in rows if "ms" in row]
+    panels = distinct(rows, "shape", "dtype")
     if not panels:
-        return "no plot: nothing was measured"
-    figure = Figure(figsize=(15, 4.6 * len(panels) + 0.6), layout="constrained")
-    axes = figure.subplots(len(panels), 2, squeeze=False)
+        return None
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    figure, axes = report.grid_of_axes(len(panels), 2, 7.2, 4.6)
     styles: dict[str, tuple[str, int]] = {}
     for (shape, dtype), (left, right) in zip(panels, axes):
-        chosen = [r for r in pick(rows, shape=shape, dtype=dtype) if "ms" in r]
+        chosen = pick(rows, shape=shape, dtype=dtype)
         neurons = f"{shape} ({chosen[0]['neurons'] / 1e6:.3g} M neurons), {dtype}"
         _panel(left, _shares(chosen), f"Share of copy bandwidth, {neurons}", styles)
         # Where the data fit a cache, shares can be wild; what counts is the way up to 1.
@@ -176,9 +131,7 @@ def plot(rows: list[dict], env: dict, path: Path) -> str | None:
         right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         right.yaxis.set_minor_locator(NullLocator())
         right.set_ylabel("ms per timestep per million neurons")
-    figure.suptitle(report.title("LIF", env))
-    figure.savefig(path, dpi=110)
-    return None
+    return figure
 
 
 def _shares(rows) -> dict:
@@ -194,11 +147,9 @@ def _shares(rows) -> dict:
         label = labels.get(row["measurement"])
         if label is None or row["contender"] == "copy_":
             continue
+        name = row["contender"]
         if row["kind"] == "ours":
-            backend = row["contender"].removeprefix("snnfast ")
-            name = f"snnfast {backend}, {label}"
-        else:
-            name = row["contender"]
+            name = f"snnfast {name.removeprefix('snnfast ')}, {label}"
         lines.setdefault(name, (row["kind"], {}))[1][row["steps"]] = row["share_of_copy"]
     return lines
 

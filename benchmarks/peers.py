@@ -8,11 +8,11 @@ and Norse have another neuron by design and run with their defaults, held to the
 import contextlib
 import importlib
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
+import measure
 import torch
 from torch import Tensor
 
@@ -25,19 +25,14 @@ ROUNDING, HALF_STATE = 1e-5, 0.1
 
 
 @dataclass
-class Contender:
+class Contender(measure.Contender):
     """A layer to time: ``layer(x [T, ...]) -> s [T, ...]``, differentiable in x."""
 
-    name: str
-    kind: str
-    """ours, peer or probe."""
     layer: Callable[[Tensor], Tensor]
     oracle: Callable[[Tensor], Tensor] | None = None
     """Spikes of float32 x by the contender's own equation; None: those of snnfast.reference."""
     tolerance: float = 0.0
     """The share of spikes that may differ; 0 for ours."""
-    compiled: bool = False
-    """Compiled anew for every shape."""
     gated: bool = True
     """False for a probe that is no neuron."""
 
@@ -87,10 +82,8 @@ def torch_loop() -> Contender:
     return Contender("torch loop", "peer", time_loop, tolerance=ROUNDING)
 
 
-def compiled_loop(device: torch.device) -> Contender | str:
+def compiled_loop() -> Contender:
     """The same loop through torch.compile (inductor), compiled for exactly this shape."""
-    if device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
-        return "inductor needs a C++ compiler: apt-get install g++"
     torch._dynamo.reset()
     layer = torch.compile(time_loop, dynamic=False)
     return Contender("torch.compile'd loop", "peer", layer, tolerance=ROUNDING, compiled=True)

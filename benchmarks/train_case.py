@@ -13,6 +13,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
+import measure
 import peers
 import torch
 from distill_case import twkd
@@ -152,13 +153,10 @@ class PeerResNet18(nn.Module):
 
 
 @dataclass
-class Contender:
+class Contender(measure.Contender):
     """``build()`` makes a network with parameters by snnfast's names; ``loss`` is what it trains
     on (logits [T, B, C], target, teacher's logits)."""
 
-    name: str
-    kind: str
-    """ours or peer."""
     build: Callable[[], nn.Module]
     loss: Callable[[Tensor, Tensor, Tensor], Tensor]
     context: Callable = nullcontext
@@ -167,7 +165,7 @@ class Contender:
     """Around the whole step."""
     after: Callable[[nn.Module], None] | None = None
     """What its users call behind every step."""
-    compiled: bool = False
+    channels_last: bool = False
 
 
 def ours(backend: str) -> Contender:
@@ -249,6 +247,12 @@ class Case:
     ):
         self.side, self.batch, self.steps = side, batch, steps
         self.dtype, self.device = dtype, device
+        self.where = {
+            "side": side,
+            "batch": batch,
+            "dtype": measure.dtype_name(dtype),
+            "steps": steps,
+        }
         generator = torch.Generator().manual_seed(seed)
         self.images = torch.randn(batch, 3, side, side, generator=generator).to(device)
         self.target = torch.randint(CLASSES, (batch,), generator=generator).to(device)
@@ -269,11 +273,11 @@ class Training:
     allocated, so that a step's peak is counted above parameters, gradients and momenta.
     """
 
-    def __init__(self, case: Case, contender: Contender, channels_last: bool = False):
-        self.case, self.contender, self.channels_last = case, contender, channels_last
+    def __init__(self, case: Case, contender: Contender):
+        self.case, self.contender = case, contender
         self.model = contender.build()
         self.model.load_state_dict(case.weights)
-        layout = torch.channels_last if channels_last else torch.contiguous_format
+        layout = torch.channels_last if contender.channels_last else torch.contiguous_format
         self.model.to(case.device, memory_format=layout).train()
         self.images = case.images.to(memory_format=layout)
         self.optimizer = torch.optim.SGD(

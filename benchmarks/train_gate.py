@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
+import measure
 import torch
 from torch import Tensor
 from train_case import Case, Contender, LoopLIF, Training, loop
@@ -26,17 +27,14 @@ MARGIN, SMALL, TRIES = 1e-5, 8, 1000
 """The least |H - theta| on the small images, of which there are two; their side."""
 
 
-@dataclass
-class Verdict:
-    """What the gate found; ``refused`` says why no speed is shown, None where it passed."""
+@dataclass(kw_only=True)
+class Verdict(measure.Verdict):
+    """Loss and gradients are held to the loop's on small images, off the threshold, in float32."""
 
     loss: float | None = None
     loss_change: float | None = None
     """Of the real first step, and relative to the loop's in float32."""
     loss_error: float | None = None
-    gradient_error: float | None = None
-    """On small images, off the threshold, in float32."""
-    refused: str | None = None
 
 
 @contextmanager
@@ -83,14 +81,14 @@ class Gate:
         """Takes the first step of ``training``, after that of the gate."""
         contender, verdict = training.contender, Verdict()
         with exact():
-            loss, gradients = _first(self.small, contender, training.channels_last)
+            loss, gradients = _first(self.small, contender)
         right = self.right_gradients
         verdict.loss_error = abs(loss - self.right_loss) / abs(self.right_loss)
         verdict.gradient_error = ((gradients - right).norm() / right.norm()).item()
         if not verdict.loss_error <= LOSS:
             verdict.refused = f"loss {loss:.7g}, that of the loop {self.right_loss:.7g}"
-        elif not verdict.gradient_error <= GRADIENTS:
-            verdict.refused = f"gradients off by {verdict.gradient_error:.1e} of their norm"
+        else:
+            verdict.holds("gradients", verdict.gradient_error, GRADIENTS, " of their norm")
         if verdict.refused:
             return verdict
         verdict.loss = training.step().item()
@@ -103,8 +101,8 @@ class Gate:
         return verdict
 
 
-def _first(case: Case, contender: Contender, channels_last: bool = False) -> tuple[float, Tensor]:
+def _first(case: Case, contender: Contender) -> tuple[float, Tensor]:
     """Loss and all gradients of the first step."""
-    training = Training(case, contender, channels_last)
+    training = Training(case, contender)
     loss = training.step()
     return loss.item(), training.gradients()

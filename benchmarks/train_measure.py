@@ -1,14 +1,14 @@
 """The measurements of bench_train.py at one (T, dtype)."""
 
-import math
-import shutil
-import time
+from dataclasses import replace
 
-import environment
 import harness
 import measure
+import peers
+import run
 import torch
-from harness import number
+from measure import Trial
+from report import number
 from train_case import Case, Contender, Training, compiled_loop, loop, ours, spikingjelly
 from train_gate import Gate, Verdict
 
@@ -26,35 +26,62 @@ def few(side: int) -> int:
 
 
 class Bench(measure.Bench):
-    """Runs the cases and collects ``rows`` and ``left_out``.
-
-    A step that would take more than ``step_seconds`` is not timed: of the first such case of a
+    """A step that would take more than ``step_seconds`` is not timed: of the first such case of a
     dtype loss and memory are measured on few images. Nothing more is compiled once all compiles
-    took ``compile_s``, and no case is begun once the ``minutes`` are over.
-    """
+    took ``compile_s``, and no case is begun once the ``minutes`` are over."""
 
-    def __init__(
-        self,
-        device: torch.device,
-        backends: list[str],
-        rounds: int,
-        compile_s: float,
-        seconds: float = 20.0,
-        minutes: float = 15.0,
-        step_seconds: float = 60.0,
-    ):
-        super().__init__(device, backends, rounds, seconds, minutes)
+    title, packages, verdict = "Training", peers.PACKAGES[:1], Verdict
+    limits = ("step_seconds",)
+
+    def __init__(self, *args, step_seconds: float = 60.0, **limits):
+        super().__init__(*args, **limits)
         self.step_seconds = step_seconds
-        self.compile_left = self.compile_limit = compile_s
         self._image_seconds: dict[torch.dtype, float] = {}
         self._untimed: set[torch.dtype] = set()
-        torch._dynamo.config.recompile_limit = 256
+
+    @staticmethod
+    def options(p) -> None:
+        add = p.add_argument
+        add("--timesteps", type=run.list_of(run.positive), help="T: 2,4,6")
+        add("--batch", type=run.positive, help="images a step; default 32, on CUDA 128")
+        add("--image-size", type=run.positive, help="side of the images; default 32")
+        add("--compile-seconds", type=float, help="seconds of all compiles together")
+        add("--minutes", type=float, help="after this, no case is begun")
+        add("--step-seconds", type=float, help="longest step that is timed")
+        add("--seconds", type=float, help="seconds of timing for each contender and case")
+
+    @staticmethod
+    def defaults(quick: bool, cuda: bool) -> dict:
+        return {
+            "timesteps": [2] if quick else [4, 2, 6],
+            "batch": 2 if quick else 128 if cuda else 32,
+            "image_size": 8 if quick else 32,
+            "dtypes": [torch.float32, torch.bfloat16][: 1 if quick else 2],
+            "seconds": 1.0 if quick else 4.0 if cuda else 20.0,
+            "minutes": 1.0 if quick else 15.0,
+            "compile_seconds": 0.0 if quick else 300.0,
+            "step_seconds": 60.0,
+        }
+
+    def cases(self, args):
+        # What targets are stated for comes first.
+        for dtype in args.dtypes:
+            for steps in args.timesteps:
+                yield self.run(args.image_size, args.batch, steps, dtype)
+
+    def settings(self, args) -> dict:
+        return {
+            "model": "resnet18",
+            "parameters": parameters(),
+            "batch": args.batch,
+            "image_size": args.image_size,
+        }
 
     def run(self, side: int, batch: int, steps: int, dtype: torch.dtype) -> list[dict]:
         """All contenders at one case; returns its rows."""
         first = len(self.rows)
-        where = {"dtype": str(dtype).removeprefix("torch."), "steps": steps}
-        if time.monotonic() > self.end:
+        where = {"dtype": measure.dtype_name(dtype), "steps": steps}
+        if self.over:
             self.skip(where, "all", f"the time is over (--minutes {self.minutes:g})")
             return []
         case = Case(side, batch, steps, dtype, self.device)
@@ -66,7 +93,20 @@ class Bench(measure.Bench):
                 return []
             self._untimed.add(dtype)
             case = Case(side, few(side), steps, dtype, self.device)
-        self._run(case, where, timed=why is None)
+        gate, timed = Gate(case), why is None
+
+        def attempt(trial: Trial) -> None:
+            training = Training(case, trial.contender)
+            with self.first_run(trial):
+                trial.verdict = gate.judge(training)
+            if trial.contender.compiled:
+                trial.costs["first_step_s"] = trial.seconds
+            if not trial.verdict.refused:
+                trial.costs |= self._memory(training)
+                trial.runs[None] = training.step
+
+        trials = [self.trial(contender, attempt) for contender in self._contenders(where, timed)]
+        self.measure(case, None, trials, timed=timed)
         return self.rows[first:]
 
     def _too_slow(self, case: Case) -> str | None:
@@ -75,11 +115,7 @@ class Bench(measure.Bench):
             return None
         if case.dtype not in self._image_seconds:
             training = Training(Case(case.side, PROBE, 1, case.dtype, self.device), loop())
-            seconds = math.inf
-            for _ in range(2):  # the first also builds the convolutions
-                begin = time.perf_counter()
-                training.step()
-                seconds = min(seconds, time.perf_counter() - begin)
+            seconds = harness.shortest(training.step, self.device)
             self._image_seconds[case.dtype] = seconds / PROBE
         seconds = self._image_seconds[case.dtype] * case.steps * case.batch
         if seconds <= self.step_seconds:
@@ -89,67 +125,20 @@ class Bench(measure.Bench):
             f"--step-seconds {self.step_seconds:g}; loss and memory are shown once, on few images"
         )
 
-    def _contenders(self, where: dict, timed: bool) -> list[tuple[Contender, bool]]:
-        """(contender, channels-last); those that cannot be measured here are left out."""
+    def _contenders(self, where: dict, timed: bool) -> list[Contender]:
+        """Those that cannot be measured here are left out; on CUDA each in both layouts."""
+        why = self.no_compiler() or (None if timed else "nothing is timed here") or self.used_up()
         found = [(name, ours(name)) for name in self.backends]
         found += [(SPIKINGJELLY, item) for item in spikingjelly(self.device)]
-        found.append((LOOP, loop()))
-        found.append((COMPILED, self._no_compile(timed) or compiled_loop()))
-        layouts = [False, True] if self.device.type == "cuda" else [False]
-        contenders = []
-        for name, item in found:
-            if isinstance(item, str):
-                self.skip(where, name, item)
-            else:
-                contenders += [(item, channels_last) for channels_last in layouts]
-        return contenders
-
-    def _no_compile(self, timed: bool) -> str | None:
-        if self.compile_limit <= 0:
-            return "compiling is turned off (--compile-seconds)"
-        if self.device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
-            return "inductor needs a C++ compiler: apt-get install g++"
-        if not timed:
-            return "nothing is timed here"
-        if self.compile_left <= 0:
-            return f"{self.compile_limit:g} s of compiling are used up (--compile-seconds)"
-        return None
-
-    def _run(self, case: Case, where: dict, timed: bool) -> None:
-        gate = Gate(case)
-        found: dict[str, tuple[str, Verdict, dict]] = {}
-        runs = {}
-        for contender, channels_last in self._contenders(where, timed):
-            name = contender.name + (", channels-last" if channels_last else "")
-            costs: dict = {}
-            try:
-                training = Training(case, contender, channels_last)
-                begin = time.perf_counter()
-                verdict = gate.judge(training)
-                if contender.compiled:
-                    self.compile_left -= time.perf_counter() - begin
-                    costs["first_step_s"] = time.perf_counter() - begin
-                if not verdict.refused:
-                    costs |= self._memory(training)
-                    if timed:
-                        runs[name] = training.step
-            except Exception as error:
-                verdict = Verdict(refused=f"{type(error).__name__}: {error}"[:300])
-            found[name] = (contender.kind, verdict, costs)
-        timings = self._timed(runs)
-        for name, (kind, verdict, costs) in found.items():
-            row = {"contender": name, "kind": kind, "side": case.side, "batch": case.batch}
-            row |= where | vars(verdict) | costs
-            if name in timings:
-                ms = timings[name].ms
-                row |= timings[name].asdict() | {"images_per_s": 1e3 * case.batch / ms}
-                if kind == "ours":
-                    row["speedup_over"] = {
-                        other: timings[other].ms / ms
-                        for other in timings
-                        if found[other][0] == "peer"
-                    }
-            self.rows.append(row)
+        found += [(LOOP, loop()), (COMPILED, why or compiled_loop())]
+        contenders = self.choose(where, found)
+        if self.device.type != "cuda":
+            return contenders
+        return [
+            form
+            for c in contenders
+            for form in (c, replace(c, name=f"{c.name}, channels-last", channels_last=True))
+        ]
 
     def _memory(self, training: Training) -> dict:
         """Bytes kept between forward and backward, and at the peak, above parameters, gradients and
@@ -161,14 +150,12 @@ class Bench(measure.Bench):
             )
         return {"kept_bytes": kept, "peak_bytes": peak}
 
-    def _timed(self, runs: dict) -> dict[str, harness.Timing]:
-        if not runs:
-            return {}
-        begin, foreign = time.perf_counter(), environment.foreign_seconds()
-        timings = harness.time_rounds(runs, self.device, self.rounds, self.seconds)
-        self._timing += time.perf_counter() - begin
-        self._foreign += environment.foreign_seconds() - foreign
-        return timings
+    def timed(self, case: Case, runs: dict, width: float = 0) -> dict[str, dict]:
+        """Images per second in place of a copy's."""
+        return {
+            name: timing.asdict() | {"images_per_s": 1e3 * case.batch / timing.ms}
+            for name, timing in (self.time(runs) if runs else {}).items()
+        }
 
 
 def parameters() -> int:

@@ -1,60 +1,38 @@
 """The block benchmark runs, reports what it must, and shows no speed for a wrong block."""
 
-import importlib.util
-import json
-import os
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
-import pytest
-import torch
-
-import snnfast
-from snnfast.surrogate import ATan
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
-
-import bench_block
+import benchmark_run
 import block_case
 import block_measure
 import block_report
-import environment
+import pytest
+import report
+import run
+import torch
 from block_case import BANDS, FLIPS, Case, Contender, Fused, Unfused, ours, unfused
 from block_measure import COMPILED
 from peers import time_loop
 
+import snnfast
+from snnfast.surrogate import ATan
+
 CPU = torch.device("cpu")
-ROOT = environment.ROOT
 F32, BF16 = torch.float32, torch.bfloat16
 MEASUREMENTS = {"passes", "passes + residual", "part", "part + residual", "block", "residual block"}
 
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
-    """Document, printed text and folder of one run as a user starts it, on a tiny shape."""
-    folder = tmp_path_factory.mktemp("bench")
-    arguments = "--quick --device cpu --shapes 8x6x6 --rounds 2 --minutes 5 --output".split()
-    env = {k: v for k, v in os.environ.items() if k not in environment.MALLOC}
-    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    found = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "bench_block.py"), *arguments, str(folder)],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=300,
+    """Document, printed text and folder of one run on a tiny shape."""
+    return benchmark_run.start(
+        "block", "--quick --shapes 8x6x6 --rounds 2 --minutes 5", tmp_path_factory.mktemp("bench")
     )
-    assert found.returncode == 0, found.stderr
-    return json.loads((folder / "bench_block.json").read_text()), found.stdout, folder
 
 
 def test_quick_run_writes_all_measurements(quick):
-    document, text, folder = quick
-    env = document["environment"]
-    assert {"commit", "cpu", "cores_available", "threads", "versions", "malloc"} <= env.keys()
-    assert env["malloc"] == environment.MALLOC
-    assert text.count("restarting with") == 1
+    document = quick[0]
+    benchmark_run.is_whole("block", quick)
     for dtype in ("float32", "bfloat16"):
         rows = [row for row in document["rows"] if row["dtype"] == dtype]
         ours = {r["measurement"]: r for r in rows if r["kind"] == "ours"}
@@ -67,9 +45,6 @@ def test_quick_run_writes_all_measurements(quick):
                  if r["measurement"] == "part" and r["kind"] == "peer"}  # fmt: skip
         expected = {name: ms / ours["part"]["ms"] for name, ms in peers.items()}
         assert ours["part"]["speedup_over"] == pytest.approx(expected) and expected
-    if importlib.util.find_spec("matplotlib"):
-        assert (folder / "bench_block.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert "Targets" in text and "Slower than a peer in" in text
     why = {note["contender"]: note["why"] for note in document["left_out"]}
     assert "--compile-seconds" in why[COMPILED]
 
@@ -314,7 +289,7 @@ def test_targets_and_losses_say_what_was_measured():
     assert found[kept.format("part + residual", "float32")] is True
     assert found[kept.format("block", "float32")] is False
     assert found[kept.format("block", "bfloat16")] is None
-    lost = block_report.losses(rows)
+    lost = report.losses(rows)
     assert len(lost) == 1 and COMPILED in lost[0]
 
 
@@ -340,7 +315,7 @@ def test_on_a_gpu_the_fastest_peer_counts_and_every_pass():
 )
 def test_wrong_arguments_are_refused(arguments, message, capsys):
     with pytest.raises(SystemExit):
-        bench_block.parse(arguments)
+        run.parse("block", arguments)
     assert message in capsys.readouterr().err
 
 

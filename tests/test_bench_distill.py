@@ -1,32 +1,26 @@
 """The distillation benchmark runs, reports what it must, and shows no speed for a wrong loss."""
 
-import importlib.util
 import json
-import os
 import subprocess
 import sys
 import time
 import types
 from functools import partial
-from pathlib import Path
 
-import pytest
-import torch
-
-from snnfast.backends import cpu
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
-
-import bench_distill
+import benchmark_run
 import distill_measure
 import distill_report
 import environment
 import harness
+import pytest
 import report
+import run
+import torch
 from distill_case import COMPILED, EAGER, LOOP, OBJECTIVES, Case, Contender
 
+from snnfast.backends import cpu
+
 CPU = torch.device("cpu")
-ROOT = environment.ROOT
 TWKD, CORRECT, TSER, TSSD = OBJECTIVES
 SHAPES = ["3x8x5", "2x4x300"]
 by_objective = pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: o.name)
@@ -34,30 +28,14 @@ by_objective = pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: o.
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
-    """Document, printed text and folder of one run as a user starts it, on tiny shapes."""
-    folder = tmp_path_factory.mktemp("bench")
-    arguments = ["--quick", "--device", "cpu", "--rounds", "2", "--shapes", ",".join(SHAPES)]
-    arguments += ["--dtypes", "float32,bfloat16", "--output", str(folder)]
-    env = {k: v for k, v in os.environ.items() if k not in environment.MALLOC}
-    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    found = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "bench_distill.py"), *arguments],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert found.returncode == 0, found.stderr
-    return json.loads((folder / "bench_distill.json").read_text()), found.stdout, folder
+    """Document, printed text and folder of one run on tiny shapes."""
+    arguments = f"--quick --rounds 2 --shapes {','.join(SHAPES)} --dtypes float32,bfloat16"
+    return benchmark_run.start("distill", arguments, tmp_path_factory.mktemp("bench"))
 
 
 def test_quick_run_writes_all_measurements(quick):
-    document, text, folder = quick
-    env = document["environment"]
-    assert {"commit", "cpu", "cores_available", "threads", "versions", "malloc"} <= env.keys()
-    assert env["malloc"] == environment.MALLOC
-    assert text.count("restarting with") == 1
-    assert "other_work" in document and isinstance(document["busy"], bool)
+    document = quick[0]
+    benchmark_run.is_whole("distill", quick)
     cases = {(r["objective"], r["shape"], r["dtype"]) for r in document["rows"]}
     assert cases == {
         (o.name, shape, dtype)
@@ -89,9 +67,6 @@ def test_quick_run_writes_all_measurements(quick):
             if row["kind"] == "ours" and row["measurement"] != "kernel":
                 expected = {p: times[row["measurement"], p] / row["ms"] for p in (EAGER, LOOP)}
                 assert row["speedup_over"] == pytest.approx(expected)
-    if importlib.util.find_spec("matplotlib"):
-        assert (folder / "bench_distill.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert "Targets" in text and "Slower than a peer in" in text
 
 
 def test_one_gradient_is_kept_and_one_op_called_each_way(quick):
@@ -230,7 +205,7 @@ def test_compiled_composition_is_one_graph_and_counted():
     eager = next(row for row in bench.rows if row["contender"] == EAGER)
     assert rows[0]["ops_forward"] < eager["ops_forward"] / 4
 
-    bench.compile_limit = bench._compile_took / 2
+    bench.compile_limit = bench.compile_took / 2
     bench._contenders(case)
     assert bench.left_out[-1]["contender"] == COMPILED
     assert "--compile-seconds" in bench.left_out[-1]["why"]
@@ -298,12 +273,12 @@ def test_targets_and_losses_say_what_was_measured():
     assert found[kept] is False
     found = {t["target"]: t["met"] for t in distill_report.targets(rows[:3], "cpu")}
     assert found[kept] is True
-    lost = distill_report.losses(rows)
+    lost = report.losses(rows)
     assert len(lost) == 1 and COMPILED in lost[0]
 
 
 def test_every_shape_has_a_target():
-    shapes = {"x".join(map(str, shape)) for shape in bench_distill.SHAPES}
+    shapes = {"x".join(map(str, shape)) for shape in distill_measure.SHAPES}
     assert shapes == set(distill_report.SPEEDUPS)
 
 
@@ -317,5 +292,5 @@ def test_every_shape_has_a_target():
 )
 def test_wrong_arguments_are_refused(arguments, message, capsys):
     with pytest.raises(SystemExit):
-        bench_distill.parse(arguments)
+        run.parse("distill", arguments)
     assert message in capsys.readouterr().err

@@ -1,24 +1,12 @@
 """The training benchmark runs, reports what it must, and shows no speed for another network."""
 
-import importlib.util
-import json
-import os
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
+import benchmark_run
 import pytest
+import report
+import run
 import torch
-
-import snnfast
-from snnfast.models import create_model
-from snnfast.surrogate import Sigmoid
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
-
-import bench_train
-import environment
 import train_case
 import train_gate
 import train_measure
@@ -26,8 +14,11 @@ import train_report
 from train_case import Case, Contender, LoopLayers, LoopLIF, PeerResNet18, Training, loop, ours
 from train_gate import Gate
 
+import snnfast
+from snnfast.models import create_model
+from snnfast.surrogate import Sigmoid
+
 CPU, F32, BF16 = torch.device("cpu"), torch.float32, torch.bfloat16
-ROOT = environment.ROOT
 CONTENDERS = ["snnfast cpu", "SpikingJelly", "torch loop"]
 
 
@@ -42,26 +33,18 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
-    """Document, printed text and folder of one run as a user starts it."""
-    folder = tmp_path_factory.mktemp("bench")
-    arguments = "--quick --device cpu --rounds 2 --seconds 0.1 --output".split()
-    env = {k: v for k, v in os.environ.items() if k not in environment.MALLOC}
-    env |= {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    env |= {"OMP_NUM_THREADS": "1"}
-    found = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "bench_train.py"), *arguments, str(folder)],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=300,
+    """Document, printed text and folder of one run."""
+    return benchmark_run.start(
+        "train",
+        "--quick --rounds 2 --seconds 0.1",
+        tmp_path_factory.mktemp("bench"),
+        OMP_NUM_THREADS="1",
     )
-    assert found.returncode == 0, found.stderr
-    return json.loads((folder / "bench_train.json").read_text()), found.stdout, folder
 
 
 def test_quick_run_measures_every_contender(quick):
-    document, text, folder = quick
-    assert {"commit", "cpu", "threads", "versions"} <= document["environment"].keys()
+    document = quick[0]
+    benchmark_run.is_whole("train", quick)
     assert document["settings"]["parameters"] == 11_220_132
     rows = {row["contender"]: row for row in document["rows"]}
     assert list(rows) == CONTENDERS
@@ -72,9 +55,6 @@ def test_quick_run_measures_every_contender(quick):
         assert 0 < row["kept_bytes"] < row["peak_bytes"]
     expected = {name: rows[name]["ms"] / rows["snnfast cpu"]["ms"] for name in CONTENDERS[1:]}
     assert rows["snnfast cpu"]["speedup_over"] == pytest.approx(expected)
-    if importlib.util.find_spec("matplotlib"):
-        assert (folder / "bench_train.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert "Targets" in text and "Slower than a peer in" in text
     (note,) = document["left_out"]
     assert note["contender"] == "torch.compile'd loop" and "--compile-seconds" in note["why"]
 
@@ -215,7 +195,7 @@ def test_targets_and_losses_say_what_was_measured():
     measured = [(t["measured"], t["met"]) for t in train_report.targets(rows, "cpu")]
     assert measured[0] == (1.2, False) and measured[1] == (0.3, True)
     assert measured[2][0] == pytest.approx(2e-5) and measured[2][1] is False
-    (lost,) = train_report.losses(rows)
+    (lost,) = report.losses(rows)
     assert "torch loop" in lost
     assert [t["met"] for t in train_report.targets(rows, "cuda")] == [None, None]
     fast = [
@@ -237,5 +217,5 @@ def test_targets_and_losses_say_what_was_measured():
 )
 def test_wrong_arguments_are_refused(arguments, message, capsys):
     with pytest.raises(SystemExit):
-        bench_train.parse(arguments)
+        run.parse("train", arguments)
     assert message in capsys.readouterr().err

@@ -1,60 +1,39 @@
 """The LIF benchmark runs, reports what it must, and shows no speed for a wrong implementation."""
 
-import importlib.util
-import json
-import os
-import subprocess
 import sys
 import types
-from pathlib import Path
 
+import benchmark_run
+import harness
+import lif_measure
+import lif_report
 import pytest
+import report
 import torch
+from lif_case import SURROGATE, Case
+from peers import Contender
 
 import snnfast
 from snnfast.backends import cpu
 from snnfast.surrogate import ATan
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
-
-import environment
-import harness
-import lif_measure
-import lif_report
-from lif_case import SURROGATE, Case
-from peers import Contender
-
 CPU = torch.device("cpu")
-ROOT = environment.ROOT
 
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
-    """Document, printed text and folder of one run as a user starts it, on tiny shapes."""
-    folder = tmp_path_factory.mktemp("bench")
-    arguments = (
-        "--quick --minutes 5 --device cpu --shapes 2x8x4x4 --steps 2,9 --rounds 2 --output".split()
+    """Document, printed text and folder of one run on tiny shapes."""
+    return benchmark_run.start(
+        "lif",
+        "--quick --minutes 5 --shapes 2x8x4x4 --steps 2,9 --rounds 2",
+        tmp_path_factory.mktemp("bench"),
     )
-    env = {k: v for k, v in os.environ.items() if k not in environment.MALLOC}
-    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    found = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "bench_lif.py"), *arguments, str(folder)],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert found.returncode == 0, found.stderr
-    return json.loads((folder / "bench_lif.json").read_text()), found.stdout, folder
 
 
 def test_quick_run_writes_all_measurements(quick):
-    document, text, folder = quick
-    env = document["environment"]
-    assert {"commit", "cpu", "cores_available", "threads", "versions", "malloc"} <= env.keys()
-    assert env["versions"]["torch"] == torch.__version__
-    assert env["malloc"] == environment.MALLOC
-    assert text.count("restarting with") == 1
+    document = quick[0]
+    benchmark_run.is_whole("lif", quick)
+    assert document["environment"]["versions"]["torch"] == torch.__version__
     for dtype in ("float32", "bfloat16"):
         for steps in (2, 9):
             rows = [r for r in document["rows"] if (r["dtype"], r["steps"]) == (dtype, steps)]
@@ -66,9 +45,6 @@ def test_quick_run_writes_all_measurements(quick):
                 assert 0 < row["p20_ms"] <= row["ms"] <= row["p80_ms"]
                 assert row["gb_per_s"] > 0 and row["share_of_copy"] > 0
             assert any(r["contender"] == "torch loop" and "ms" in r for r in rows)
-    if importlib.util.find_spec("matplotlib"):
-        assert (folder / "bench_lif.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert "Targets" in text and "Slower than a peer in" in text
 
 
 def test_kept_bytes_are_exact(quick):
@@ -135,7 +111,7 @@ def test_gate_refuses_a_kernel_that_leaves_an_element_unwritten(spared, monkeypa
     broken = types.SimpleNamespace(lif_forward=lif_forward, lif_backward=lif_backward)
     monkeypatch.setitem(sys.modules, "snnfast.backends.broken", broken)
     bench = lif_measure.Bench(CPU, ["broken", "cpu"], rounds=2, compile_s=0.0)
-    bench._kernels(Case((4, 16, 8, 8), torch.float32, 4, CPU))
+    bench.kernels(Case((4, 16, 8, 8), torch.float32, 4, CPU))
     refused = {r["contender"]: bool(r["refused"]) for r in bench.rows if r["kind"] == "ours"}
     assert refused == {"broken": True, "cpu": False}
 
@@ -187,7 +163,7 @@ def test_targets_and_losses_say_what_was_measured():
     assert found[at + "torch.compile'd loop"] is False
     assert found[at + "clone/add probe"] is True
     assert found[at.replace("32x512x4x4", "32x64x32x32") + "SpikingJelly"] is None
-    lost = lif_report.losses(rows)
+    lost = report.losses(rows)
     assert len(lost) == 1 and "torch.compile'd loop" in lost[0]
 
 
