@@ -176,26 +176,25 @@ class Bench(measure.Bench):
         leaves[0].grad = None
         if trial.verdict.refused:
             return
-        trial.costs = self._costs(case, trial.contender, generated)
         ds = [g.to(s.dtype) for g in case.ds]
+        trial.costs = self._costs(case, trial.contender, ds[0], generated)
         trial.runs["training"] = partial(_train, layer, leaves, ds)
         # Without gradients the loop is compiled anew, so only where that is cheap.
         if not compiled or trial.seconds < self.compile_limit / 3:
             trial.runs["inference"] = partial(_infer, layer, case.x)
             trial.runs["inference"](0)
 
-    def _costs(self, case: Case, contender: Contender, generated: list[int]) -> dict:
+    def _costs(self, case: Case, contender: Contender, ds: Tensor, generated: list[int]) -> dict:
         """Kept bytes per neuron-step and ops. Neither depends on N, so few rows do, unless the
         contender would have to be compiled anew for them."""
-        layer, x, ds = contender.layer, case.x[0], case.ds[0]
+        layer, x = contender.layer, case.x[0]
         if not contender.compiled:
             x, ds = x[:, case.rows].contiguous(), ds[:, case.rows].contiguous()
         layer(x)
         kept = harness.kept_bytes(layer, x) / x.numel()
         self._kept[contender.name, case.dtype] = kept
         leaf = x.detach().requires_grad_()
-        backward = lambda s: s.backward(ds.to(s.dtype))  # noqa: E731
-        ops = harness.ops(lambda: layer(leaf), backward, self.device, generated)
+        ops = harness.ops(lambda: layer(leaf), lambda s: s.backward(ds), self.device, generated)
         return {"kept_bytes": round(kept, 4), **ops}
 
 

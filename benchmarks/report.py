@@ -202,16 +202,16 @@ def summary(document: dict) -> str:
 
 
 def write_json(path: Path, document: dict, allow_nan: bool = False) -> None:
-    """One line for each entry of the lists and dictionaries that the document has."""
+    """A row a line, and a line for each entry of the dictionaries that the document has."""
     dumps = partial(json.dumps, allow_nan=allow_nan)
 
     def text(value):
-        if not isinstance(value, (list, dict)) or not value:
-            return dumps(value)
-        if isinstance(value, list):
+        if isinstance(value, list) and any(isinstance(item, (dict, str)) for item in value):
             return "[\n  " + ",\n  ".join(map(dumps, value)) + "\n ]"
-        lines = (f"{dumps(key)}: {dumps(item)}" for key, item in value.items())
-        return "{\n  " + ",\n  ".join(lines) + "\n }"
+        if isinstance(value, dict):
+            lines = (f"{dumps(key)}: {dumps(item)}" for key, item in value.items())
+            return "{\n  " + ",\n  ".join(lines) + "\n }"
+        return dumps(value)
 
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [f"{dumps(key)}: {text(value)}" for key, value in document.items()]

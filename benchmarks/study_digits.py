@@ -10,13 +10,13 @@ cross-entropy alone.
 """
 
 import argparse
-import json
 import math
 import statistics
 from pathlib import Path
 
 import environment
 import torch
+from report import write_json
 from scipy import stats
 
 import snnfast
@@ -63,8 +63,8 @@ def main() -> None:
             found[name][seed] = _train(folder, seed, given)
             print(f"seed {seed} {name:20}", " ".join(f"{100 * v:.1f}" for v in found[name][seed]))
     report = summary(found) | {"environment": about}
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "study_digits.json").write_text(json.dumps(report, indent=1))
+    # Of one seed there is no deviation: not a number.
+    write_json(output / "study_digits.json", report, allow_nan=True)
     print(table(report))
     plot(report, output / "study_digits.png")
 

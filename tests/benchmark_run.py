@@ -16,14 +16,9 @@ def start(name: str, arguments: str, folder: Path, **variables: str) -> tuple[di
     """Document, printed text and folder of one run of bench_NAME.py."""
     env = {k: v for k, v in os.environ.items() if k not in environment.MALLOC}
     path = os.pathsep.join([str(environment.ROOT), os.environ.get("PYTHONPATH", "")])
-    script = [
-        sys.executable,
-        str(environment.ROOT / "benchmarks" / f"bench_{name}.py"),
-        "--device",
-        "cpu",
-    ]
+    script = environment.ROOT / "benchmarks" / f"bench_{name}.py"
     found = subprocess.run(
-        [*script, *arguments.split(), "--output", str(folder)],
+        [sys.executable, script, "--device", "cpu", *arguments.split(), "--output", folder],
         env=env | {"PYTHONPATH": path} | variables,
         capture_output=True,
         text=True,
