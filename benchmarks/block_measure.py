@@ -292,8 +292,8 @@ class _Layer:
         if self.block and self.device.type == "cpu":
             return found
         inputs = self._inputs(0)
-        backward = partial(self._step, inputs, case.ds[0])
-        return found | harness.ops(lambda: self.forward(inputs), backward, self.device, generated)
+        again = partial(self._step, inputs, case.ds[0])
+        return found | harness.ops(lambda: self.forward(inputs), again, self.device, generated)
 
 
 def launches(case: Case, backend: str, residual: bool) -> dict[str, Callable[[int], object]]:

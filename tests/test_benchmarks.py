@@ -1,9 +1,14 @@
 """The LIF benchmark runs, reports what it must, and shows no speed for a wrong implementation."""
 
+import copy
+import json
+import os
+import subprocess
 import sys
 import types
 
 import benchmark_run
+import environment
 import harness
 import lif_measure
 import lif_report
@@ -174,3 +179,39 @@ def test_time_per_step_must_be_flat():
 
     assert flat(lambda t: 1.0) == [True]
     assert flat(lambda t: 1.0 if t < 100 else 1.4) == [False]
+
+
+def regressions(*arguments):
+    variables = {**os.environ, "PYTHONPATH": str(environment.ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "benchmarks/test_regressions.py", "-q", *arguments],
+        cwd=environment.ROOT,
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_every_op_has_a_dozen_small_cases_that_run():
+    found = regressions("--benchmark-disable", "-rA")
+    assert found.returncode == 0, found.stdout
+    for op in ("lif", "norm_lif", "distill", "spikes"):
+        assert found.stdout.count(f"::test_{op}[") == 12
+
+
+def test_what_became_slower_fails_the_comparison(tmp_path):
+    one = ["-k", "spikes and images and float32 and pack", "--benchmark-only"]
+    one.append(f"--benchmark-storage={tmp_path}")
+    assert regressions(*one, "--benchmark-autosave").returncode == 0
+    compare = ["--benchmark-compare", "--benchmark-compare-fail=min:30%"]
+    (saved,) = tmp_path.rglob("*.json")
+    before = json.loads(saved.read_text())
+    for factor, slower in ((100.0, False), (0.01, True)):
+        run = copy.deepcopy(before)
+        for case in run["benchmarks"]:
+            case["stats"]["min"] *= factor
+        saved.write_text(json.dumps(run))
+        found = regressions(*one, *compare)
+        assert ("has regressed" in found.stdout + found.stderr) == slower, found.stdout
+        assert (found.returncode != 0) == slower
