@@ -29,13 +29,17 @@ def start(name: str, arguments: str, folder: Path, **variables: str) -> tuple[di
 
 
 def is_whole(name: str, run: tuple[dict, str, Path]) -> None:
-    """The document says what it ran on and under, the text has the verdict, the plot is a PNG."""
+    """The document says what it ran on and under and has a row a line, the text has the verdict,
+    the plot is a PNG."""
     document, text, folder = run
     env = document["environment"]
     assert {"commit", "cpu", "cores_available", "threads", "versions", "malloc"} <= env.keys()
     assert env["malloc"] == environment.MALLOC
     assert text.count("restarting with") == 1
     assert "other_work" in document and isinstance(document["busy"], bool)
+    lines = (folder / f"bench_{name}.json").read_text().splitlines()
+    rows = [json.loads(line.strip(" ,")) for line in lines if '"contender"' in line]
+    assert [row for row in rows if "kind" in row] == document["rows"]
     assert "Targets" in text and "Slower than a peer in" in text
     if importlib.util.find_spec("matplotlib"):
         assert (folder / f"bench_{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

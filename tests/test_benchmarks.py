@@ -182,7 +182,9 @@ def test_time_per_step_must_be_flat():
 
 
 def regressions(*arguments):
-    variables = {**os.environ, "PYTHONPATH": str(environment.ROOT), "OMP_NUM_THREADS": "1"}
+    # A process of its own, which no worker of xdist started: there nothing would be timed.
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    variables |= {"PYTHONPATH": str(environment.ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, "-m", "pytest", "benchmarks/test_regressions.py", "-q", *arguments],
         cwd=environment.ROOT,
