@@ -10,8 +10,8 @@ SOURCES := $(shell git ls-files 'csrc/*.h' 'csrc/*.cuh' 'csrc/*.cu' 'csrc/*.cpp'
 # none), and registers and instructions depend on it: the tests bring theirs, the oldest one apart.
 TRITON := 3.8.0
 OLDEST_TRITON := 3.6.0
-TRITON_TESTS := $(addprefix tests/test_,triton_aot.py norm_triton_aot.py distill_triton_aot.py \
-	triton_interpreter.py)
+TRITON_TESTS := $(addprefix tests/,test_triton_aot.py test_norm_triton_aot.py \
+	test_distill_triton_aot.py ops/test_lif.py ops/test_spikes.py)
 
 .PHONY: demo test fuzz oldest-triton resolve package lint format gpu peers clean
 
@@ -23,7 +23,8 @@ test: $(STAMP) peers build/triton-$(TRITON)/.installed
 		$(BIN)/pytest -n 2 --dist loadfile
 
 oldest-triton: $(STAMP) build/triton-$(OLDEST_TRITON)/.installed
-	PYTHONPATH=$(CURDIR)/build/triton-$(OLDEST_TRITON) $(BIN)/pytest -n 2 --dist loadfile $(TRITON_TESTS)
+	PYTHONPATH=$(CURDIR)/build/triton-$(OLDEST_TRITON) $(BIN)/pytest -n 2 --dist loadfile -k triton \
+		$(TRITON_TESTS)
 
 fuzz: $(STAMP)
 	$(BIN)/python tests/fuzz.py --minutes 2

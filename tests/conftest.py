@@ -11,8 +11,11 @@ _EMPTY = {name: getattr(torch, name) for name in ("empty", "empty_like", "empty_
 def _poisoned(make):
     def allocate(*args, **kwargs):
         tensor = make(*args, **kwargs)
-        if tensor.is_floating_point() and not tensor.is_meta and tensor.numel():
-            tensor.fill_(float("nan"))
+        if not tensor.is_meta and tensor.numel():
+            if tensor.is_floating_point():
+                tensor.fill_(float("nan"))
+            elif tensor.dtype == torch.uint8:
+                tensor.fill_(255)
         return tensor
 
     return allocate
@@ -20,11 +23,13 @@ def _poisoned(make):
 
 @pytest.fixture(autouse=True)
 def poisoned_memory(request, monkeypatch):
-    """torch.empty* returns NaN, so that an element that no kernel wrote fails the test."""
+    """torch.empty* returns NaN, or bits that are all set, so that an element that no kernel wrote
+    fails the test."""
     if request.node.get_closest_marker("unpoisoned"):
         return
     for name, make in _EMPTY.items():
         monkeypatch.setattr(torch, name, _poisoned(make))
+    monkeypatch.setattr(torch.Tensor, "new_empty", _poisoned(torch.Tensor.new_empty))
 
 
 @pytest.fixture(autouse=True)

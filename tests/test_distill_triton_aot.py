@@ -8,24 +8,15 @@ that is read once costs each of its threads ROWS x BLOCK x b / threads bytes per
 element, lanes past the last class counted. To these come the label and the program's sums.
 """
 
-import _sass
 import pytest
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from _aot import compile_call
 
 import snnfast
 from snnfast.backends.spec import SELF_CORRECT, StepwiseLoss
 from snnfast.backends.triton import distill as backend
 from snnfast.ops.distill import loss_options
 
-POINTERS = {
-    torch.float32: "*fp32",
-    torch.float16: "*fp16",
-    torch.bfloat16: "*bf16",
-    torch.int64: "*i64",
-}
 TWKD = loss_options(snnfast.twkd_loss)
 TSER = loss_options(snnfast.tser_loss)
 TSSD = loss_options(snnfast.tssd_loss, student_steps=2)
@@ -54,32 +45,6 @@ def make_call(spec, shape, dtype, *, soft=False, other=True, gradient=True, tran
     aux = tensor(*shape) if other else None
     into = (tensor(*shape) if gradient else None, tensor(*shape) if gradient and other else None)
     return backend.tssd_call(spec, logits, target, aux, *into)[0]
-
-
-def compile_call(call, arch, divisible=()):
-    """The machine code of a call; pointers that 16 divides are declared so, as Triton's launcher
-    does, and of the sizes the ``divisible`` ones."""
-    signature, constants, attributes = {}, {}, {}
-    values = dict(zip(call.kernel.arg_names, call.arguments)) | call.constants
-    for i, parameter in enumerate(call.kernel.params):
-        value = values[parameter.name]
-        if parameter.is_constexpr or value is None:
-            signature[parameter.name], constants[parameter.name] = "constexpr", value
-        elif isinstance(value, torch.Tensor):
-            signature[parameter.name] = POINTERS[value.dtype]
-            attributes[(i,)] = [["tt.divisibility", 16]]
-        else:
-            signature[parameter.name] = parameter.annotation_type or "fp32"
-            assert isinstance(value, int if parameter.annotation_type else float)
-            if parameter.name in divisible:
-                attributes[(i,)] = [["tt.divisibility", 16]]
-    names = call.kernel.arg_names
-    options = {name: value for name, value in call.constants.items() if name not in names}
-    assert options["enable_fp_fusion"] is False
-    source = ASTSource(call.kernel, signature, constants, attributes)
-    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    (kernel,) = _sass.read(compiled.asm["cubin"]).values()
-    return kernel
 
 
 def bytes_per_step(call, dtype):
@@ -173,7 +138,7 @@ def test_steps_do_not_rebuild_kernels():
 def test_scaling_reads_and_writes_once(dtype):
     gradient, number = make_tensor(4, 512, 1000, dtype=dtype), make_tensor()
     call = backend.scale_call(gradient, number, number, gradient)
-    kernel = compile_call(call, 90, divisible=("n",))
+    kernel = compile_call(call, 90)
     assert kernel.spills == 0
     assert kernel.widths("LDG") == {128: 1, 32: 2} and kernel.widths("STG") == {128: 1}
 

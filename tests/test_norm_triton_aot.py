@@ -6,21 +6,15 @@ residual, spikes and gradients, which are to move once each. What is loaded or s
 the numbers of the channels: a handful of 4-byte words per thread, whatever T.
 """
 
-import _sass
+import _aot
 import pytest
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 from snnfast.backends.spec import SEGMENT, Norm, segments
 from snnfast.backends.triton import lif as backend
 from snnfast.backends.triton import norm_lif as norms
 from snnfast.ops.layer import lif_layer
 
-POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
-LONG = ("n", "x_stride", "ds_stride", "y_stride", "dx_stride", "dy_stride", "residual_stride")
-SMALL = ("steps", "channels", "width", "inner", "chunks", "rows", "items", "per", "groups", "count")
 BUDGET = 43  # instructions per neuron-step in backward
 # Name: channels, inner, neurons of a timestep. Those of ResNet-18, an odd one, channels last.
 LAYOUTS = {
@@ -49,32 +43,7 @@ def tensor(*shape, dtype=torch.float32):
 
 
 def compile_call(call, arch=90):
-    """The machine code of a call, and the elements of a thread; pointers and strides that 16
-    divides are declared so, as Triton's launcher does."""
-    names = call.kernel.arg_names
-    values = dict(zip(names, call.arguments)) | call.constants
-    signature, constants, attributes = {}, {}, {}
-    for i, name in enumerate(names):
-        value = values[name]
-        if name in call.constants or value is None:
-            signature[name], constants[name] = "constexpr", value
-        elif isinstance(value, torch.Tensor):
-            signature[name] = POINTERS[value.dtype]
-            attributes[(i,)] = [["tt.divisibility", 16]]
-        elif isinstance(value, float):
-            signature[name] = "fp32"
-        elif name in LONG:
-            signature[name] = "i64"
-            if value % 16 == 0:
-                attributes[(i,)] = [["tt.divisibility", 16]]
-        else:
-            assert name in SMALL, name
-            signature[name] = "i32"
-    options = {name: value for name, value in call.constants.items() if name not in names}
-    assert options["enable_fp_fusion"] is False
-    source = ASTSource(call.kernel, signature, constants, attributes)
-    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    (kernel,) = _sass.read(compiled.asm["cubin"]).values()
+    kernel = _aot.compile_call(call, arch)
     assert kernel.spills == 0 and kernel.stack == 0
     return kernel
 

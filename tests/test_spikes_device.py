@@ -1,22 +1,20 @@
-"""The packing kernels of the GPU backends without a GPU: Triton under its interpreter, CUDA C++
-compiled by the host compiler with every access checked, and the machine code of both.
+"""The packing kernels of the GPU backends without a GPU: CUDA C++ compiled by the host compiler
+with every access checked, and the machine code of both. What they compute: ops/test_spikes.py.
 """
 
 import ctypes
 import importlib.util
-import json
 import math
 import os
 import shutil
 import subprocess
-import sys
-import traceback
 from pathlib import Path
 
 import _sass
 import pytest
 import torch
-from spikes_cases import NO_SPIKES, SIZES, expected_bits, round_trip, spikes_of
+from _aot import compile_call
+from spikes_cases import NO_SPIKES, SIZES, expected_bits, spikes_of
 
 from snnfast.backends.cuda import launch as cuda_launch
 from snnfast.backends.cuda import spikes as cuda_spikes
@@ -24,62 +22,6 @@ from snnfast.backends.triton import spikes as triton_spikes
 
 ROOT = Path(__file__).resolve().parents[1]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-
-# Triton, under its interpreter: one process is one mode, so this file runs once as a program.
-
-
-def interpreted_cases():
-    return [(n, str(d)) for d in DTYPES for n in SIZES if n <= 16385]
-
-
-@pytest.fixture(scope="module")
-def outcomes():
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, __file__]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    return {tuple(case): error for case, error in map(json.loads, done.stdout.splitlines())}
-
-
-@pytest.mark.parametrize("case", interpreted_cases(), ids=str)
-def test_triton_interpreted(outcomes, case):
-    assert outcomes[case] is None, outcomes[case]
-
-
-def interpret():
-    torch.manual_seed(0)
-    for n, dtype in interpreted_cases():
-        error = None
-        try:
-            round_trip(n, getattr(torch, dtype.removeprefix("torch.")), "triton")
-        except Exception:
-            error = traceback.format_exc()
-        print(json.dumps([[n, dtype], error]))
-
-
-def compile_triton(call, arch):
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    pointers = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
-    pointers |= {torch.uint8: "*u8", torch.int32: "*i32"}
-    names, signature, constants, attributes = call.kernel.arg_names, {}, {}, {}
-    values = dict(zip(names, call.arguments)) | call.constants
-    for i, name in enumerate(names):
-        value = values[name]
-        if name in call.constants or value is None:
-            signature[name], constants[name] = "constexpr", value
-            continue
-        is_tensor = isinstance(value, torch.Tensor)
-        signature[name] = pointers[value.dtype] if is_tensor else "i64"
-        attributes[(i,)] = [["tt.divisibility", 16]]
-    options = {name: value for name, value in call.constants.items() if name not in names}
-    source = ASTSource(call.kernel, signature, constants, attributes)
-    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    (kernel,) = _sass.read(compiled.asm["cubin"]).values()
-    return kernel
 
 
 @pytest.mark.parametrize("arch", (80, 90))
@@ -92,7 +34,7 @@ def test_triton_ahead_of_time(arch, dtype):
     pack, look = triton_spikes.pack_call(s, bits, None), triton_spikes.pack_call(s, bits, exact)
     unpack = triton_spikes.unpack_call(bits, s)
     for call, wide, narrow in ((pack, "LDG", "STG"), (look, "LDG", None), (unpack, "STG", "LDG")):
-        code = compile_triton(call, arch)
+        code = compile_call(call, arch)
         each = call.constants["BYTES"] * 8 // (32 * call.constants["num_warps"])
         assert code.spills == 0 and code.stack == 0 and code.registers <= 40
         assert set(code.widths(wide)) == {128}
@@ -253,7 +195,3 @@ def test_constants_are_those_of_the_headers():
     assert f"kPackThreads = {cuda_spikes._THREADS};" in text
     assert f"kPackBytes = {cuda_spikes._BYTES};" in text
     assert f"kLook = {cuda_spikes.LOOK}," in text and f"kVector = {cuda_spikes.VECTOR}," in text
-
-
-if __name__ == "__main__":
-    interpret()

@@ -10,18 +10,14 @@ and STG, over the same; a state kept between segments adds 4 bytes per element a
 
 import math
 
-import _sass
 import pytest
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from _aot import compile_call
 
 from snnfast.backends.spec import SEGMENT, segments
 from snnfast.backends.triton import lif as backend
 from snnfast.ops.layer import lif_layer
 
-POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 BUDGET = 30  # instructions per neuron-step in backward
 SHAPE = (32, 128, 16, 16)
 TAU_17 = {"number": 1.7, "divide": True}
@@ -62,34 +58,6 @@ def make_call(T, dtype, *, backward, surrogate="atan", rate=None, states=None, *
     dx = tensor(*SHAPE, dtype=dtype) if static else tensor(T, *SHAPE, dtype=dtype)
     parts = None if rates is None else backend.partial_sums(spec, x, rates)
     return backend.backward_call(spec, x, v0, rates, borders, ds, v, dx, v0, parts)
-
-
-def compile_call(call, arch):
-    """The machine code of a call; pointers and sizes that 16 divides are declared so, as Triton's
-    launcher does."""
-    names = call.kernel.arg_names
-    values = dict(zip(names, call.arguments)) | call.constants
-    signature, constants, attributes = {}, {}, {}
-    for i, name in enumerate(names):
-        value = values[name]
-        if name in call.constants or value is None:
-            signature[name], constants[name] = "constexpr", value
-        elif isinstance(value, torch.Tensor):
-            signature[name] = POINTERS[value.dtype]
-            attributes[(i,)] = [["tt.divisibility", 16]]
-        elif isinstance(value, float):
-            signature[name] = "fp32"
-        elif name in ("n", "x_stride", "ds_stride"):
-            signature[name] = "i64"
-            attributes[(i,)] = [["tt.divisibility", 16]]
-        else:
-            signature[name] = "i32"
-    options = {name: value for name, value in call.constants.items() if name not in names}
-    assert options["enable_fp_fusion"] is False
-    source = ASTSource(call.kernel, signature, constants, attributes)
-    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    (kernel,) = _sass.read(compiled.asm["cubin"]).values()
-    return kernel
 
 
 def segment(kernel, T):

@@ -1,4 +1,5 @@
-"""The public function: layouts, states, static input, selection, registration, memory, refusals."""
+"""What PyTorch and its users meet of ``snnfast.lif``: memory, registration, compilation, autocast,
+selection, refusals. What it computes: test_lif.py."""
 
 import math
 import os
@@ -7,53 +8,12 @@ import sys
 
 import pytest
 import torch
-from lif_cases import grads, reference_layer
+from lif_cases import LAYOUTS, grads
 from torch.autograd.profiler import record_function
 
 import snnfast
 from snnfast.ops.layer import lif_layer
 from snnfast.ops.lif import lif
-
-BACKENDS = ["cpu", "reference"]
-
-
-def permuted(x, order):
-    """x with the same values, stored in another order of its axes."""
-    inverse = [order.index(d) for d in range(x.dim())]
-    return x.permute(order).contiguous().permute(inverse)
-
-
-LAYOUTS = {
-    "contiguous": lambda x: x,
-    "channels_last": lambda x: permuted(x, [0, 1, 3, 4, 2]),
-    "batch_last": lambda x: permuted(x, [0, 2, 3, 4, 1]),
-    "every second step": lambda x: x.repeat_interleave(2, 0)[::2],
-    "batch first": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
-    "not dense": lambda x: torch.stack([x, x], -1)[..., 0],
-    "expanded": lambda x: x[:1].expand_as(x),
-    "a channel axis of 1": lambda x: x[:, :, :1],
-}
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts(layout):
-    x = LAYOUTS[layout](torch.randn(9, 2, 3, 5, 7) * 1.5)
-    v0, tau = torch.randn(x.shape[1:]), 1.5 + torch.rand(x.shape[2])
-    ds, dv = torch.randn(x.shape), torch.randn(x.shape)
-
-    def run(backend):
-        return lambda x, v0, tau: lif(x, v0, tau=tau, return_state="all", backend=backend)
-
-    s, v = run("cpu")(x, v0, tau)
-    expected_s, expected_v = run("reference")(x, v0, tau)
-    assert torch.equal(s, expected_s)
-    assert torch.equal(v, expected_v)
-    if layout in ("channels_last", "batch_last"):
-        assert s.stride() == x.stride()
-    # detach().clone() keeps a dense layout, so the gradients see it, too.
-    ours = grads(run("cpu"), (x, v0, tau), (ds, dv))
-    for a, b in zip(ours, grads(run("reference"), (x, v0, tau), (ds, dv))):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "every second step", "expanded"])
@@ -65,87 +25,6 @@ def test_dense_steps_are_read_without_a_copy(layout):
     s_bytes = 4 * x.numel()
     assert allocated <= 2 * s_bytes  # the events nest: the op's own and empty_strided's within it
     assert not any("copy" in e.name or "contiguous" in e.name for e in profile.events())
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("steps", [1, 4, 20])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_static_input(backend, steps, dtype):
-    x = (torch.randn(3, 5, 11) * 1.5).to(dtype)
-    repeated = x.unsqueeze(0).expand(steps, *x.shape)
-    ds = torch.randn(steps, *x.shape).to(dtype)
-    s = lif(x, timesteps=steps, backend=backend)
-    assert torch.equal(s, reference_layer(repeated)[0])
-    assert torch.equal(lif(repeated, backend=backend), s)
-    (dx,) = grads(lambda x: lif(x, timesteps=steps, backend=backend), (x,), (ds,))
-    (exact,) = grads(
-        lambda x: reference_layer(x.unsqueeze(0).expand(steps, *x.shape))[0],
-        (x.double(),),
-        (ds.double(),),
-    )
-    assert dx.shape == x.shape
-    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
-    torch.testing.assert_close(dx.double(), exact, rtol=tolerance, atol=tolerance)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_split_sequence_gives_the_same_spikes(backend):
-    x = torch.randn(23, 40)
-    whole, v_end = lif(x, tau=1.7, return_state=True, backend=backend)
-    parts, v = [], None
-    for part in x.split([1, 8, 9, 5]):
-        s, v = lif(part, v, tau=1.7, return_state=True, backend=backend)
-        parts.append(s)
-    assert torch.equal(torch.cat(parts), whole)
-    assert torch.equal(v, v_end)
-
-
-@pytest.mark.parametrize("which", ["s", "v", "both", "all"])
-def test_state_gradients(which):
-    x, v0 = torch.randn(10, 33), torch.randn(33)
-    ds = torch.randn_like(x) if which in ("s", "both") else None
-    dv = torch.randn_like(x) if which == "all" else torch.randn(33) if which != "s" else None
-
-    def run(backend):
-        def call(x, v0):
-            state = "all" if which == "all" else True
-            s, v = lif(x, v0, return_state=state, backend=backend)
-            picked = [o for o, d in ((s, ds), (v, dv)) if d is not None]
-            return tuple(picked)
-
-        return call
-
-    cotangents = [d for d in (ds, dv) if d is not None]
-    for a, b in zip(
-        grads(run("cpu"), (x, v0), cotangents), grads(run("reference"), (x, v0), cotangents)
-    ):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("shape", [(0, 3), (4, 0), (0, 0), (0, 2, 3, 4), (4, 2, 0, 3)], ids=str)
-@pytest.mark.parametrize("state", [False, True, "all"])
-def test_empty_input(backend, shape, state):
-    x = torch.randn(shape, requires_grad=True)
-    v0 = torch.randn(shape[1:], requires_grad=True)
-    out = lif(x, v0, return_state=state, backend=backend)
-    s, v = out if state else (out, None)
-    assert s.shape == x.shape
-    if state is True:
-        assert torch.equal(v, v0) if shape[0] == 0 else v.shape == v0.shape
-    if state == "all":
-        assert v.shape == x.shape
-    total = s.sum() + (v.sum() if v is not None else 0)
-    if total.requires_grad:
-        dx, dv0 = torch.autograd.grad(total, (x, v0), allow_unused=True)
-        assert dx is None or dx.shape == x.shape
-        if state is True and shape[0] == 0:
-            assert torch.equal(dv0, torch.ones_like(v0))
-
-
-def test_one_dimensional_input_is_one_neuron():
-    x = torch.randn(12) * 2
-    assert torch.equal(lif(x), reference_layer(x)[0])
 
 
 def kept_bytes(x, **layer):

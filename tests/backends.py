@@ -1,0 +1,86 @@
+"""Every backend that runs on this machine, for the tests in tests/ops: each states once what an op
+must do, through the public functions, and takes ``backend`` as an argument.
+
+    def test_something(backend):
+        s = snnfast.lif(x.to(backend.device), backend=backend.name)
+
+A new backend is one more value in EVERY, entered for the length of a test. One that needs a process
+of its own, as Triton's interpreter does (TRITON_INTERPRET counts when triton is imported, so one
+process is one mode), names its environment: tests/ops/conftest.py runs these tests in one pytest
+below this one, once a file, and hands on what became of them. In that environment they run as any
+other: TRITON_INTERPRET=1 pytest tests/ops -k interpreted.
+"""
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from snnfast.ops.select import implementation
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What ``backend=`` of the public functions is called ``name``, and how it gets there."""
+
+    id: str
+    name: str
+    device: str = "cpu"
+    doubles: bool = False
+    slow: bool = False
+    entered: Callable[[], AbstractContextManager] = nullcontext
+    environment: dict[str, str] = field(default_factory=dict, hash=False)
+
+    def __str__(self):
+        return self.id
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether its tests need another process."""
+        return any(os.environ.get(name) != value for name, value in self.environment.items())
+
+    def some(self, options, seed: int) -> list:
+        """All of the options; where it is slow one of them, another with the next seed."""
+        options = list(options)
+        return [options[seed % len(options)]] if self.slow else options
+
+    def skip_unless(self, dtype: torch.dtype) -> None:
+        if dtype == torch.float64 and not self.doubles:
+            pytest.skip("computes in float32")
+
+
+@contextmanager
+def _baseline():
+    from snnfast import _C
+
+    _C.use_baseline(True)
+    yield
+    _C.use_baseline(False)
+
+
+REFERENCE = Backend("reference", "reference", doubles=True)
+CPU = (
+    Backend("cpu", "cpu", doubles=True),
+    Backend("cpu baseline", "cpu", doubles=True, entered=_baseline),
+)
+INTERPRETED = Backend(
+    "triton interpreted", "triton", slow=True, environment={"TRITON_INTERPRET": "1"}
+)
+GPU = tuple(
+    Backend(f"{name} on a GPU", name, "cuda")
+    for name in ("triton", "cuda")
+    if torch.cuda.is_available() and implementation(name).available() is None
+)
+KERNELS = (*CPU, INTERPRETED, *GPU)
+EVERY = (REFERENCE, *KERNELS)
+
+
+def parameters(backends) -> list:
+    return [
+        pytest.param(b, id=b.id, marks=[pytest.mark.gpu] * (b.device == "cuda")) for b in backends
+    ]
