@@ -69,21 +69,25 @@ def grads(run, inputs, cotangents):
     return torch.autograd.grad(outputs, leaves, cotangents)
 
 
-class Passes(NamedTuple):
+class Forward(NamedTuple):
+    """A call of ``lif`` on inputs named as its arguments."""
+
+    leaves: dict[str, torch.Tensor]
     s: torch.Tensor
     v: torch.Tensor | None
-    gradients: dict[str, torch.Tensor]
+
+    def backward(self, ds, dv) -> dict[str, torch.Tensor]:
+        """The gradients of the inputs along ds and dv, each where it is not None."""
+        along = [(o, d.to(o)) for o, d in ((self.s, ds), (self.v, dv)) if d is not None]
+        outputs, cotangents = zip(*along)
+        found = torch.autograd.grad(outputs, list(self.leaves.values()), cotangents)
+        return dict(zip(self.leaves, found))
 
 
-def passes(lif, inputs, ds, dv, **layer) -> Passes:
-    """Forward, and backward along ds and dv to each of the inputs, named as lif's arguments."""
+def forward(lif, inputs, **layer) -> Forward:
     leaves = {name: t.detach().requires_grad_() for name, t in inputs.items()}
     out = lif(**leaves, **layer)
-    s, v = out if isinstance(out, tuple) else (out, None)
-    along = [(o, d.to(o)) for o, d in ((s, ds), (v, dv)) if d is not None]
-    outputs, cotangents = zip(*along)
-    found = torch.autograd.grad(outputs, list(leaves.values()), cotangents)
-    return Passes(s.detach(), v, dict(zip(leaves, found)))
+    return Forward(leaves, *(out if isinstance(out, tuple) else (out, None)))
 
 
 class Case(NamedTuple):
@@ -93,10 +97,13 @@ class Case(NamedTuple):
     ds: torch.Tensor | None
     dv: torch.Tensor | None
     layer: dict[str, Any]
-    same: Passes
-    """By the specification in the arithmetic of the dtype: spikes and states are to equal these."""
-    exact: Passes
-    """In float64."""
+    s: torch.Tensor
+    """By the specification in the arithmetic of the dtype, as v: spikes and states equal these."""
+    v: torch.Tensor
+    own: dict[str, torch.Tensor]
+    """The gradients in that arithmetic..."""
+    exact: dict[str, torch.Tensor]
+    """...and in float64."""
     scales: dict[str, float]
     healthy: torch.Tensor
     """Neurons that only ever see finite numbers."""
@@ -135,42 +142,44 @@ def case(T=4, shape=(1, 11, 31), dtype="float32", layout="contiguous", rate=None
     healthy = torch.ones(shape, dtype=torch.bool)
     if values == "infinite":
         healthy = (x.isfinite() & (x.abs() < 1e30)).all(0)
-    agree = _agree(singles, doubled(), layer)
+    runs = [forward(specification, each, **layer | {"return_state": "all"})
+            for each in (singles, doubled())]  # fmt: skip
+    agree = _agree(runs, **layer)
     assert values != "random" or agree.double().mean() > 0.9 or agree.numel() < 20
     ds = (draw(T, *shape) * agree).to(dtype) if spikes_used else None
     dv = draw((T, *shape) if state == "all" else shape) * agree if state else None
-    same = passes(specification, singles, ds, dv, **layer)
-    exact = passes(specification, doubled(), ds, dv, **layer)
+    runs = [run if state == "all" else run._replace(v=run.v[-1]) for run in runs]
+    own, exact = (run.backward(ds, dv) for run in runs)
     scales = {}
     if rate:
         # A sum over neurons and steps is as uncertain as its terms are large, however small it is.
         terms = doubled()
         terms[rate] = terms[rate].view(-1, *[1] * (len(shape) - 2)).expand(shape)
-        terms = passes(specification, terms, ds, dv, **layer).gradients[rate]
+        terms = forward(specification, terms, **layer).backward(ds, dv)[rate]
         scales[rate] = terms.norm().item() * math.sqrt(T)
-    return Case(inputs, ds, dv, layer, same, exact, scales, healthy)
+    s, v = runs[0].s.detach(), runs[0].v.detach()
+    return Case(inputs, ds, dv, layer, s, v, own, exact, scales, healthy)
 
 
-def _agree(singles, doubles, layer) -> torch.Tensor:
+@torch.no_grad()
+def _agree(runs, **layer) -> torch.Tensor:
     """The neurons that float64 lets fire at the same steps, and finds on the same side of a jump of
     g: the gradients of the others are another function's."""
-    found = [_spikes_and_gradient(**inputs, **layer) for inputs in (singles, doubles)]
-    (s, g), (s_exact, g_exact) = found
+    (s, g), (s_exact, g_exact) = (
+        (run.s, _surrogate_gradient(run.v, **run.leaves, **layer)) for run in runs
+    )
     return ((s == s_exact) & ~((g - g_exact).abs() > 1e-3)).all(0)
 
 
-def _spikes_and_gradient(
-    x, v0=None, *, tau=2.0, inv_tau=None, v_threshold=1.0, v_reset=0.0, decay_input=True,
-    surrogate="sigmoid", timesteps=None, **rest,
-):  # fmt: skip
-    call = dict(tau=tau, inv_tau=inv_tau, v_threshold=v_threshold, v_reset=v_reset)
-    s, v = specification(x, v0, **call, decay_input=decay_input, timesteps=timesteps)
+def _surrogate_gradient(v, x, v0=None, *, tau=2.0, inv_tau=None, v_threshold=1.0, v_reset=0.0,
+                        decay_input=True, surrogate="sigmoid", **rest):  # fmt: skip
+    """g at every step, from the states after every step."""
     r, rate = v_reset or 0.0, tau if inv_tau is None else inv_tau
     before = torch.cat([(torch.full_like(v[0], r) if v0 is None else v0)[None], v[:-1]])
     if isinstance(rate, torch.Tensor) and rate.dim():
         rate = rate.view(-1, *[1] * (v.dim() - 3))
     h = reference.charge(x.to(v.dtype), before, r, rate, inv_tau is None, decay_input)
-    return s, surrogates.resolve(surrogate).gradient(h - v_threshold)
+    return surrogates.resolve(surrogate).gradient(h - v_threshold)
 
 
 def check(backend, **arguments):
@@ -180,18 +189,18 @@ def check(backend, **arguments):
     inputs = {name: t.to(backend.device) for name, t in wanted.inputs.items()}
     inputs["x"] = layout(inputs["x"]) if "cuda" in backend.device else inputs["x"]
     ds, dv = (None if t is None else t.to(backend.device) for t in (wanted.ds, wanted.dv))
-    ours = passes(snnfast.lif, inputs, ds, dv, **wanted.layer, backend=backend.name)
+    ours = forward(snnfast.lif, inputs, **wanted.layer, backend=backend.name)
 
     x = wanted.inputs["x"]
-    assert ours.s.dtype == x.dtype and ours.s.shape == wanted.same.s.shape
-    assert_same(ours.s, wanted.same.s.to(x.dtype))
+    assert ours.s.dtype == x.dtype and ours.s.shape == wanted.s.shape
+    assert_same(ours.s, wanted.s.to(x.dtype))
     if wanted.layer["return_state"]:
-        assert ours.v.dtype == wanted.same.v.dtype
-        assert_same(ours.v, wanted.same.v)
+        assert ours.v.dtype == wanted.v.dtype
+        assert_same(ours.v, wanted.v)
     if arguments.get("layout") in ("channels_last", "batch_last") and backend.name != "reference":
         assert ours.s.stride() == x.stride()
-    for name, gradient in ours.gradients.items():
-        own, exact = wanted.same.gradients[name], wanted.exact.gradients[name]
+    for name, gradient in ours.backward(ds, dv).items():
+        own, exact = wanted.own[name], wanted.exact[name]
         if not wanted.healthy.all():
             gradient = gradient.cpu()
             assert torch.equal(gradient.isnan(), own.isnan()), name
@@ -205,4 +214,6 @@ def check(backend, **arguments):
 
 
 def assert_same(ours, expected):
-    torch.testing.assert_close(ours.cpu(), expected, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(
+        ours.detach().cpu(), expected.detach(), rtol=0, atol=0, equal_nan=True
+    )
