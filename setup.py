@@ -73,8 +73,11 @@ def archs() -> list[str]:
 
 
 def arch_flags() -> str:
-    flags = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs()]
-    return " ".join([*flags, f"-gencode=arch=compute_{archs()[-1]},code=compute_{archs()[-1]}"])
+    *older, newest = archs()
+    flags = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in older]
+    # One front end for both: two options would compile it twice.
+    both = f"-gencode=arch=compute_{newest},code=[sm_{newest},compute_{newest}]"
+    return " ".join([*flags, quoted(both)])
 
 
 def has_openmp(cxx: str) -> bool:
@@ -198,8 +201,13 @@ class BuildWithNinja(build_ext):
         root = cuda_root(self.nvcc)
         nvcc = f"{quoted(self.nvcc)} -std=c++17 -O3 -fmad=false {arch_flags()} {self.includes}"
         host = "-Xcompiler -fPIC,-fvisibility=hidden"
-        for source in sorted((ROOT / "csrc/cuda").glob("*.cu")):
-            ninja.compile(source.stem, f"{nvcc} {host}", source, self.headers)
+        for kernel in ("lif", "norm_lif", "distill"):  # the longest first
+            for io in ("Float32", "Float16", "BFloat16"):
+                source, command = ROOT / f"csrc/cuda/{kernel}.cu", f"{nvcc} {host} -DSNN_IO={io}"
+                ninja.compile(f"{kernel}_{io}", command, source, self.headers)
+        for kernel in ("norm_lif_totals", "distill_finish", "spikes"):
+            source = ROOT / f"csrc/cuda/{kernel}.cu"
+            ninja.compile(kernel, f"{nvcc} {host}", source, self.headers)
         includes = f"{self.includes} -I{quoted(root / 'include')}"
         for source in sorted((ROOT / "csrc/cuda").glob("*.cpp")):
             ninja.compile(

@@ -1,108 +1,34 @@
-"""The CUDA device code without a GPU: compiled by the host compiler behind tests/cuda_shim, every
-thread of the grid in turn, held to the reference. A misaligned access, or one outside the tensors,
-fails the launch.
+"""LIF of the CUDA backend without a GPU: its module on the host (_cuda_host.py), held to the
+reference. A misaligned access, or one outside the tensors, fails the launch.
 """
 
-import contextlib
 import ctypes
 import math
-import shutil
-import subprocess
-import sys
-import types
-from pathlib import Path
+import re
 
+import _cuda_host
 import pytest
 import torch
 
 from snnfast import reference, surrogate
-from snnfast.backends.cuda import launch
+from snnfast.backends.cuda import distill, launch, norm_lif, spikes
 from snnfast.backends.cuda import lif as cuda
+from snnfast.backends.layout import DTYPES as DTYPES_OF
 from snnfast.backends.spec import DECAY_INPUT, DECAY_STATE, INTEGRATE, segments
 from snnfast.ops.layer import lif_layer
 
-ROOT = Path(__file__).resolve().parents[1]
 DTYPES = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 NAMES = list(surrogate.TABLE)
 
 
-class Shim:
-    """Stands in for snnfast._cuda."""
-
-    def __init__(self, library: ctypes.CDLL):
-        self.library = library
-        library.shim_allow.argtypes = [ctypes.c_size_t, ctypes.c_size_t]
-        library.shim_wrong_quotients.argtypes = [ctypes.c_int64, ctypes.c_uint64, ctypes.c_float]
-        library.shim_wrong_quotients.restype = ctypes.c_int64
-        library.shim_quotient.argtypes = [ctypes.c_float, ctypes.c_float]
-        library.shim_quotient.restype = ctypes.c_float
-        self.vector = None
-
-    def lif_forward(self, dtype, charge, hard, vector, device, stream, args, lif):
-        numbers = cuda._FORWARD.unpack(args)
-        pointers, (steps, n, x_stride, channels), flags = numbers[:6], numbers[6:10], numbers[-1]
-        size, every = 2 if dtype else 4, steps if flags & cuda.EVERY_STATE else 1
-        bytes_of = [
-            ((steps - 1) * x_stride + n) * size,
-            n * 4,
-            channels * 4,
-            steps * n * size,
-            every * n * 4,
-            (segments(steps) - 1) * n * 4,
-        ]
-        self.allow(pointers, bytes_of)
-        self.vector = vector
-        return self.library.shim_forward(dtype, charge, hard, vector, args, lif)
-
-    def lif_backward(self, dtype, charge, hard, vector, device, stream, args, lif):
-        numbers = cuda._BACKWARD.unpack(args)
-        pointers, (steps, n, x_stride, channels, _, ds_stride) = numbers[:9], numbers[9:15]
-        flags = numbers[-1]
-        size, every = 2 if dtype else 4, steps if flags & cuda.EVERY_STATE else 1
-        threads = n // (16 // size) if vector else n
-        bytes_of = [
-            ((steps - 1) * x_stride + n) * size,
-            n * 4,
-            channels * 4,
-            (segments(steps) - 1) * n * 4,
-            ((steps - 1) * ds_stride + n) * size,
-            every * n * 4,
-            (1 if flags & cuda.SUM_DX else steps) * n * size,
-            n * 4,
-            (n if flags & cuda.PER_CHANNEL else threads) * 4,
-        ]
-        self.allow(pointers, bytes_of)
-        self.vector = vector
-        return self.library.shim_backward(dtype, charge, hard, vector, args, lif)
-
-    def allow(self, pointers, bytes_of):
-        self.library.shim_clear()
-        for at, count in zip(pointers, bytes_of, strict=True):
-            if at:
-                self.library.shim_allow(at, at + count)
-
-    def error_string(self, status):
-        return f"an illegal memory access was encountered ({status})"
-
-
 @pytest.fixture(scope="session")
-def library(tmp_path_factory):
-    cxx = shutil.which("g++") or shutil.which("c++")
-    assert cxx, "the tests of the CUDA device code need a C++ compiler"
-    out = tmp_path_factory.mktemp("cuda_shim") / "shim.so"
-    flags = "-std=c++17 -O1 -ffp-contract=off -shared -fPIC -Wno-unknown-pragmas".split()
-    includes = [f"-I{ROOT / 'csrc' / name}" for name in ("include", "cuda")]
-    driver = ROOT / "tests" / "cuda_shim" / "driver.cpp"
-    subprocess.run([cxx, *flags, *includes, str(driver), "-o", str(out)], check=True)
-    return ctypes.CDLL(str(out))
+def library():
+    return _cuda_host.module()[1]
 
 
 @pytest.fixture
-def shim(library, monkeypatch):
-    shim = Shim(library)
-    monkeypatch.setattr(launch, "ahead_of_time", lambda: shim)
-    monkeypatch.setattr(launch, "place", lambda x: (0, 0))
-    return shim
+def shim(monkeypatch):
+    return _cuda_host.install(monkeypatch)
 
 
 def nan(*shape, dtype=torch.float32):
@@ -237,7 +163,7 @@ def test_shapes(shim, steps, dtype):
                 name=NAMES[(steps + n + seed) % len(NAMES)],
             )
             check(shim, spec, x, v0=v0 if seed else None, ds=ds, dv=dv, every=every)
-            assert shim.vector == (n == 4096)
+            assert shim.last.choices[1] == (n == 4096)
 
 
 @pytest.mark.parametrize("detach", [False, True], ids=["through", "detached"])
@@ -303,11 +229,11 @@ def test_strides_and_alignment(shim):
     plain = check(shim, spec_of(steps), x[:, :n].contiguous(), ds=ds[:, n:].contiguous())
     for x_at, ds_at, vector in ((0, n, True), (3, n, False), (0, n - 3, False), (8, n - 8, True)):
         again = check(shim, spec_of(steps), x[:, x_at : x_at + n], ds=ds[:, ds_at : ds_at + n])
-        assert shim.vector == vector
+        assert shim.last.choices[1] == vector
         if (x_at, ds_at) == (0, n):
             torch.testing.assert_close(again["dx"], plain["dx"], rtol=0, atol=0)
     check(shim, spec_of(6), x[::2, :n], ds=ds[:1, :n].expand(6, n))
-    assert shim.vector
+    assert shim.last.choices[1]
 
 
 def test_without_spike_gradient(shim):
@@ -349,68 +275,65 @@ def test_same_bits_again(shim):
 def test_a_failed_launch_raises(shim):
     """The status becomes an error with its text."""
     x, v0, _, _ = inputs(4, 64, torch.float32, 8)
-    shim.allow = lambda pointers, bytes_of: shim.library.shim_clear()
+    shim.allows = False
     with pytest.raises(RuntimeError, match="lif: the CUDA launch failed: an illegal memory"):
         cuda.lif_forward(spec_of(4), x, v0, None, nan(4, 64), None, None)
-
-
-class FakeKernel:
-    """cupy.RawKernel for the shim: what CuPy would compile and launch, checked and run here."""
-
-    shim, built = None, []
-
-    def __init__(self, text, name, options):
-        assert '#include "lif.cuh"' in text and name == "snnfast_lif"
-        self.built.append(options)
-        self.constants = dict(o[2:].split("=") for o in options if o[:2] == "-D" and "=" in o)
-        self.forward = "-DSNN_FORWARD" in options
-
-    def compile(self):
-        pass
-
-    def __call__(self, grid, block, args):
-        p, lif = (each.tobytes() for each in args)
-        assert all(each.size == 1 for each in args)
-        names, layout = self.constants, cuda._FORWARD if self.forward else cuda._BACKWARD
-        numbers = layout.unpack(p)
-        assert int(names["SNN_FLAGS"]) == numbers[-1]
-        neurons, lanes = numbers[7 if self.forward else 10], int(names["SNN_LANES"])
-        assert grid[0] == -(-neurons // lanes // block[0])
-        dtype = launch.IO.index(names["SNN_IO"])
-        run = self.shim.lif_forward if self.forward else self.shim.lif_backward
-        assert not run(dtype, int(names["SNN_CHARGE"]), names["SNN_HARD"] == "1", lanes > 1, 0, 0,
-                       p, lif)  # fmt: skip
 
 
 def test_compiled_at_first_use(shim, monkeypatch):
     """Without snnfast._cuda: one kernel a configuration through CuPy, and the same results."""
 
-    class Context(contextlib.AbstractContextManager):
-        def __init__(self, *args):
-            pass
-
-        def __exit__(self, *error):
-            return None
-
-    fake = types.ModuleType("cupy")
-    fake.cuda = types.SimpleNamespace(Device=Context, ExternalStream=Context)
-    fake.RawKernel = FakeKernel
-    monkeypatch.setattr(FakeKernel, "shim", shim)
-    monkeypatch.setattr(FakeKernel, "built", [])
-    monkeypatch.setitem(sys.modules, "cupy", fake)
-    monkeypatch.setattr(launch, "ahead_of_time", lambda: None)
-    launch.compiled.cache_clear()
+    built = _cuda_host.without_module(shim, monkeypatch)
     for steps, n in ((4, 256), (4, 512), (3, 8), (20, 77)):
         x, v0, ds, dv = inputs(steps, n, torch.bfloat16, n)
         check(shim, spec_of(steps), x, v0=v0, ds=ds, dv=dv)
-    launch.compiled.cache_clear()
-    assert len(FakeKernel.built) == 4  # T = 3 and 4 share kernels, whatever N is
+    assert len(built) == 4  # T = 3 and 4 share kernels, whatever N is
 
 
-def test_structs(library):
-    """The packed structs are those of csrc/cuda/args.h."""
-    for which, ours in enumerate((cuda._FORWARD, cuda._BACKWARD, cuda._LIF)):
-        assert library.shim_sizes(which) == ours.size
+def test_structs(shim):
+    """The packed structs are those of csrc/cuda/*_args.h: each has the size of its namesake."""
+    mirrored = {
+        name: kind
+        for op in (cuda, norm_lif, distill, spikes)
+        for name, kind in vars(op).items()
+        if name in shim.SIZES
+    }
+    assert {name: launch.layout(kind).size for name, kind in mirrored.items()} == shim.SIZES
+
+
+def test_fields_are_those_of_the_headers():
+    """By name and in order."""
+    text = "".join(header.read_text() for header in _cuda_host.CUDA.glob("*_args.h"))
+    text = re.sub(r"//.*", "", text)
+    for op in (cuda, norm_lif, distill, spikes):
+        for name, kind in vars(op).items():
+            body = re.search(rf"struct {name} {{(.*?)}};", text, re.S)
+            if body and hasattr(kind, "_fields"):
+                lists = re.findall(r"[\w:]+\*? ((?:\w+(?:\[\d\])?,? ?)+);", body[1])
+                fields = [field for each in lists for field in each.split(", ")]
+                named = [re.sub(r"_\d$", "", field) for field in kind._fields]
+                assert [f.split("[")[0] for f in fields] == list(dict.fromkeys(named)), name
+
+
+def test_device_and_stream(shim):
+    """A launch happens on its device and stream, and the current device stays as it was."""
+    x, _, _, _ = inputs(4, 64, torch.float32, 8)
+    cuda.lif_forward(spec_of(4), x, None, None, nan(4, 64), None, None)
+    assert (shim.last.device, shim.last.stream) == (shim.DEVICE, shim.STREAM)
+    assert shim.library.shim_device() == 0
+    shim.DEVICE = 9
+    with pytest.raises(RuntimeError, match="lif: the CUDA launch failed: invalid device ordinal"):
+        cuda.lif_forward(spec_of(4), x, None, None, nan(4, 64), None, None)
+
+
+def test_the_module_refuses(shim):
+    """Structs of another size, and what is no dtype of a GPU."""
+    for choices, structs, message in (
+        ((0, True), (bytes(3), bytes(36)), "expected 104 bytes of arguments, got 3"),
+        ((1, True), (bytes(104), bytes(36)), "no such dtype"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            shim.module.lif_forward(*choices, 0, 0, *structs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -422,7 +345,7 @@ def test_rounding(library, dtype):
     x = torch.cat([x, ties, (ties[:-1] + ties[1:]) / 2, torch.randn(100_000) * 1e-6])
     ours = x.clone()
     at, count = ctypes.c_void_p(ours.data_ptr()), ctypes.c_int64(len(ours))
-    library.shim_round(cuda.DTYPES.index(dtype), at, count)
+    library.shim_round(DTYPES_OF[dtype], at, count)
     torch.testing.assert_close(ours, x.to(dtype).float(), rtol=0, atol=0, equal_nan=True)
 
 

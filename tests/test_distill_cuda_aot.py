@@ -2,40 +2,20 @@
 read: no spills, logits read once and gradients written once where the row lies in shared memory.
 """
 
-import ctypes
-import subprocess
-from pathlib import Path
+from functools import cache
 
-import _sass
 import pytest
-from test_cuda_aot import ARCHS, FLAGS, INCLUDES, NVCC, ROOT, libnvrtc, needs_nvcc
+import torch
+from _cuda_aot import ROOT, needs_nvcc, needs_nvrtc, nvrtc_kernel, of_the_module
 
 from snnfast.backends.cuda import distill as backend
-from snnfast.backends.cuda import launch
 
 DTYPES = {"float32": 32, "float16": 16, "bfloat16": 16}
+IO = {"float32": "Float32", "float16": "Float16", "bfloat16": "BFloat16"}
 AHEAD = 8  # steps whose loads are under way at once
 
 
-@pytest.fixture(scope="session")
-def kernels(tmp_path_factory):
-    """{arch: {name: Kernel}} of one source, as the module has them."""
-    built = {}
-
-    def build(source):
-        if source not in built:
-            folder = tmp_path_factory.mktemp(source)
-            archs = [f"-gencode=arch=compute_{arch[3:]},code={arch}" for arch in ARCHS]
-            path = ROOT / "csrc" / "cuda" / f"{source}.cu"
-            command = [NVCC, *FLAGS, *INCLUDES, *archs, "-Xcompiler", "-fPIC", "-c", str(path)]
-            subprocess.run([*command, "-o", str(folder / "out.o")], check=True)
-            (folder / "cubins").mkdir()
-            found = [_sass.read(f) for f in _sass.cubins(folder / "out.o", folder / "cubins")]
-            assert len(found) == len(ARCHS)
-            built[source] = [{n: code for n, code in f.items() if code.registers} for f in found]
-        return built[source]
-
-    return build
+kernels = cache(of_the_module)
 
 
 def only(kernels, *parts):
@@ -45,9 +25,9 @@ def only(kernels, *parts):
 
 @needs_nvcc
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_no_spills(kernels, dtype):
+def test_no_spills(dtype):
     """Two objectives in two layouts and the scaling; four blocks of 256 threads fit at once."""
-    for of_arch in kernels(f"distill_{dtype}"):
+    for of_arch in kernels("distill", f"-DSNN_IO={IO[dtype]}"):
         assert len(of_arch) == 5
         for name, code in of_arch.items():
             assert code.spills == 0 and code.stack == 0, name
@@ -59,12 +39,12 @@ def test_no_spills(kernels, dtype):
 @needs_nvcc
 @pytest.mark.parametrize("objective", ["Stepwise", "Tssd"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_logits_are_read_once_and_gradients_written_once(kernels, dtype, objective):
+def test_logits_are_read_once_and_gradients_written_once(dtype, objective):
     """A row in shared memory. Each tensor has one place that reads it, before anything is computed,
     AHEAD steps of logits at a time; a teacher and class probabilities have one for each width."""
     bits = DTYPES[dtype]
-    for of_arch in kernels(f"distill_{dtype}"):
-        code = only(of_arch, "Lb1", f"{objective}Args")
+    for of_arch in kernels("distill", f"-DSNN_IO={IO[dtype]}"):
+        code = only(of_arch, "Lb1", f"{objective}Numbers")
         small = {32: 4, 16: 4} if objective == "Stepwise" else {32: 1, 16: 1}
         # Stepwise: logits; teacher, probabilities, and those twice more for their largest class.
         # Tssd: logits and auxiliary logits; probabilities.
@@ -81,9 +61,9 @@ def test_logits_are_read_once_and_gradients_written_once(kernels, dtype, objecti
 
 @needs_nvcc
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_scaling_moves_16_bytes_at_a_time(kernels, dtype):
+def test_scaling_moves_16_bytes_at_a_time(dtype):
     bits = DTYPES[dtype]
-    for of_arch in kernels(f"distill_{dtype}"):
+    for of_arch in kernels("distill", f"-DSNN_IO={IO[dtype]}"):
         code = only(of_arch, "distill_scale")
         assert code.widths("LDG")[128] == code.widths("STG")[128] == 1
         # What is left is gone through element by element; factor and unit are two more loads.
@@ -91,51 +71,28 @@ def test_scaling_moves_16_bytes_at_a_time(kernels, dtype):
 
 
 @needs_nvcc
-def test_finish(kernels):
+def test_finish():
     for of_arch in kernels("distill_finish"):
         code = only(of_arch, "distill_finish")
         assert code.spills == 0 and code.stack == 0
         assert code.registers <= 64
 
 
-def nvrtc_kernel(names):
-    """What is compiled at first use where there was no nvcc: NVRTC knows no standard header."""
-    path = Path(libnvrtc())
-    for builtins in path.parent.glob("libnvrtc-builtins.so*"):
-        ctypes.CDLL(str(builtins), ctypes.RTLD_GLOBAL)
-    nvrtc = ctypes.CDLL(str(path))
-    text, options = launch.source("distill.cuh")
-    arguments = [o.encode() for o in (*options, *names, "--gpu-architecture=sm_90")]
-    program, size = ctypes.c_void_p(), ctypes.c_size_t()
-    create = (ctypes.byref(program), text.encode(), b"distill.cu", 0, None, None)
-    assert not nvrtc.nvrtcCreateProgram(*create)
-    array = (ctypes.c_char_p * len(arguments))(*arguments)
-    status = nvrtc.nvrtcCompileProgram(program, len(arguments), array)
-    nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
-    log = ctypes.create_string_buffer(size.value)
-    nvrtc.nvrtcGetProgramLog(program, log)
-    assert status == 0, log.value.decode()
-    nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size))
-    cubin = ctypes.create_string_buffer(size.value)
-    nvrtc.nvrtcGetCUBIN(program, cubin)
-    return _sass.read(cubin.raw)["snnfast_distill"]
-
-
-@pytest.mark.skipif(libnvrtc() is None, reason="no libnvrtc: pip install nvidia-cuda-nvrtc")
+@needs_nvrtc
 @pytest.mark.parametrize(
     "names",
     [
-        backend.defines("stepwise", 0, True),
-        backend.defines("stepwise", 1, False),
-        backend.defines("tssd", 2, True),
-        backend.defines("tssd", 0, False),
+        backend.defines("stepwise", torch.float32, True),
+        backend.defines("stepwise", torch.float16, False),
+        backend.defines("tssd", torch.bfloat16, True),
+        backend.defines("tssd", torch.float32, False),
         ("-DSNN_SCALE", "-DSNN_IO=BFloat16"),
         ("-DSNN_FINISH",),
     ],
     ids=lambda names: " ".join(names),
 )
 def test_nvrtc_compiles_the_source(names):
-    code = nvrtc_kernel(names)
+    code = nvrtc_kernel("distill", names)
     assert code.spills == 0 and code.stack == 0 and code.registers <= 64
 
 

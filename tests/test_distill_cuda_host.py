@@ -1,21 +1,17 @@
-"""The CUDA distillation losses without a GPU: the device code behind tests/cuda_shim, the threads
-of a block as fibers, called through the public functions and held to the float64 reference. A
-misaligned access, or one outside the tensors, fails the launch.
+"""The CUDA distillation losses without a GPU: the module on the host (_cuda_host.py), called
+through the public functions and held to the float64 reference. A misaligned access, or one outside
+the tensors, fails the launch.
 """
 
-import contextlib
 import math
-import sys
-import types
 
+import _cuda_host
 import pytest
 import torch
-from _distill_shim import FakeKernel, Shim, build
 from distill_cases import probabilities, problem
 
 import snnfast
 from snnfast.backends.cuda import distill as backend
-from snnfast.backends.cuda import launch
 from snnfast.ops import distill as ops
 
 EPSILON = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
@@ -31,16 +27,9 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="session")
-def library(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("cuda_shim") / "distill.so")
-
-
 @pytest.fixture
-def shim(library, monkeypatch):
-    shim = Shim(library)
-    monkeypatch.setattr(launch, "ahead_of_time", lambda: shim)
-    monkeypatch.setattr(launch, "place", lambda x: (0, 0))
+def shim(monkeypatch):
+    shim = _cuda_host.install(monkeypatch)
     # CPU tensors may go to the CUDA backend here, what else is asked for stays.
     monkeypatch.setattr(ops, "select", lambda op, asked, *how: asked)
     return shim
@@ -67,6 +56,11 @@ def objective(loss, z, target, other, how, name, scale=1.0):
     found = torch.autograd.grad(value * scale, wanted, allow_unused=True)
     found = [torch.zeros_like(t) if g is None else g for g, t in zip(found, wanted)]
     return value.detach(), terms, found
+
+
+def rows(shim):
+    """The last launch over rows."""
+    return next(each for each in reversed(shim.launches) if each.name.endswith("_rows"))
 
 
 def wide(t):
@@ -120,10 +114,10 @@ SHAPES = [(1, 5, 2), (4, 5, 3), (9, 5, 10), (4, 5, 33), (100, 1, 10), (4, 5, 100
 def test_shapes(shim, layout, steps, batch, classes, dtype):
     z, y, teacher, w = inputs(steps, batch, classes, dtype)
     check(snnfast.twkd_loss, z, y, teacher, **TWKD)
-    assert shim.resident == (layout == "resident")
+    assert rows(shim).choices[1] == (layout == "resident")
     check(snnfast.tser_loss, z, y, teacher, **TSER)
     check(snnfast.tssd_loss, z, y, w, student_steps=(steps + 1) // 2, ce_steps="both")
-    assert shim.resident == (layout == "resident")
+    assert rows(shim).choices[1] == (layout == "resident")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -131,9 +125,9 @@ def test_many_classes(shim, dtype):
     """Rows that shared memory does not hold: 80 KB of logits."""
     z, y, teacher, w = inputs(4, 1, 5000, dtype)
     check(snnfast.twkd_loss, z, y, teacher, **TWKD)
-    assert not shim.resident and shim.threads == 256
+    assert not rows(shim).choices[1] and rows(shim).threads == 256
     check(snnfast.tssd_loss, z, y, w, student_steps=2)
-    assert not shim.resident
+    assert not rows(shim).choices[1]
 
 
 @pytest.mark.parametrize("classes,threads", [(128, 32), (129, 64), (257, 128), (513, 256)])
@@ -141,7 +135,7 @@ def test_blocks(shim, classes, threads):
     """Every number of warps that a sum crosses."""
     z, y, teacher, w = inputs(3, 2, classes)
     check(snnfast.tser_loss, z, y, teacher, **TSER)
-    assert shim.threads == threads
+    assert rows(shim).threads == threads
     check(snnfast.tssd_loss, z, y, w, student_steps=1)
 
 
@@ -340,17 +334,22 @@ def test_logits_are_read_once_and_gradients_written_once(shim, steps, classes, d
     size = 3 * classes * z.element_size()
     soft = probabilities(3, classes, dtype=dtype)
     snnfast.twkd_loss(z, soft, teacher, backend="cuda")
-    assert shim.resident and shim.launches == 2
-    assert shim.bytes == {"logits": steps * size, "gradient": steps * size, "other": size,
+    assert rows(shim).choices[1] and len(shim.launches) == 2
+    assert rows(shim).bytes == {"logits": steps * size, "gradient": steps * size, "other": size,
                           "probabilities": size, "parts": 48}  # fmt: skip
     snnfast.tser_loss(z, y, teacher, backend="cuda")
-    assert shim.bytes["logits"] == shim.bytes["gradient"] == steps * size
+    assert rows(shim).bytes["logits"] == rows(shim).bytes["gradient"] == steps * size
     z.detach_()
     loss = snnfast.tssd_loss(z, y, w.requires_grad_(), student_steps=1, backend="cuda")
-    assert shim.bytes["logits"] == shim.bytes["other"] == shim.bytes["aux_gradient"] == steps * size
-    assert "gradient" not in shim.bytes and shim.launches == 6
+    assert (
+        rows(shim).bytes["logits"]
+        == rows(shim).bytes["other"]
+        == rows(shim).bytes["aux_gradient"]
+        == steps * size
+    )
+    assert "gradient" not in rows(shim).bytes and len(shim.launches) == 6
     loss.backward()
-    assert shim.launches == 7
+    assert len(shim.launches) == 7
 
 
 def test_without_gradients(shim, layout):
@@ -362,7 +361,7 @@ def test_without_gradients(shim, layout):
     ):
         value = objective(loss, z, y, other, how, "cuda")[0]
         assert torch.equal(loss(z, y, other, backend="cuda", **how), value)
-        assert "gradient" not in shim.bytes and "aux_gradient" not in shim.bytes
+        assert "gradient" not in rows(shim).bytes and "aux_gradient" not in rows(shim).bytes
 
 
 def test_the_order_of_threads_does_not_matter(shim, layout):
@@ -436,47 +435,25 @@ def test_small_gradients_survive_in_half_precision(shim, dtype):
 
 def test_a_failed_launch_raises(shim):
     z, y, _, _ = inputs(2, 2, 4)
-    shim.allow = lambda ranges: shim.library.shim_clear()
+    shim.allows = False
     with pytest.raises(RuntimeError, match="distill: the CUDA launch failed: an illegal memory"):
         snnfast.twkd_loss(z, y, alpha=0.0, backend="cuda")
     with pytest.raises(RuntimeError, match="distill: the CUDA launch failed: an illegal memory"):
         backend.scale_gradient(z, torch.tensor(1.0), torch.tensor(1.0), torch.empty_like(z))
 
 
-def test_structs(library):
-    """The packed structs are those of csrc/cuda/distill_args.h."""
-    structs = (backend._ROW, backend._STEPWISE, backend._TSSD, backend._FINISH, backend._SCALE)
-    for which, ours in enumerate(structs):
-        assert library.shim_sizes(which) == ours.size
-
-
-def test_the_shim_notices_threads_that_part(library):
-    assert library.shim_notices_divergence()
+def test_the_shim_notices_threads_that_part(shim):
+    assert shim.library.shim_notices_divergence()
 
 
 def test_compiled_at_first_use(shim, layout, monkeypatch):
     """Without snnfast._cuda: one kernel an objective, dtype and layout through CuPy."""
 
-    class Context(contextlib.AbstractContextManager):
-        def __init__(self, *args):
-            pass
-
-        def __exit__(self, *error):
-            return None
-
-    fake = types.ModuleType("cupy")
-    fake.cuda = types.SimpleNamespace(Device=Context, ExternalStream=Context)
-    fake.RawKernel = FakeKernel
-    monkeypatch.setattr(FakeKernel, "shim", shim)
-    monkeypatch.setattr(FakeKernel, "built", [])
-    monkeypatch.setitem(sys.modules, "cupy", fake)
-    monkeypatch.setattr(launch, "ahead_of_time", lambda: None)
-    launch.compiled.cache_clear()
+    built = _cuda_host.without_module(shim, monkeypatch)
     for dtype in (torch.float32, torch.bfloat16):
         for classes in (10, 33):
             z, y, teacher, w = inputs(4, 3, classes, dtype)
             check(snnfast.twkd_loss, z, y, teacher, **TWKD)
             check(snnfast.tser_loss, z, y, teacher, **TSER)
             check(snnfast.tssd_loss, z, y, w, student_steps=2)
-    launch.compiled.cache_clear()
-    assert len(FakeKernel.built) == 1 + 2 * 3  # finish; two objectives and the scaling a dtype
+    assert len(built) == 1 + 2 * 3  # finish; two objectives and the scaling a dtype

@@ -2,35 +2,22 @@
 read: no spills, 16-byte accesses, the bytes of the floor in every pass.
 """
 
-import ctypes
-import subprocess
-from pathlib import Path
-
-import _sass
 import pytest
-from test_cuda_aot import ARCHS, FLAGS, INCLUDES, NVCC, ROOT, libnvrtc, needs_nvcc, spec_of
+import torch
+from _cuda_aot import ARCHS, needs_nvcc, needs_nvrtc, nvrtc_kernel, of_the_module, one_kernel
+from test_cuda_aot import spec_of
 
 from snnfast.backends.cuda import launch
 from snnfast.backends.cuda import lif as cuda
 
-LANES = {0: 4, 2: 8}
+LANES = {torch.float32: 4, torch.bfloat16: 8}
 
 
-@pytest.fixture(scope="session")
-def kernel(tmp_path_factory):
-    """One kernel, all of its configuration constants, as NVRTC would get it."""
-    folder = tmp_path_factory.mktemp("cubins")
-
-    def build(names, arch):
-        (folder / "one.cu").write_text(launch.source("norm.cuh")[0])
-        command = [NVCC, *FLAGS, *INCLUDES, *names, f"-arch={arch}", "-cubin", "one.cu"]
-        subprocess.run([*command, "-o", "one.cubin"], check=True, cwd=folder)
-        code = _sass.read(folder / "one.cubin")["snnfast_norm"]
-        assert code.spills == 0 and code.stack == 0
-        assert code.count("LD") == code.count("ST") == 0
-        return code
-
-    return build
+def kernel(names, arch):
+    code = one_kernel("norm_lif", names, arch)
+    assert code.spills == 0 and code.stack == 0
+    assert code.count("LD") == code.count("ST") == 0
+    return code
 
 
 def scan(direction, steps, dtype, flags):
@@ -49,9 +36,14 @@ def moved(code, rows, lanes):
 @needs_nvcc
 @pytest.mark.parametrize(
     ("dtype", "steps", "arch"),
-    [(0, 4, "sm_80"), (0, 8, "sm_90"), (2, 4, "sm_90"), (2, 8, "sm_80")],
+    [
+        (torch.float32, 4, "sm_80"),
+        (torch.float32, 8, "sm_90"),
+        (torch.bfloat16, 4, "sm_90"),
+        (torch.bfloat16, 8, "sm_80"),
+    ],
 )
-def test_bytes_of_a_scan(kernel, dtype, steps, arch):
+def test_bytes_of_a_scan(dtype, steps, arch):
     """Each step of each tensor is read or written once, 16 bytes a thread: 2b forward, 3b backward,
     whether sums are wanted or dY, and b more for a residual."""
     lanes = LANES[dtype]
@@ -64,7 +56,7 @@ def test_bytes_of_a_scan(kernel, dtype, steps, arch):
         assert forward.registers <= 168 and backward.registers <= (128 if steps == 4 else 232)
         assert forward.size <= 35 * lanes * steps + 400
         assert backward.size <= 50 * lanes * steps + 1000
-    through = kernel(scan("backward", steps, dtype, wanted ^ residual | cuda.THROUGH), arch)
+    through = kernel(scan("backward", steps, dtype, wanted ^ residual | cuda.RECOMPUTE), arch)
     assert moved(through, 6, lanes) == (2 * steps, steps, {})
     assert through.registers <= (128 if steps == 4 else 232)
     alone = kernel(scan("backward", steps, dtype, cuda.HAS_DS), arch)
@@ -73,8 +65,8 @@ def test_bytes_of_a_scan(kernel, dtype, steps, arch):
 
 @needs_nvcc
 @pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("dtype", [0, 2], ids=["float32", "bfloat16"])
-def test_bytes_of_stats_and_apply(kernel, dtype, arch):
+@pytest.mark.parametrize("dtype", LANES, ids=str)
+def test_bytes_of_stats_and_apply(dtype, arch):
     """8 steps of y in flight, or 4 of y and dx; the numbers of a channel are few."""
     lanes, names = LANES[dtype], [f"-DSNN_IO={launch.IO[dtype]}", f"-DSNN_LANES={LANES[dtype]}"]
     stats = kernel(("-DSNN_NORM_STATS", *names), arch)
@@ -83,25 +75,16 @@ def test_bytes_of_stats_and_apply(kernel, dtype, arch):
     loops = [loop for loop in stats.loops if loop.widths("LDG").get(128)]
     assert loops and loops[0].bytes("LDG") == 8 * 16
     assert loops[0].size <= 9 * 8 * lanes
-    apply = kernel(("-DSNN_NORM_APPLY", *names), arch)
+    apply = kernel(("-DSNN_NORM_DY", *names), arch)
     assert moved(apply, 4, lanes) == (8, 4, {})
     assert stats.registers <= 96 and apply.registers <= 96
 
 
 @needs_nvcc
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_ahead_of_time(tmp_path, dtype):
+@pytest.mark.parametrize("io", ["Float32", "BFloat16"])
+def test_ahead_of_time(io):
     """All kernels of a dtype as the module has them: 3 widths of 2 scans, 2 of stats and apply."""
-    source, out = ROOT / "csrc" / "cuda" / f"norm_{dtype}.cu", tmp_path / "norm.o"
-    archs = [f"-gencode=arch=compute_{arch[3:]},code={arch}" for arch in ARCHS]
-    command = [NVCC, *FLAGS, *INCLUDES, *archs, "-Xcompiler", "-fPIC", "-c", str(source)]
-    subprocess.run([*command, "-o", str(out)], check=True)
-    folder = tmp_path / "cubins"
-    folder.mkdir()
-    cubins = _sass.cubins(out, folder)
-    assert len(cubins) == len(ARCHS)
-    for cubin in cubins:
-        kernels = {n: code for n, code in _sass.read(cubin).items() if code.registers}
+    for kernels in of_the_module("norm_lif", f"-DSNN_IO={io}"):
         assert len(kernels) == 10
         for name, code in kernels.items():
             assert code.spills == 0 and code.stack == 0, name
@@ -111,36 +94,17 @@ def test_ahead_of_time(tmp_path, dtype):
                 assert (code.widths("STG").get(128, 0) > 0) == ("ELi1E" not in name), name
 
 
-@pytest.mark.skipif(libnvrtc() is None, reason="no libnvrtc: pip install nvidia-cuda-nvrtc")
+@needs_nvrtc
 @pytest.mark.parametrize(
     "names",
     [
-        scan("forward", 20, 2, cuda.HAS_BORDERS | cuda.HAS_RESIDUAL),
-        scan("backward", 20, 2, cuda.HAS_BORDERS | cuda.HAS_DS | cuda.HAS_DX),
+        scan("forward", 20, torch.bfloat16, cuda.HAS_BORDERS | cuda.HAS_RESIDUAL),
+        scan("backward", 20, torch.bfloat16, cuda.HAS_BORDERS | cuda.HAS_DS | cuda.HAS_DX),
         ("-DSNN_NORM_STATS", "-DSNN_IO=Float16", "-DSNN_LANES=8"),
-        ("-DSNN_NORM_APPLY", "-DSNN_IO=Float32", "-DSNN_LANES=1"),
+        ("-DSNN_NORM_DY", "-DSNN_IO=Float32", "-DSNN_LANES=1"),
         ("-DSNN_NORM_TOTALS",),
     ],
     ids=lambda names: names[0],
 )
 def test_nvrtc_compiles_the_source(names):
-    """What is compiled at first use where there was no nvcc: NVRTC knows no standard header."""
-    path = Path(libnvrtc())
-    for builtins in path.parent.glob("libnvrtc-builtins.so*"):
-        ctypes.CDLL(str(builtins), ctypes.RTLD_GLOBAL)
-    nvrtc = ctypes.CDLL(str(path))
-    text, options = launch.source("norm.cuh")
-    arguments = [o.encode() for o in (*options, *names, "--gpu-architecture=sm_90")]
-    program, size = ctypes.c_void_p(), ctypes.c_size_t()
-    create = (ctypes.byref(program), text.encode(), b"norm.cu", 0, None, None)
-    assert not nvrtc.nvrtcCreateProgram(*create)
-    array = (ctypes.c_char_p * len(arguments))(*arguments)
-    status = nvrtc.nvrtcCompileProgram(program, len(arguments), array)
-    nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
-    log = ctypes.create_string_buffer(size.value)
-    nvrtc.nvrtcGetProgramLog(program, log)
-    assert status == 0, log.value.decode()
-    nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size))
-    cubin = ctypes.create_string_buffer(size.value)
-    nvrtc.nvrtcGetCUBIN(program, cubin)
-    assert _sass.read(cubin.raw)["snnfast_norm"].spills == 0
+    assert nvrtc_kernel("norm_lif", names).spills == 0

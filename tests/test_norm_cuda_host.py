@@ -1,19 +1,15 @@
-"""The CUDA device code of norm_lif without a GPU: compiled by the host compiler behind
-tests/cuda_shim, the threads of a block as fibers, held to the reference. A misaligned access, or
-one outside the tensors, fails the launch.
+"""norm_lif of the CUDA backend without a GPU: its module on the host (_cuda_host.py), held to the
+reference. A misaligned access, or one outside the tensors, fails the launch.
 """
 
-import contextlib
 import math
-import sys
 import types
 
-import _norm_shim
+import _cuda_host
 import pytest
 import torch
 
 from snnfast import norm_lif, reference, surrogate
-from snnfast.backends.cuda import launch
 from snnfast.backends.cuda import lif as cuda
 from snnfast.backends.cuda import norm_lif as backend
 from snnfast.backends.spec import DECAY_INPUT, DECAY_STATE, INTEGRATE, Norm, segments
@@ -24,17 +20,9 @@ DTYPES = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0*
 ONE, ROW, ANY = backend.ONE_CHANNEL, backend.ROW_OF_CHANNELS, backend.ANY_CHANNELS
 
 
-@pytest.fixture(scope="session")
-def library(tmp_path_factory):
-    return _norm_shim.build(tmp_path_factory.mktemp("cuda_shim") / "norm.so")
-
-
 @pytest.fixture
-def shim(library, monkeypatch):
-    shim = _norm_shim.Shim(library)
-    for name, value in (("ahead_of_time", lambda: shim), ("place", lambda x: (0, 0))):
-        monkeypatch.setattr(launch, name, value)
-    return shim
+def shim(monkeypatch):
+    return _cuda_host.install(monkeypatch)
 
 
 def nan(*shape, dtype=torch.float32):
@@ -186,9 +174,10 @@ def test_shapes(shim, shape, wide, half, dtype):
         neuron = NEURONS[(i + len(shape)) % len(NEURONS)]
         c = case(steps, shape, dtype, residual=i % 2 == 0, every=i == 1, seed=i)
         check(spec_of(steps, **neuron), c)
-        assert shim.vector == (layout is not None)
-        assert layout is None or shim.at.layout == layout
-        assert shim.launches == ["forward", "backward", "totals"] * (i + 1)
+        backward = shim.launches[-2]
+        assert backward.choices[1] == (layout is not None)
+        assert layout is None or backward.structs["NormArgs"].at.layout == layout
+        assert shim.names == ["norm_lif_forward", "norm_lif_backward", "norm_totals"] * (i + 1)
 
 
 @pytest.mark.parametrize("neuron", NEURONS, ids=str)
@@ -210,7 +199,8 @@ def test_several_tiles_a_block(shim, monkeypatch, dtype, shape, blocks):
     backend.tiles.cache_clear()
     for residual in (False, True):
         check(spec_of(3), case(3, shape, dtype, residual))
-        assert shim.at.blocks < shim.at.tiles
+        at = shim.last.structs["TotalArgs"].at
+        assert at.blocks < at.tiles
     backend.tiles.cache_clear()
 
 
@@ -374,23 +364,26 @@ def test_bytes(shim, steps, dtype):
             borders = {"borders": border} if border else {}
             small, spec = c.y[0].numel() * 4, spec_of(steps)
             run(spec, c)
-            few = {n: shim.bytes.pop(n) for n in ("mean", "scale", "bias", "parts")}
-            assert shim.bytes == streams | borders | {"ds": tensor, "dx": tensor, "v0":
+            backward = shim.launches[-2]
+            few = {n: backward.bytes.pop(n) for n in ("mean", "scale", "bias", "parts")}
+            assert backward.bytes == streams | borders | {"ds": tensor, "dx": tensor, "v0":
                                                       small * segments(steps) // segments(steps),
                                                       "dv": small, "dv0": small}  # fmt: skip
-            assert few["parts"] == 8 * shim.at.blocks * shim.at.slots
+            assert few["parts"] == 8 * backward.blocks * backward.structs["NormArgs"].at.slots
             assert few["parts"] <= tensor / 30 or shape[2] == 1
             s = torch.empty_like(c.y)
             cuda.lif_forward(spec, c.y, None, None, s, None, None, c.norm, c.residual)
-            assert {n: shim.bytes[n] for n in (*streams, "s")} == streams | {"s": tensor}
+            assert {n: shim.last.bytes[n] for n in (*streams, "s")} == streams | {"s": tensor}
     a = torch.ones(128)
     backend.norm_dy(c.y, s, c.norm, a, a, a, torch.empty_like(s))
-    assert all(shim.bytes[n] == tensor for n in ("x", "dx", "dy"))
+    assert all(shim.last.bytes[n] == tensor for n in ("x", "dx", "dy"))
     cuda.norm_lif_dy(spec, c.y, None, None, c.v0[None].expand(max(1, segments(steps) - 1), *shape)
                        .contiguous(), c.ds, None, s, c.norm, a, a, a)  # fmt: skip
-    assert all(shim.bytes[n] == tensor for n in ("x", "ds", "dx"))
+    assert all(shim.last.bytes[n] == tensor for n in ("x", "ds", "dx"))
     backend.norm_stats(c.y, 128, 1, a.clone(), a.clone())
-    assert tensor <= shim.bytes["x"] <= tensor * 1.3  # and an element or two for each neuron
+    assert (
+        tensor <= shim.launches[-2].bytes["x"] <= tensor * 1.3
+    )  # and an element or two for each neuron
 
 
 def test_strides_and_alignment(shim):
@@ -406,14 +399,14 @@ def test_strides_and_alignment(shim):
             view.copy_(t)
             setattr(c, name, view)
         results.append(check(spec_of(steps), c))
-        assert shim.vector == (at % 8 == 0)
+        assert shim.launches[-2].choices[1] == (at % 8 == 0)
     assert all(torch.equal(r["dx"], results[0]["dx"]) for r in results)
     c = case(4, (6, 16, 1), torch.float32)
     rows = torch.cat([torch.zeros(1), c.norm.mean])[1:]
     assert rows.data_ptr() % 16
     c.norm = c.norm._replace(mean=rows)
     check(spec_of(4), c)
-    assert shim.vector and shim.at.layout == ANY
+    assert shim.launches[-2].choices[1] and shim.last.structs["TotalArgs"].at.layout == ANY
 
 
 def test_not_finite(shim):
@@ -430,8 +423,7 @@ def test_not_finite(shim):
 
 def test_a_failed_launch_raises(shim):
     c = case(4, (2, 16, 16), torch.float32)
-    shim.allow = lambda ranges: shim.library.shim_clear()
-    shim.library.shim_bytes = lambda i: 0
+    shim.allows = False
     with pytest.raises(RuntimeError, match="norm_lif: the CUDA launch failed: an illegal memory"):
         run(spec_of(4), c)
 
@@ -472,7 +464,7 @@ def test_public_function(shim, public, last, residual, training):
         assert float((ours.double() - want).norm() / want.norm()) <= 1e-6
     for ours, want in zip(running, others, strict=True):
         torch.testing.assert_close(ours.double(), want, rtol=1e-6, atol=1e-7)
-    assert ("stats" in shim.launches) == training
+    assert ("norm_stats" in shim.names) == training
 
 
 def test_the_spikes_of_all_backends_are_the_same(shim, public):
@@ -490,21 +482,7 @@ def test_the_spikes_of_all_backends_are_the_same(shim, public):
 def test_compiled_at_first_use(shim, monkeypatch):
     """Without snnfast._cuda: one kernel a configuration through CuPy, and the same results."""
 
-    class Context(contextlib.AbstractContextManager):
-        def __init__(self, *args):
-            pass
-
-        def __exit__(self, *error):
-            return None
-
-    fake = types.ModuleType("cupy")
-    fake.cuda = types.SimpleNamespace(Device=Context, ExternalStream=Context)
-    fake.RawKernel = _norm_shim.FakeKernel
-    monkeypatch.setattr(_norm_shim.FakeKernel, "shim", shim)
-    monkeypatch.setattr(_norm_shim.FakeKernel, "built", [])
-    monkeypatch.setitem(sys.modules, "cupy", fake)
-    monkeypatch.setattr(launch, "ahead_of_time", lambda: None)
-    launch.compiled.cache_clear()
+    built = _cuda_host.without_module(shim, monkeypatch)
     for steps, shape in ((4, (2, 16, 32)), (3, (9, 16, 1)), (20, (1, 7, 11))):
         c = case(steps, shape, torch.bfloat16, residual=True)
         check(spec_of(steps), c)
@@ -512,22 +490,19 @@ def test_compiled_at_first_use(shim, monkeypatch):
         backend.norm_stats(c.y, *shape[1:], mean, var)
         backend.norm_dy(c.y, c.ds, c.norm, mean, mean, mean, torch.empty_like(c.y))
         assert not mean.isnan().any() and not var.isnan().any()
-    launch.compiled.cache_clear()
-    # T = 3 and 4 share theirs: two pairs of scans, of stats and of apply; one adds up.
-    assert len(_norm_shim.FakeKernel.built) == 9
+    # T = 3 and 4 share theirs: two pairs of scans, of stats and of dy; one adds up.
+    assert len(built) == 9
 
 
-def test_structs(library):
-    """The packed structs are those of csrc/cuda/norm_args.h, and so are the constants."""
-    for which, ours in enumerate((backend._NORM, backend._MAP, backend._TOTAL)):
-        assert library.shim_sizes(which) == ours.size
-    text = (_norm_shim.ROOT / "csrc" / "cuda" / "norm_args.h").read_text()
+def test_constants_are_those_of_the_headers():
+    """The constants are those of the headers."""
+    text = (_cuda_host.CUDA / "norm_lif_args.h").read_text()
     assert f"kTotalThreads = {backend._TOTAL_THREADS};" in text
     for name, value in (("kAnyChannels", ANY), ("kOneChannel", ONE), ("kRowOfChannels", ROW)):
         assert f"  {name} = {value}," in text
-    text = (_norm_shim.ROOT / "csrc" / "cuda" / "args.h").read_text()
+    text = (_cuda_host.CUDA / "lif_args.h").read_text()
     for name, value in (("kHasDx", cuda.HAS_DX), ("kHasResidual", cuda.HAS_RESIDUAL),
-                        ("kThrough", cuda.THROUGH)):  # fmt: skip
+                        ("kRecompute", cuda.RECOMPUTE)):  # fmt: skip
         assert f"  {name} = {value}," in text
     assert cuda._THREADS == backend._THREADS
 

@@ -2,21 +2,16 @@
 with every access checked, and the machine code of both. What they compute: ops/test_spikes.py.
 """
 
-import ctypes
-import importlib.util
 import math
-import os
-import shutil
-import subprocess
 from pathlib import Path
 
-import _sass
+import _cuda_host
 import pytest
 import torch
 from _aot import compile_call
+from _cuda_aot import needs_nvcc, needs_nvrtc, nvrtc_kernel, of_the_module
 from spikes_cases import NO_SPIKES, SIZES, expected_bits, spikes_of
 
-from snnfast.backends.cuda import launch as cuda_launch
 from snnfast.backends.cuda import spikes as cuda_spikes
 from snnfast.backends.triton import spikes as triton_spikes
 
@@ -47,53 +42,9 @@ def test_triton_ahead_of_time(arch, dtype):
 # CUDA C++, compiled by the host compiler: every thread in turn, every access checked.
 
 
-class Shim:
-    """Stands in for snnfast._cuda."""
-
-    def __init__(self, library):
-        self.library, self.moved, self.vector = library, None, None
-        library.shim_allow.argtypes = [ctypes.c_size_t, ctypes.c_size_t]
-        library.shim_moved.restype = ctypes.c_int64
-        assert library.shim_args() == cuda_spikes._ARGS.size
-
-    def run(self, function, size, args):
-        s, bits, exact, n, _, flags = cuda_spikes._ARGS.unpack(args)
-        self.library.shim_clear()
-        for at, count in ((s, n * size), (bits, (n + 7) // 8), (exact, 4 if exact else 0)):
-            self.library.shim_allow(at, at + count)
-        status = function(size, args)
-        self.moved = [self.library.shim_moved(i) for i in range(3)]
-        self.vector = bool(flags & cuda_spikes.VECTOR)
-        return status
-
-    def pack_spikes(self, size, device, stream, args):
-        return self.run(self.library.shim_pack, size, args)
-
-    def unpack_spikes(self, size, device, stream, args):
-        return self.run(self.library.shim_unpack, size, args)
-
-    def error_string(self, status):
-        return f"an illegal memory access was encountered ({status})"
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    cxx = shutil.which("g++") or shutil.which("c++")
-    assert cxx, "the tests of the CUDA device code need a C++ compiler"
-    out = tmp_path_factory.mktemp("spikes_shim") / "shim.so"
-    flags = "-std=c++17 -O1 -shared -fPIC -Wno-unknown-pragmas".split()
-    includes = [f"-I{ROOT / 'csrc' / name}" for name in ("include", "cuda")]
-    driver = ROOT / "tests" / "cuda_shim" / "spikes_driver.cpp"
-    subprocess.run([cxx, *flags, *includes, str(driver), "-o", str(out)], check=True)
-    return ctypes.CDLL(str(out))
-
-
 @pytest.fixture
-def shim(library, monkeypatch):
-    shim = Shim(library)
-    monkeypatch.setattr(cuda_launch, "ahead_of_time", lambda: shim)
-    monkeypatch.setattr(cuda_launch, "place", lambda x: (0, 0))
-    return shim
+def shim(monkeypatch):
+    return _cuda_host.install(monkeypatch)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -104,13 +55,14 @@ def test_cuda_on_the_host(shim, dtype, offset):
         bits = torch.full(((n + 7) // 8,), 255, dtype=torch.uint8)
         assert cuda_spikes.pack_if_spikes(s, bits)
         assert torch.equal(bits, expected_bits(s))
-        assert shim.vector == (offset == 0)
+        assert bool(shim.last.structs["SpikesArgs"].flags & cuda_spikes.VECTOR) == (offset == 0)
         # Once each, and not the flag.
-        assert shim.moved == [n * dtype.itemsize, (n + 7) // 8, 0]
+        once = {"s": n * dtype.itemsize, "bits": (n + 7) // 8}
+        assert shim.last.bytes == once | {"exact": 0}
         back = torch.full((n + offset,), math.nan, dtype=dtype)[offset:]
         cuda_spikes.unpack_spikes(bits, back)
         assert torch.equal(back, s)
-        assert shim.moved[:2] == [n * dtype.itemsize, (n + 7) // 8]
+        assert shim.last.bytes == once
         for at, value in zip((0, n // 2, n - 1), (NO_SPIKES * 2)[n % 6 :]):
             other = s.clone()
             other[at] = value
@@ -118,12 +70,6 @@ def test_cuda_on_the_host(shim, dtype, offset):
             assert torch.equal(bits, expected_bits(other))
             cuda_spikes.pack_spikes(other, bits)
             assert torch.equal(bits, expected_bits(other))
-
-
-HOMES = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
-NVCC = shutil.which("nvcc") or next(
-    (str(Path(h, "bin/nvcc")) for h in HOMES if h and Path(h, "bin/nvcc").exists()), None
-)
 
 
 def check_cuda(code, direction, size):
@@ -136,58 +82,34 @@ def check_cuda(code, direction, size):
     assert code.loads_ahead() >= 4
 
 
-@pytest.mark.skipif(NVCC is None, reason="nvcc is not in CUDA_HOME, on PATH or in /usr/local/cuda")
-def test_cuda_ahead_of_time(tmp_path):
-    includes = [f"-I{ROOT / 'csrc' / name}" for name in ("include", "cuda")]
-    archs = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in (80, 90)]
-    source, out = ROOT / "csrc/cuda/spikes.cu", tmp_path / "spikes.o"
-    flags = ["-std=c++17", "-O3", "-fmad=false", "-Xcompiler", "-fPIC", "-c"]
-    command = [NVCC, *flags, *includes, *archs, str(source), "-o", str(out)]
-    subprocess.run(command, check=True)
-    folder = tmp_path / "cubins"
-    folder.mkdir()
-    cubins = _sass.cubins(out, folder)
-    assert len(cubins) == 2
-    for cubin in cubins:
-        kernels = {n: code for n, code in _sass.read(cubin).items() if code.registers}
+@needs_nvcc
+def test_cuda_ahead_of_time():
+    for kernels in of_the_module("spikes"):
         assert len(kernels) == 4
         for name, code in kernels.items():
             direction = "unpack" if "unpack" in name else "pack"
             check_cuda(code, direction, 4 if "Li4E" in name else 2)
 
 
-def libnvrtc() -> str | None:
-    spec = importlib.util.find_spec("nvidia")
-    roots = [Path(p) for p in spec.submodule_search_locations] if spec else []
-    roots += [Path(h) for h in HOMES if h]
-    found = [f for root in roots for f in sorted(root.glob("**/libnvrtc.so*"))]
-    return str(found[0]) if found else None
-
-
-@pytest.mark.skipif(libnvrtc() is None, reason="no libnvrtc: pip install nvidia-cuda-nvrtc")
+@needs_nvrtc
 @pytest.mark.parametrize("direction", ("pack", "unpack"))
 @pytest.mark.parametrize("size", (2, 4))
 def test_nvrtc_compiles_the_source(direction, size):
-    path = Path(libnvrtc())
-    for builtins in path.parent.glob("libnvrtc-builtins.so*"):
-        ctypes.CDLL(str(builtins), ctypes.RTLD_GLOBAL)
-    nvrtc = ctypes.CDLL(str(path))
-    text, options = cuda_launch.source("spikes.cuh")
-    names = cuda_spikes.defines(direction, size)
-    arguments = [o.encode() for o in (*options, *names, "--gpu-architecture=sm_90")]
-    program, length = ctypes.c_void_p(), ctypes.c_size_t()
-    at = ctypes.byref(program)
-    assert not nvrtc.nvrtcCreateProgram(at, text.encode(), b"spikes.cu", 0, None, None)
-    array = (ctypes.c_char_p * len(arguments))(*arguments)
-    status = nvrtc.nvrtcCompileProgram(program, len(arguments), array)
-    nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(length))
-    log = ctypes.create_string_buffer(length.value)
-    nvrtc.nvrtcGetProgramLog(program, log)
-    assert status == 0, log.value.decode()
-    nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(length))
-    cubin = ctypes.create_string_buffer(length.value)
-    nvrtc.nvrtcGetCUBIN(program, cubin)
-    check_cuda(_sass.read(cubin.raw)["snnfast_spikes"], direction, size)
+    code = nvrtc_kernel("spikes", cuda_spikes.defines(direction, size))
+    check_cuda(code, direction, size)
+
+
+def test_compiled_at_first_use(shim, monkeypatch):
+    """Without snnfast._cuda: one kernel a size and direction through CuPy."""
+    built = _cuda_host.without_module(shim, monkeypatch)
+    for dtype in DTYPES:
+        for n in (9, 4096, 5003):
+            s = spikes_of(n, dtype)
+            bits, back = torch.empty((n + 7) // 8, dtype=torch.uint8), torch.empty_like(s)
+            assert cuda_spikes.pack_if_spikes(s, bits)
+            cuda_spikes.unpack_spikes(bits, back)
+            assert torch.equal(bits, expected_bits(s)) and torch.equal(back, s)
+    assert len(built) == 4
 
 
 def test_constants_are_those_of_the_headers():

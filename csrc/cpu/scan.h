@@ -45,7 +45,7 @@ template <class R, class Neuron, class F>
 SNN_HD void with_rates(Neuron neuron, const LifLayer& layer, int64_t begin, int64_t n, F&& f) {
   const R* rates = static_cast<const R*>(layer.rates);
   const R rate = rates ? *rates : R(layer.rate);
-  if constexpr (!Neuron::kLeaks) {
+  if constexpr (Neuron::kIntegrates) {
     f(neuron, SharedRate<R>{1, 1});
   } else if (rates && layer.channels > 1) {
     ChannelRates<R> per_channel;

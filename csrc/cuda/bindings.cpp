@@ -1,4 +1,4 @@
-// Python module snnfast._cuda: argument structs in (csrc/cuda/args.h, as bytes), a status out.
+// Python module snnfast._cuda: structs of csrc/cuda/*_args.h in, as bytes, a cudaError_t out.
 #include <cuda_runtime_api.h>
 #include <pybind11/pybind11.h>
 
@@ -7,11 +7,9 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <tuple>
 
-#include "distill_launch.h"
 #include "launch.h"
-#include "norm_launch.h"
-#include "spikes_launch.h"
 
 namespace py = pybind11;
 using namespace snnfast::cuda;
@@ -28,151 +26,98 @@ Args unpack(std::string_view bytes) {
   return args;
 }
 
-// f() with `device` as the current one; a cudaError_t.
-template <class F>
-int on_device(int device, F&& f) {
+// launcher(stream, choices and structs...) with `device` as the current one.
+template <class Launcher, class... Args>
+int run(Launcher launcher, int device, std::uintptr_t stream, const Args&... args) {
   py::gil_scoped_release release;
   int before = device;
   if (const int status = cudaGetDevice(&before)) return status;
   if (const int status = cudaSetDevice(device)) return status;
-  const int status = f();
+  const int status = launcher(reinterpret_cast<void*>(stream), args...);
   if (before != device) cudaSetDevice(before);
   return status;
 }
 
-template <class Args>
-using Launcher = int (*)(const Launch&, const Args&, const LifArgs&);
+template <class Launcher>
+struct PerDtype {
+  Launcher float32, float16, bfloat16;
+  Launcher operator[](int dtype) const {
+    if (dtype == snnfast::kFloat32) return float32;
+    if (dtype == snnfast::kFloat16) return float16;
+    if (dtype == snnfast::kBFloat16) return bfloat16;
+    throw std::invalid_argument("snnfast._cuda: no such dtype");
+  }
+};
 
-template <class Args>
-int run(Launcher<Args> const (&launchers)[3], int dtype, int charge, bool hard, bool vector,
-        int device, std::uintptr_t stream, std::string_view args, std::string_view lif_args) {
-  if (dtype < 0 || dtype > 2 || charge < 0 || charge > 2)
-    throw std::invalid_argument("snnfast._cuda: no such dtype or charge");
-  const Args p = unpack<Args>(args);
-  const LifArgs lif = unpack<LifArgs>(lif_args);
-  const Launch launch{charge, hard, vector, reinterpret_cast<void*>(stream)};
-  return on_device(device, [&] { return launchers[dtype](launch, p, lif); });
-}
+template <class>
+using Bytes = std::string_view;
 
-template <class Args>
-using RowLauncher = int (*)(const RowLaunch&, const RowArgs&, const Args&);
-
-// The rows of a loss, then their sum.
-template <class Args>
-int run_loss(RowLauncher<Args> const (&launchers)[3], int dtype, bool resident, int threads,
-             int shared, int device, std::uintptr_t stream, std::string_view rows,
-             std::string_view args, std::string_view finish) {
-  if (dtype < 0 || dtype > 2) throw std::invalid_argument("snnfast._cuda: no such dtype");
-  const RowArgs p = unpack<RowArgs>(rows);
-  const Args a = unpack<Args>(args);
-  const FinishArgs f = unpack<FinishArgs>(finish);
-  const RowLaunch launch{resident, threads, shared, reinterpret_cast<void*>(stream)};
-  return on_device(device, [&] {
-    const int status = launchers[dtype](launch, p, a);
-    return status ? status : finish_loss(launch.stream, f);
+// name(dtype, vector, device, stream, structs...): a launch over neurons.
+template <class... Args>
+void def_neurons(py::module_& m, const char* name,
+                 PerDtype<int (*)(void*, bool, const Args&...)> launchers) {
+  m.def(name, [=](int dtype, bool vector, int device, std::uintptr_t stream, Bytes<Args>... args) {
+    return run(launchers[dtype], device, stream, vector, unpack<Args>(args)...);
   });
 }
 
-int run_scale(int dtype, int device, std::uintptr_t stream, std::string_view args) {
-  if (dtype < 0 || dtype > 2) throw std::invalid_argument("snnfast._cuda: no such dtype");
-  constexpr decltype(&scale_gradient_float32) kLaunchers[3] = {
-      scale_gradient_float32, scale_gradient_float16, scale_gradient_bfloat16};
-  const ScaleArgs p = unpack<ScaleArgs>(args);
-  return on_device(device, [&] { return kLaunchers[dtype](reinterpret_cast<void*>(stream), p); });
+// name(dtype, resident, threads, shared, device, stream, rows, numbers): one over rows of logits.
+template <class Numbers>
+void def_rows(py::module_& m, const char* name,
+              PerDtype<int (*)(void*, const RowGrid&, const RowArgs&, const Numbers&)> launchers) {
+  m.def(name, [=](int dtype, bool resident, int threads, int shared, int device,
+                  std::uintptr_t stream, std::string_view rows, std::string_view numbers) {
+    const RowGrid grid{resident, threads, shared};
+    return run(launchers[dtype], device, stream, grid, unpack<RowArgs>(rows),
+               unpack<Numbers>(numbers));
+  });
 }
 
+// name(device, stream, struct).
 template <class Args>
-using NormLauncher = int (*)(const NormLaunch&, const Args&, const LifArgs&, const NormArgs&);
-using MapLauncher = int (*)(const NormLaunch&, const MapArgs&, const NormArgs&);
-
-// A launch over the neurons, then the totals of its sums where `total` has any.
-template <class F>
-int run_norm(F&& f, int dtype, bool vector, int device, std::uintptr_t stream,
-             std::string_view norm, std::string_view total) {
-  if (dtype < 0 || dtype > 2) throw std::invalid_argument("snnfast._cuda: no such dtype");
-  const NormArgs q = unpack<NormArgs>(norm);
-  const TotalArgs sums = total.empty() ? TotalArgs{} : unpack<TotalArgs>(total);
-  const NormLaunch launch{vector, reinterpret_cast<void*>(stream)};
-  return on_device(device, [&] {
-    const int status = f(launch, q);
-    return status || total.empty() ? status : norm_totals(launch.stream, sums);
+void def_sums(py::module_& m, const char* name, int (*launcher)(void*, const Args&)) {
+  m.def(name, [=](int device, std::uintptr_t stream, std::string_view args) {
+    return run(launcher, device, stream, unpack<Args>(args));
   });
 }
 
-template <class Args>
-void def_norm(py::module_& m, const char* name, NormLauncher<Args> f32, NormLauncher<Args> f16,
-              NormLauncher<Args> bf16) {
-  m.def(name, [=](int dtype, bool vector, int device, std::uintptr_t stream, std::string_view args,
-                  std::string_view lif, std::string_view norm, std::string_view total) {
-    const Args p = unpack<Args>(args);
-    const LifArgs neuron = unpack<LifArgs>(lif);
-    const NormLauncher<Args> launchers[3] = {f32, f16, bf16};
-    return run_norm([&](auto& l, auto& q) { return launchers[dtype](l, p, neuron, q); }, dtype,
-                    vector, device, stream, norm, total);
+void def_spikes(py::module_& m, const char* name, int (*launcher)(void*, int, const SpikesArgs&)) {
+  m.def(name, [=](int size, int device, std::uintptr_t stream, std::string_view args) {
+    return run(launcher, device, stream, size, unpack<SpikesArgs>(args));
   });
-}
-
-void def_map(py::module_& m, const char* name, MapLauncher f32, MapLauncher f16, MapLauncher bf16) {
-  m.def(name, [=](int dtype, bool vector, int device, std::uintptr_t stream, std::string_view args,
-                  std::string_view norm, std::string_view total) {
-    const MapArgs p = unpack<MapArgs>(args);
-    const MapLauncher launchers[3] = {f32, f16, bf16};
-    return run_norm([&](auto& l, auto& q) { return launchers[dtype](l, p, q); }, dtype, vector,
-                    device, stream, norm, total);
-  });
-}
-
-int run_spikes(int (*launcher)(int, void*, const SpikesArgs&), int size, int device,
-               std::uintptr_t stream, std::string_view args) {
-  const SpikesArgs p = unpack<SpikesArgs>(args);
-  return on_device(device, [&] { return launcher(size, reinterpret_cast<void*>(stream), p); });
 }
 
 }  // namespace
 
+#define SNN_EACH(launcher) \
+  {launchers::launcher<Float32>, launchers::launcher<Float16>, launchers::launcher<BFloat16>}
+
 PYBIND11_MODULE(_cuda, m) {
-  m.def("lif_forward", [](int dtype, int charge, bool hard, bool vector, int device,
-                          std::uintptr_t stream, std::string_view args, std::string_view lif) {
-    return run<ForwardArgs>({lif_forward_float32, lif_forward_float16, lif_forward_bfloat16}, dtype,
-                            charge, hard, vector, device, stream, args, lif);
+  def_neurons<ForwardArgs, NeuronArgs>(m, "lif_forward", SNN_EACH(lif_forward));
+  def_neurons<BackwardArgs, NeuronArgs>(m, "lif_backward", SNN_EACH(lif_backward));
+  def_neurons<ForwardArgs, NeuronArgs, NormArgs>(m, "norm_lif_forward", SNN_EACH(norm_lif_forward));
+  def_neurons<BackwardArgs, NeuronArgs, NormArgs>(m, "norm_lif_backward",
+                                                  SNN_EACH(norm_lif_backward));
+  def_neurons<MapArgs, NormArgs>(m, "norm_stats", SNN_EACH(norm_stats));
+  def_neurons<MapArgs, NormArgs>(m, "norm_dy", SNN_EACH(norm_dy));
+  def_sums(m, "norm_totals", launchers::norm_totals);
+  def_rows<StepwiseNumbers>(m, "stepwise_rows", SNN_EACH(stepwise_rows));
+  def_rows<TssdNumbers>(m, "tssd_rows", SNN_EACH(tssd_rows));
+  def_sums(m, "finish_loss", launchers::finish_loss);
+  m.def("scale_gradient", [](int dtype, int device, std::uintptr_t stream, std::string_view args) {
+    const PerDtype<int (*)(void*, const ScaleArgs&)> launchers SNN_EACH(scale_gradient);
+    return run(launchers[dtype], device, stream, unpack<ScaleArgs>(args));
   });
-  m.def("lif_backward", [](int dtype, int charge, bool hard, bool vector, int device,
-                           std::uintptr_t stream, std::string_view args, std::string_view lif) {
-    return run<BackwardArgs>({lif_backward_float32, lif_backward_float16, lif_backward_bfloat16},
-                             dtype, charge, hard, vector, device, stream, args, lif);
-  });
-  m.def("stepwise_loss",
-        [](int dtype, bool resident, int threads, int shared, int device, std::uintptr_t stream,
-           std::string_view rows, std::string_view args, std::string_view finish) {
-          return run_loss<StepwiseArgs>(
-              {stepwise_rows_float32, stepwise_rows_float16, stepwise_rows_bfloat16}, dtype,
-              resident, threads, shared, device, stream, rows, args, finish);
-        });
-  m.def("tssd_loss", [](int dtype, bool resident, int threads, int shared, int device,
-                        std::uintptr_t stream, std::string_view rows, std::string_view args,
-                        std::string_view finish) {
-    return run_loss<TssdArgs>({tssd_rows_float32, tssd_rows_float16, tssd_rows_bfloat16}, dtype,
-                              resident, threads, shared, device, stream, rows, args, finish);
-  });
-  m.def("scale_gradient", &run_scale);
-  def_norm<ForwardArgs>(m, "norm_forward", norm_forward_float32, norm_forward_float16,
-                        norm_forward_bfloat16);
-  def_norm<BackwardArgs>(m, "norm_backward", norm_backward_float32, norm_backward_float16,
-                         norm_backward_bfloat16);
-  def_map(m, "norm_stats", norm_stats_float32, norm_stats_float16, norm_stats_bfloat16);
-  def_map(m, "norm_apply", norm_apply_float32, norm_apply_float16, norm_apply_bfloat16);
-  m.def("pack_spikes", [](int size, int device, std::uintptr_t stream, std::string_view args) {
-    return run_spikes(launch_pack, size, device, stream, args);
-  });
-  m.def("unpack_spikes", [](int size, int device, std::uintptr_t stream, std::string_view args) {
-    return run_spikes(launch_unpack, size, device, stream, args);
-  });
+  def_spikes(m, "pack_spikes", launchers::pack_spikes);
+  def_spikes(m, "unpack_spikes", launchers::unpack_spikes);
   m.def("error_string",
         [](int status) { return cudaGetErrorString(static_cast<cudaError_t>(status)); });
-  m.attr("KERNEL_ARGS") =
-      py::make_tuple(sizeof(ForwardArgs), sizeof(BackwardArgs), sizeof(LifArgs));
-  m.attr("NORM_ARGS") = py::make_tuple(sizeof(NormArgs), sizeof(MapArgs), sizeof(TotalArgs));
-  m.attr("DISTILL_ARGS") = py::make_tuple(sizeof(RowArgs), sizeof(StepwiseArgs), sizeof(TssdArgs),
-                                          sizeof(FinishArgs), sizeof(ScaleArgs));
-  m.attr("SPIKES_ARGS") = sizeof(SpikesArgs);
+  py::dict sizes;  // of the structs, for those who pack them
+  sizes["ForwardArgs"] = sizeof(ForwardArgs), sizes["BackwardArgs"] = sizeof(BackwardArgs);
+  sizes["NeuronArgs"] = sizeof(NeuronArgs), sizes["NormArgs"] = sizeof(NormArgs);
+  sizes["MapArgs"] = sizeof(MapArgs), sizes["TotalArgs"] = sizeof(TotalArgs);
+  sizes["RowArgs"] = sizeof(RowArgs), sizes["StepwiseNumbers"] = sizeof(StepwiseNumbers);
+  sizes["TssdNumbers"] = sizeof(TssdNumbers), sizes["FinishArgs"] = sizeof(FinishArgs);
+  sizes["ScaleArgs"] = sizeof(ScaleArgs), sizes["SpikesArgs"] = sizeof(SpikesArgs);
+  m.attr("SIZES") = sizes;
 }

@@ -17,7 +17,7 @@ namespace snnfast {
 namespace cuda {
 
 template <class Row>
-SNN_DEVICE void row_terms(Row& row, const StepwiseArgs& a, float (&terms)[4]) {
+SNN_DEVICE void row_terms(Row& row, const StepwiseNumbers& a, float (&terms)[4]) {
   StepwiseRow<float> s = {};  // power: an exponential is no dearer here
   s.inv_ce = a.inv_ce, s.inv_tau = a.inv_tau, s.inv_h = a.inv_h, s.kl_scale = a.kl_scale;
   s.g_ce = a.g_ce, s.g_kl = a.g_kl, s.g_self = a.g_self, s.g_h = a.g_h;
@@ -29,7 +29,7 @@ SNN_DEVICE void row_terms(Row& row, const StepwiseArgs& a, float (&terms)[4]) {
 }
 
 template <class Row>
-SNN_DEVICE void row_terms(Row& row, const TssdArgs& a, float (&terms)[4]) {
+SNN_DEVICE void row_terms(Row& row, const TssdNumbers& a, float (&terms)[4]) {
   TssdRow<float> s = {};
   s.inv_tau = a.inv_tau, s.kl_scale = a.kl_scale, s.ce_all = a.ce_all, s.ce_student = a.ce_student;
   s.g_all = a.g_all, s.g_student = a.g_student;
@@ -125,9 +125,9 @@ SNN_DEVICE void scale_gradient(const ScaleArgs& p) {
 
 #if defined(SNN_STEPWISE) || defined(SNN_TSSD)
 #if defined(SNN_STEPWISE)
-using SnnArgs = snnfast::cuda::StepwiseArgs;
+using SnnArgs = snnfast::cuda::StepwiseNumbers;
 #else
-using SnnArgs = snnfast::cuda::TssdArgs;
+using SnnArgs = snnfast::cuda::TssdNumbers;
 #endif
 extern "C" __global__ void __launch_bounds__(snnfast::cuda::kRowThreads, snnfast::cuda::kRowBlocks)
     snnfast_distill(const __grid_constant__ snnfast::cuda::RowArgs p,

@@ -1,4 +1,4 @@
-// What Python hands to a launch of a distillation loss: snnfast/backends/_cuda_distill.py mirrors
+// What Python hands to a launch of a distillation loss: snnfast/backends/cuda/distill.py mirrors
 // these structs.
 #pragma once
 
@@ -13,7 +13,11 @@ constexpr int kScratch = 16;      // floats that reductions need, in front of th
 constexpr int kFinishThreads = 256;
 constexpr int kScaleThreads = 256;
 
-enum Dtype : int { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
+// One block of `threads` a row. `resident`: rows lie in `shared` bytes of shared memory.
+struct RowGrid {
+  bool resident;
+  int threads, shared;
+};
 
 // The rows of a loss, one a block. Strides count elements.
 struct RowArgs {
@@ -36,13 +40,13 @@ struct RowArgs {
 };
 
 // StepwiseRow and TssdRow of csrc/include/distill.h; what is missing there stands in RowArgs.
-struct StepwiseArgs {
+struct StepwiseNumbers {
   float inv_ce, inv_tau, inv_h, kl_scale;
   float g_ce, g_kl, g_self, g_h;
   int self_target, skip_all_wrong, entropy, shared_ce, shared_h;
 };
 
-struct TssdArgs {
+struct TssdNumbers {
   float inv_tau, kl_scale, ce_all, ce_student;
   float g_all, g_student, g_temporal, g_spatial;
   i64 student_steps;

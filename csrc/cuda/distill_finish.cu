@@ -1,4 +1,5 @@
-#include "distill_launch.cuh"
+#include "distill.cuh"
+#include "launch.cuh"
 
 namespace snnfast {
 namespace cuda {
@@ -8,9 +9,8 @@ __global__ void __launch_bounds__(kFinishThreads)
   finish_loss(p, snnfast_shared);
 }
 
-int finish_loss(void* stream, const FinishArgs& p) {
-  return launch_kernel(distill_finish, 1, kFinishThreads, kScratch * int(sizeof(double)), stream,
-                       p);
+int launchers::finish_loss(void* stream, const FinishArgs& p) {
+  return launch(distill_finish, {1, kFinishThreads, kScratch * int(sizeof(double))}, stream, p);
 }
 
 }  // namespace cuda

@@ -15,7 +15,6 @@
 
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 #define SNN_NO_UNROLL _Pragma("unroll 1")
-extern __shared__ double snnfast_shared[];
 #else
 #define SNN_NO_UNROLL
 #endif

@@ -19,6 +19,8 @@
 #define SNN_HOST_ACCESS(p, bytes)
 #endif
 
+extern __shared__ double snnfast_shared[];  // of a block, as large as its launch says
+
 namespace snnfast {
 namespace cuda {
 

@@ -1,27 +1,52 @@
-// The launchers, one pair per dtype, each compiled from a file of its own.
+// What bindings.cpp calls: a launch each, compiled once for every dtype where that matters. Structs
+// go in, a cudaError_t comes out; 0 is success. `stream` is a cudaStream_t.
 #pragma once
 
-#include "args.h"
+#include "distill_args.h"
+#include "lif_args.h"
+#include "norm_lif_args.h"
+#include "spikes_args.h"
 
 namespace snnfast {
 namespace cuda {
 
+struct Float32;  // io.cuh
+struct Float16;
+struct BFloat16;
+
+namespace launchers {
+
 // `vector`: 16-byte accesses, for which N and the strides must be multiples of 16 bytes and every
-// pointer aligned to them. `stream` is a cudaStream_t. The status is a cudaError_t; 0 is success.
-struct Launch {
-  int charge;
-  bool hard;
-  bool vector;
-  void* stream;
-};
+// pointer aligned to them.
+template <class Io>
+int lif_forward(void* stream, bool vector, const ForwardArgs& p, const NeuronArgs& neuron);
+template <class Io>
+int lif_backward(void* stream, bool vector, const BackwardArgs& p, const NeuronArgs& neuron);
 
-#define SNN_DECLARE(dtype)                                                                 \
-  int lif_forward_##dtype(const Launch& launch, const ForwardArgs& p, const LifArgs& lif); \
-  int lif_backward_##dtype(const Launch& launch, const BackwardArgs& p, const LifArgs& lif);
-SNN_DECLARE(float32)
-SNN_DECLARE(float16)
-SNN_DECLARE(bfloat16)
-#undef SNN_DECLARE
+template <class Io>
+int norm_lif_forward(void* stream, bool vector, const ForwardArgs& p, const NeuronArgs& neuron,
+                     const NormArgs& q);
+template <class Io>
+int norm_lif_backward(void* stream, bool vector, const BackwardArgs& p, const NeuronArgs& neuron,
+                      const NormArgs& q);
+template <class Io>
+int norm_stats(void* stream, bool vector, const MapArgs& p, const NormArgs& q);
+template <class Io>
+int norm_dy(void* stream, bool vector, const MapArgs& p, const NormArgs& q);
+int norm_totals(void* stream, const TotalArgs& p);
 
+template <class Io>
+int stepwise_rows(void* stream, const RowGrid& grid, const RowArgs& p, const StepwiseNumbers& a);
+template <class Io>
+int tssd_rows(void* stream, const RowGrid& grid, const RowArgs& p, const TssdNumbers& a);
+template <class Io>
+int scale_gradient(void* stream, const ScaleArgs& p);
+int finish_loss(void* stream, const FinishArgs& p);
+
+// `size`: bytes of an element, 4 or 2.
+int pack_spikes(void* stream, int size, const SpikesArgs& p);
+int unpack_spikes(void* stream, int size, const SpikesArgs& p);
+
+}  // namespace launchers
 }  // namespace cuda
 }  // namespace snnfast

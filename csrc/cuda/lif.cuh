@@ -1,6 +1,6 @@
 // LIF on CUDA: one launch walks over all timesteps (scan.cuh); equations in csrc/include/neuron.h.
 //
-// Ahead of time (launch.cuh) dtype, width, steps a segment, charge and reset are template
+// Ahead of time (lif.cu) dtype, width, steps a segment, charge and reset are template
 // parameters; what else differs is a branch that all threads take alike. NVRTC compiles one
 // configuration at a time, every one of these a constant: SNN_IO, SNN_LANES, SNN_STEPS, SNN_CHARGE,
 // SNN_HARD, SNN_SURROGATE, SNN_DETACH_RESET and SNN_FLAGS, with SNN_FORWARD or SNN_BACKWARD.
@@ -32,10 +32,11 @@ template <class Base>
 struct ScanNeuron : Base {
   bool multiply;
 
-  SNN_DEVICE explicit ScanNeuron(const LifArgs& p) : multiply(p.multiply != 0) {
+  SNN_DEVICE explicit ScanNeuron(const NeuronArgs& p) : multiply(p.multiply != 0) {
     this->theta = p.theta, this->r = p.reset, this->a = p.a, this->b = p.b;
     this->divide = this->spiking = true;
     this->surrogate = p.surrogate, this->detach_reset = p.detach_reset != 0;
+    this->how = decltype(this->how)::of(p.charge, p.hard != 0);
 #if defined(SNN_SURROGATE)
     this->surrogate = SNN_SURROGATE;
     this->detach_reset = SNN_DETACH_RESET;
@@ -88,13 +89,13 @@ SNN_DEVICE void lif_thread(const BackwardArgs& p, const Neuron& neuron) {
 
 #if defined(SNN_FORWARD)
 extern "C" __global__ void __launch_bounds__(snnfast::cuda::kThreads, snnfast::cuda::kBlocks)
-    snnfast_lif(const snnfast::cuda::ForwardArgs p, const snnfast::cuda::LifArgs lif) {
+    snnfast_lif(const snnfast::cuda::ForwardArgs p, const snnfast::cuda::NeuronArgs lif) {
   using namespace snnfast::cuda;
   lif_thread<SNN_IO, SNN_LANES, SNN_STEPS>(p, ScanLif<SNN_CHARGE, SNN_HARD>(lif));
 }
 #elif defined(SNN_BACKWARD)
 extern "C" __global__ void __launch_bounds__(snnfast::cuda::kThreads, snnfast::cuda::kBlocks)
-    snnfast_lif(const snnfast::cuda::BackwardArgs p, const snnfast::cuda::LifArgs lif) {
+    snnfast_lif(const snnfast::cuda::BackwardArgs p, const snnfast::cuda::NeuronArgs lif) {
   using namespace snnfast::cuda;
   lif_thread<SNN_IO, SNN_LANES, SNN_STEPS>(p, ScanLif<SNN_CHARGE, SNN_HARD>(lif));
 }

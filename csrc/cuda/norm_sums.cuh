@@ -2,23 +2,22 @@
 // order of execution, and the two passes over memory that need no neuron:
 //
 //   stats   reads y                 b bytes an element
-//   apply   reads y, dx, writes dy  3b
-//   totals  adds up what blocks have left, for stats and for backward (norm.cuh)
+//   dy      reads y, dx, writes dy  3b
+//   totals  adds up what blocks have left, for stats and for backward (norm_lif.cuh)
 //
 // A block adds up its channels in shared memory and leaves a few numbers for each; one more launch
 // adds those. No atomics: the same input gives the same bits.
 #pragma once
 
 #include "io.cuh"
-#include "norm_args.h"
+#include "norm_lif_args.h"
 #include "scan.cuh"
-
-#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
-extern __shared__ double snnfast_shared[];
-#endif
 
 namespace snnfast {
 namespace cuda {
+
+// Shared memory of a block with so many numbers a thread.
+constexpr int shared_bytes(int numbers) { return numbers * kThreads * int(sizeof(float)); }
 
 // The channels of kLanes neighbouring neurons.
 template <int kLanes>
@@ -223,13 +222,15 @@ struct Moments {
   }
 };
 
+constexpr int kStatsNumbers = 3;  // a neuron has in shared memory, and one more a thread
+
 // Leaves count, mean (in two parts) and sum of squares about it of each of a block's channels.
 template <class Io, int kLanes>
 SNN_DEVICE void norm_stats(const MapArgs& p, const NormArgs& q, void* shared) {
   using Element = typename Io::Element;
   constexpr int kAhead = 8;
-  const Element* y = static_cast<const Element*>(p.y);
-  const i64 bytes = p.y_stride * i64(sizeof(Element));
+  const Element* y = static_cast<const Element*>(p.x);
+  const i64 bytes = p.x_stride * i64(sizeof(Element));
   i64 i = (i64(blockIdx.x) * kThreads + threadIdx.x) * kLanes;
   Moments<kLanes> met;
   for (i64 tile = blockIdx.x; tile < q.at.tiles; tile += q.at.blocks) {
@@ -267,13 +268,13 @@ SNN_DEVICE void norm_stats(const MapArgs& p, const NormArgs& q, void* shared) {
 
 // dY = a dX + b (Y - mean) + c; dy may be dx.
 template <class Io, int kLanes>
-SNN_DEVICE void norm_apply(const MapArgs& p, const NormArgs& q) {
+SNN_DEVICE void norm_dy(const MapArgs& p, const NormArgs& q) {
   constexpr int kAhead = 4;
   constexpr i64 kBytes = sizeof(typename Io::Element);
   const i64 i = (i64(blockIdx.x) * kThreads + threadIdx.x) * kLanes;
   if (i >= p.neurons) return;
-  const i64 y_bytes = p.y_stride * kBytes, bytes = p.neurons * kBytes;
-  const char* y = static_cast<const char*>(p.y) + i * kBytes;
+  const i64 y_bytes = p.x_stride * kBytes, bytes = p.neurons * kBytes;
+  const char* y = static_cast<const char*>(p.x) + i * kBytes;
   const char* dx = static_cast<const char*>(p.dx) + i * kBytes;
   char* dy = static_cast<char*>(p.dy) + i * kBytes;
   const Place<kLanes> place(q.at, i);
@@ -300,14 +301,14 @@ SNN_DEVICE void norm_apply(const MapArgs& p, const NormArgs& q) {
 }
 
 SNN_DEVICE float first_element(int dtype, const void* y, i64 at) {
-  if (dtype == 0) {
+  if (dtype == kFloat32) {
     float value;
     load_element(static_cast<const float*>(y) + at, value);
     return value;
   }
   unsigned short half;
   load_element(static_cast<const unsigned short*>(y) + at, half);
-  return dtype == 1 ? Float16::widen(half, 0) : BFloat16::widen(half, 0);
+  return dtype == kFloat16 ? Float16::widen(half, 0) : BFloat16::widen(half, 0);
 }
 
 // What blocks have left of each channel, in double: `lanes` channels a block side by side.

@@ -11,8 +11,8 @@
 // indexed at run time, so every loop over steps has kSteps turns and `t < n` guards each.
 #pragma once
 
-#include "args.h"
 #include "io.cuh"
+#include "lif_args.h"
 #include "neuron.h"
 
 namespace snnfast {
@@ -94,7 +94,7 @@ SNN_DEVICE void load_steps(Pack* pack, const char* p, i64 bytes, int n) {
   }
 }
 
-// What the neurons are charged with: x as it is (norm.cuh has another). A Segment is what of it
+// What the neurons are charged with: x as it is (norm_lif.cuh has another). A Segment is what of it
 // lies in registers at once. Backward takes the lanes of a pack in kParts, one after the other, so
 // that fewer registers are in use.
 template <class Io, int kLanes, int kSteps>

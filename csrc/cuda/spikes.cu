@@ -1,5 +1,5 @@
+#include "launch.cuh"
 #include "spikes.cuh"
-#include "spikes_launch.h"
 
 namespace snnfast {
 namespace cuda {
@@ -14,20 +14,17 @@ __global__ void __launch_bounds__(kPackThreads) unpack(const __grid_constant__ S
   unpack_spikes<kSize>(p);
 }
 
-static int launch(void (*kernel)(SpikesArgs), void* stream, SpikesArgs p) {
+static Grid grid_of(const SpikesArgs& p) {
   constexpr i64 kPerBlock = i64(kPackThreads) * kPackBytes * 8;
-  void* pointers[] = {&p};
-  return cudaLaunchKernel(reinterpret_cast<const void*>(kernel),
-                          dim3(unsigned((p.n + kPerBlock - 1) / kPerBlock)), dim3(kPackThreads),
-                          pointers, 0, static_cast<cudaStream_t>(stream));
+  return {(p.n + kPerBlock - 1) / kPerBlock, kPackThreads};
 }
 
-int launch_pack(int size, void* stream, const SpikesArgs& p) {
-  return launch(size == 4 ? pack<4> : pack<2>, stream, p);
+int launchers::pack_spikes(void* stream, int size, const SpikesArgs& p) {
+  return launch(size == 4 ? pack<4> : pack<2>, grid_of(p), stream, p);
 }
 
-int launch_unpack(int size, void* stream, const SpikesArgs& p) {
-  return launch(size == 4 ? unpack<4> : unpack<2>, stream, p);
+int launchers::unpack_spikes(void* stream, int size, const SpikesArgs& p) {
+  return launch(size == 4 ? unpack<4> : unpack<2>, grid_of(p), stream, p);
 }
 
 }  // namespace cuda

@@ -1,4 +1,4 @@
-// What Python hands to the packing kernels: snnfast/backends/_cuda_spikes.py mirrors the struct.
+// What Python hands to the packing kernels: snnfast/backends/cuda/spikes.py mirrors the struct.
 #pragma once
 
 #include "args.h"

@@ -40,9 +40,26 @@ struct Adjoint {
   V drate;  // contribution to the gradient of 1/tau
 };
 
-template <class R, int kCharge, bool kHard>
-struct Lif {
-  static constexpr bool kLeaks = kCharge != kIntegrate;
+// How a neuron charges and resets: constants...
+template <int kCharge, bool kHard>
+struct Fixed {
+  static constexpr bool kIntegrates = kCharge == kIntegrate;
+  static constexpr bool leaks = !kIntegrates, decays_input = kCharge == kDecayInput, hard = kHard;
+  SNN_HD static Fixed of(int, bool) { return {}; }
+};
+
+// ...or a few selects in every step, where there would be six times as many kernels.
+struct Chosen {
+  static constexpr bool kIntegrates = false;  // not known
+  bool leaks, decays_input, hard;
+  SNN_HD static Chosen of(int charge, bool hard) {
+    return {charge != kIntegrate, charge == kDecayInput, hard};
+  }
+};
+
+template <class R, class Choice>
+struct LifOf {
+  static constexpr bool kIntegrates = Choice::kIntegrates;
   R theta;
   R r;  // where the reset goes, and where the decay tends to; 0 when soft
   bool divide;
@@ -50,6 +67,7 @@ struct Lif {
   bool spiking;  // false: the smooth twin
   int surrogate;
   R a, b;  // the surrogate's parameters
+  Choice how = {};
 
   template <class V>
   SNN_HD V scale(V d, const Rate<V>& rate) const {
@@ -62,9 +80,11 @@ struct Lif {
 
   template <class V>
   SNN_HD V charge(V x, V v, const Rate<V>& rate) const {
-    if constexpr (kCharge == kIntegrate) return v + x;
-    if constexpr (kCharge == kDecayInput) return v + scale(x - (v - V(r)), rate);
-    if constexpr (kCharge == kDecayState) return v - scale(v - V(r), rate) + x;
+    if constexpr (kIntegrates) return v + x;
+    const V leak = how.leaks ? v - V(r) : V(0);
+    const V d = scale(how.decays_input ? x - leak : leak, rate);
+    const V h = how.decays_input ? v + d : v - d;
+    return how.decays_input ? h : h + x;
   }
 
   template <class V>
@@ -74,15 +94,13 @@ struct Lif {
 
   template <class V>
   SNN_HD V reset(V h, V s) const {
-    if constexpr (kHard) return select(s > V(0), V(r), h);
-    return h - V(theta) * s;
+    return how.hard ? select(s > V(0), V(r), h) : h - V(theta) * s;
   }
 
   // The reset of the smooth twin, whose S lies between 0 and 1.
   template <class V>
   SNN_HD V smooth_reset(V h, V s) const {
-    if constexpr (kHard) return (V(1) - s) * h + s * V(r);
-    return h - V(theta) * s;
+    return how.hard ? (V(1) - s) * h + s * V(r) : h - V(theta) * s;
   }
 
   // g at H - theta, for n steps.
@@ -95,14 +113,17 @@ struct Lif {
   template <class V>
   SNN_HD Adjoint<V> adjoint(V x, V v, V h, V s, V g, V ds, V dv, const Rate<V>& rate) const {
     // What reaches S_t, through g; the sum before the product rounds as autograd's does.
-    V through = detach_reset ? ds : mad_(dv, kHard ? V(r) - h : V(-theta), ds);
-    V dh = mad_(through, g, kHard ? dv * (V(1) - s) : dv);
-    if constexpr (kCharge == kIntegrate) return {dh, dh, V(0)};
-    V scaled = dh * rate.factor;
-    if constexpr (kCharge == kDecayInput) return {scaled, dh - scaled, dh * (x - (v - V(r)))};
-    return {dh, dh - scaled, V(0) - dh * (v - V(r))};
+    V through = detach_reset ? ds : mad_(dv, how.hard ? V(r) - h : V(-theta), ds);
+    V dh = mad_(through, g, how.hard ? dv * (V(1) - s) : dv);
+    if constexpr (kIntegrates) return {dh, dh, V(0)};
+    V scaled = dh * rate.factor;  // 0 where nothing leaks
+    V drate = dh * ((how.decays_input ? x : V(0)) - (v - V(r)));
+    return {how.decays_input ? scaled : dh, dh - scaled, drate};
   }
 };
+
+template <class R, int kCharge, bool kHard>
+using Lif = LifOf<R, Fixed<kCharge, kHard>>;
 
 }  // namespace SNN_ISA
 }  // namespace snnfast

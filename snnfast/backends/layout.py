@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 
 IO_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+"""The enum Dtype of csrc/include/args.h."""
 
 
 def state_dtype(x: Tensor) -> torch.dtype:

@@ -10,19 +10,19 @@
 #include <exception>
 #include <functional>
 #include <memory>
+#include <stdexcept>
+#include <vector>
 
-#include "shim.h"
-
-inline Place blockDim;
+#include "cuda_runtime.h"
 
 // Which thread of a block is the first to run: 0, or the last. Results must not depend on it.
 inline bool backwards = false;
 
 class Block {
  public:
-  // Runs body() for each thread of a block; shared memory starts as NaN.
-  static void run(unsigned threads, std::size_t shared_bytes, std::function<void()> body) {
-    Block block(threads, shared_bytes, std::move(body));
+  // Runs body() for each thread of a block.
+  static void run(unsigned threads, std::function<void()> body) {
+    Block block(threads, std::move(body));
     current() = &block;
     block.schedule();
     current() = nullptr;
@@ -32,8 +32,6 @@ class Block {
     static Block* block;
     return block;
   }
-
-  double* shared() { return shared_.data(); }
 
   // Waits until `count` threads have come to `barrier`: the block's, or a warp's.
   void wait(unsigned barrier, unsigned count) {
@@ -47,19 +45,15 @@ class Block {
     moved_ = true;
   }
 
-  // The value that the thread `lanes` away (xor) passes to its own call. Two places for each thread
-  // take turns: nobody is further ahead than the next call.
-  template <class T>
-  T exchange(T value, unsigned lanes) {
+  // Two places for each thread take turns: nobody is further ahead than the next call.
+  void exchange(void* value, std::size_t bytes, unsigned lanes) {
     const unsigned at = threadIdx.x, warp = at / 32;
     double* place = slots_.data() + (fibers_[at].turn ^= 1) * threads_;
-    std::memcpy(place + at, &value, sizeof value);
+    std::memcpy(place + at, value, bytes);
     const unsigned last = threads_ - warp * 32;
     wait(1 + warp, last < 32 ? last : 32);
     if ((at ^ lanes) >= threads_) throw std::runtime_error("shuffle from a lane that is not there");
-    T other;
-    std::memcpy(&other, place + (at ^ lanes), sizeof other);
-    return other;
+    std::memcpy(value, place + (at ^ lanes), bytes);
   }
 
  private:
@@ -67,7 +61,6 @@ class Block {
   struct Fiber {
     ucontext_t start;
     jmp_buf state;
-    std::unique_ptr<char[]> stack;
     bool started = false, done = false;
     unsigned turn = 0;
   };
@@ -75,17 +68,18 @@ class Block {
     unsigned waiting = 0, generation = 0;
   };
 
-  Block(unsigned threads, std::size_t shared_bytes, std::function<void()> body)
+  // One block runs at a time, and the next takes the same stacks.
+  static std::vector<std::unique_ptr<char[]>>& stacks() {
+    static std::vector<std::unique_ptr<char[]>> stacks;
+    return stacks;
+  }
+
+  Block(unsigned threads, std::function<void()> body)
       : threads_(threads),
         fibers_(threads),
         barriers_(1 + (threads + 31) / 32),
         slots_(2 * threads),
-        shared_((shared_bytes + 7) / 8, __builtin_nan("")),
-        body_(std::move(body)) {
-    std::memset(static_cast<void*>(shared_.data()), 0xff, shared_.size() * 8);
-    allowed.emplace_back(std::uintptr_t(shared()), std::uintptr_t(shared()) + shared_bytes);
-  }
-  ~Block() { allowed.pop_back(); }
+        body_(std::move(body)) {}
 
   // A warp runs until all of it waits, then the next does: as far ahead of others as it may get.
   void schedule() {
@@ -118,9 +112,11 @@ class Block {
     if (_setjmp(scheduler_)) return;
     if (fiber.started) _longjmp(fiber.state, 1);
     fiber.started = true;
-    fiber.stack.reset(new char[kStack]);
+    if (stacks().size() <= threadIdx.x) stacks().resize(threadIdx.x + 1);
+    auto& stack = stacks()[threadIdx.x];
+    if (!stack) stack.reset(new char[kStack]);
     getcontext(&fiber.start);
-    fiber.start.uc_stack.ss_sp = fiber.stack.get();
+    fiber.start.uc_stack.ss_sp = stack.get();
     fiber.start.uc_stack.ss_size = kStack;
     fiber.start.uc_link = nullptr;
     makecontext(&fiber.start, &Block::enter, 0);
@@ -143,16 +139,9 @@ class Block {
   unsigned threads_;
   std::vector<Fiber> fibers_;
   std::vector<Barrier> barriers_;
-  std::vector<double> slots_, shared_;
+  std::vector<double> slots_;
   std::function<void()> body_;
   jmp_buf scheduler_;
   bool moved_ = false;
   std::exception_ptr error_;
 };
-
-inline void __syncthreads() { Block::current()->wait(0, blockDim.x); }
-
-template <class T>
-T __shfl_xor_sync(unsigned, T value, int lanes) {
-  return Block::current()->exchange(value, unsigned(lanes));
-}

@@ -5,8 +5,6 @@ import functools
 import torch
 from torch import Tensor
 
-DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
-
 
 @functools.cache
 def module():

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from snnfast.backends.cpu.launch import DTYPES, module, pointer
+from snnfast.backends.cpu.launch import module, pointer
+from snnfast.backends.layout import DTYPES
 from snnfast.backends.spec import Norm
 
 

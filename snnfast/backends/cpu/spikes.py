@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from snnfast.backends.cpu.launch import DTYPES, module
+from snnfast.backends.cpu.launch import module
+from snnfast.backends.layout import DTYPES
 
 
 def _pack(s: Tensor, bits: Tensor, only_if_spikes: bool) -> bool:

@@ -5,7 +5,6 @@ Structs are those of ``csrc/cuda/distill_args.h``.
 """
 
 import ctypes
-import struct
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -13,20 +12,96 @@ import torch
 from torch import Tensor
 
 from snnfast.backends.cuda import launch as driver
-from snnfast.backends.cuda.launch import DTYPES, IO, check_status, launch_compiled, pointer
+from snnfast.backends.cuda.launch import IO, Double, Float, Int, Kernel, Long, Pointer
+from snnfast.backends.layout import DTYPES
 from snnfast.backends.spec import SELF_NONE, StepwiseLoss, TssdLoss
-
-_ROW = struct.Struct("=8Q4q6q2f4i")
-_STEPWISE = struct.Struct("=8f5i")
-_TSSD = struct.Struct("=8f2q")
-_FINISH = struct.Struct("=5Q2q4d2dq")
-_SCALE = struct.Struct("=4Qq")
 
 _SCRATCH = 16
 """Numbers that a reduction over a block needs."""
 _RESIDENT_BYTES = 48 * 1024
 """Shared memory that a block may have without asking."""
 _FINISH_THREADS = _SCALE_THREADS = 256
+
+
+class RowArgs(NamedTuple):
+    logits: Pointer
+    other: Pointer
+    labels: Pointer
+    probabilities: Pointer
+    gradient: Pointer
+    aux_gradient: Pointer
+    slots: Pointer
+    parts: Pointer
+    steps: Long
+    rows: Long
+    classes: Long
+    ignore_index: Long
+    step: Long
+    row: Long
+    column: Long
+    other_step: Long
+    other_row: Long
+    other_column: Long
+    on: Float
+    off: Float
+    teacher_dtype: Int
+    probabilities_dtype: Int
+    other_steps: Int
+    slot_count: Int
+
+
+class StepwiseNumbers(NamedTuple):
+    inv_ce: Float
+    inv_tau: Float
+    inv_h: Float
+    kl_scale: Float
+    g_ce: Float
+    g_kl: Float
+    g_self: Float
+    g_h: Float
+    self_target: Int
+    skip_all_wrong: Int
+    entropy: Int
+    shared_ce: Int
+    shared_h: Int
+
+
+class TssdNumbers(NamedTuple):
+    inv_tau: Float
+    kl_scale: Float
+    ce_all: Float
+    ce_student: Float
+    g_all: Float
+    g_student: Float
+    g_temporal: Float
+    g_spatial: Float
+    student_steps: Long
+    per_step: Long
+
+
+class FinishArgs(NamedTuple):
+    parts: Pointer
+    labels: Pointer
+    loss: Pointer
+    terms: Pointer
+    unit: Pointer
+    rows: Long
+    ignore_index: Long
+    weights_0: Double
+    weights_1: Double
+    weights_2: Double
+    weights_3: Double
+    steps: Double
+    unit_scale: Double
+    term_count: Long
+
+
+class ScaleArgs(NamedTuple):
+    gradient: Pointer
+    scaled: Pointer
+    grad_output: Pointer
+    unit: Pointer
+    n: Long
 
 
 class Plan(NamedTuple):
@@ -89,16 +164,16 @@ def tssd_loss(
 
 
 def scale_gradient(gradient: Tensor, grad_output: Tensor, unit: Tensor, scaled: Tensor) -> None:
-    pointers = [pointer(t) for t in (gradient, scaled, grad_output, unit)]
-    args = _SCALE.pack(*pointers, gradient.numel())
-    dtype, (device, stream) = DTYPES.index(gradient.dtype), driver.place(gradient)
-    module = driver.ahead_of_time()
-    if module is not None:
-        check_status("distill", module, module.scale_gradient(dtype, device, stream, args))
-        return
-    blocks = -(-gradient.numel() // (16 // gradient.element_size()) // _SCALE_THREADS)
-    kernel = driver.compiled("distill", device, ("-DSNN_SCALE", f"-DSNN_IO={IO[dtype]}"))
-    launch_compiled("distill", kernel, device, stream, (blocks, _SCALE_THREADS), args)
+    pointers = [driver.pointer(t) for t in (gradient, scaled, grad_output, unit)]
+    args = driver.packed(ScaleArgs(*pointers, gradient.numel()))
+
+    def kernel() -> Kernel:
+        blocks = -(-gradient.numel() // (16 // gradient.element_size()) // _SCALE_THREADS)
+        names = ("-DSNN_SCALE", f"-DSNN_IO={IO[gradient.dtype]}")
+        return Kernel("distill", names, blocks, _SCALE_THREADS)
+
+    choices = (DTYPES[gradient.dtype],)
+    driver.run("distill", gradient, "scale_gradient", choices, kernel, args)
 
 
 class _Rows:
@@ -120,43 +195,42 @@ class _Rows:
         strides = (0, 0, 0) if other is None else (0, *other.stride())[-3:]
         inputs = (logits, other, self.labels, target if probabilities else None)
         smoothing = loss.label_smoothing
-        self.args = _ROW.pack(
-            *(pointer(t) for t in (*inputs, *gradients, workspace, self.parts)),
+        pointers = (*inputs, *gradients, workspace, self.parts)
+        rows_args = RowArgs(
+            *(driver.pointer(t) for t in pointers),
             *(steps, rows, classes, loss.ignore_index),
             *logits.stride(),
             *strides,
-            *(1 - smoothing, smoothing / classes),
-            0 if other is None else DTYPES.index(other.dtype),
-            DTYPES.index(target.dtype) if probabilities else 0,
-            *(other_steps, slots),
+            on=1 - smoothing,
+            off=smoothing / classes,
+            teacher_dtype=0 if other is None else DTYPES[other.dtype],
+            probabilities_dtype=DTYPES[target.dtype] if probabilities else 0,
+            other_steps=other_steps,
+            slot_count=slots,
         )
+        self.args = driver.packed(rows_args)
 
-    def run(self, objective, args, value, terms, unit, weights) -> None:
+    def run(self, objective, numbers, value, terms, unit, weights) -> None:
         """Launches the rows of the objective, then their sum."""
-        pointers = [pointer(t) for t in (self.parts, self.labels, value, terms, unit)]
-        rows = self.logits.shape[1]
-        finish = _FINISH.pack(*pointers, rows, self.loss.ignore_index, *weights, terms.numel())
-        dtype, (device, stream) = DTYPES.index(self.logits.dtype), driver.place(self.logits)
+        dtype, rows = self.logits.dtype, self.logits.shape[1]
         resident, threads, shared, _ = self.plan
-        module = driver.ahead_of_time()
-        if module is not None:
-            launch = module.stepwise_loss if objective == "stepwise" else module.tssd_loss
-            status = launch(
-                dtype, resident, threads, shared, device, stream, self.args, args, finish
-            )
-            check_status("distill", module, status)
-            return
-        kernel = driver.compiled("distill", device, defines(objective, dtype, resident))
-        launch_compiled(
-            "distill", kernel, device, stream, (rows, threads), self.args, args, shared_mem=shared
+        driver.run(
+            "distill",
+            self.logits,
+            f"{objective}_rows",
+            (DTYPES[dtype], resident, threads, shared),
+            lambda: Kernel("distill", defines(objective, dtype, resident), rows, threads, shared),
+            self.args,
+            numbers,
         )
-        kernel = driver.compiled("distill", device, ("-DSNN_FINISH",))
-        launch_compiled(
-            "distill", kernel, device, stream, (1, _FINISH_THREADS), finish, shared_mem=8 * _SCRATCH
-        )
+        pointers = [driver.pointer(t) for t in (self.parts, self.labels, value, terms, unit)]
+        finish = FinishArgs(*pointers, rows, self.loss.ignore_index, *weights, terms.numel())
+        kernel = Kernel("distill", ("-DSNN_FINISH",), 1, _FINISH_THREADS, 8 * _SCRATCH)
+        args = driver.packed(finish)
+        driver.run("distill", self.logits, "finish_loss", (), lambda: kernel, args)
 
 
-def defines(objective: str, dtype: int, resident: bool) -> tuple[str, ...]:
+def defines(objective: str, dtype: torch.dtype, resident: bool) -> tuple[str, ...]:
     """The -D options that name one kernel over rows of csrc/cuda/distill.cuh."""
     where = "true" if resident else "false"
     return (f"-DSNN_{objective.upper()}", f"-DSNN_IO={IO[dtype]}", f"-DSNN_RESIDENT={where}")
@@ -178,22 +252,26 @@ def _weights(loss, steps: int, terms_per_row: int) -> tuple[float, ...]:
 def _stepwise(loss: StepwiseLoss) -> bytes:
     scale, (ce, kl, own, entropy) = loss.gradient_scale, loss.weights
     tau, sharpness = loss.temperature, loss.kl_scale / loss.temperature
-    return _STEPWISE.pack(
+    numbers = StepwiseNumbers(
         *_floats(1 / loss.ce_temperature, 1 / tau, 1 / loss.entropy_temperature, loss.kl_scale),
         *_floats(scale * ce / loss.ce_temperature, scale * kl * sharpness),
         *_floats(scale * own * sharpness, -scale * entropy / loss.entropy_temperature),
         *(loss.self_target, loss.skip_all_wrong, loss.entropy),
-        *(loss.ce_temperature == tau, loss.entropy_temperature == tau),
+        shared_ce=loss.ce_temperature == tau,
+        shared_h=loss.entropy_temperature == tau,
     )
+    return driver.packed(numbers)
 
 
 @lru_cache(maxsize=256)
 def _tssd(loss: TssdLoss, steps: int) -> bytes:
     scale, (task, temporal, spatial) = loss.gradient_scale, loss.weights
     share, sharpness = steps / loss.student_steps, loss.kl_scale / loss.temperature
-    return _TSSD.pack(
+    numbers = TssdNumbers(
         *_floats(1 / loss.temperature, loss.kl_scale, loss.ce_all, loss.ce_student),
         *_floats(scale * task * loss.ce_all, scale * task * loss.ce_student * share),
         *_floats(scale * temporal * sharpness * share, scale * spatial * sharpness),
-        *(loss.student_steps, loss.per_step),
+        student_steps=loss.student_steps,
+        per_step=loss.per_step,
     )
+    return driver.packed(numbers)

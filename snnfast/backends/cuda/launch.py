@@ -5,19 +5,47 @@ compiled by NVRTC through CuPy at first use. Arguments are structs, packed as by
 import hashlib
 import importlib
 import importlib.util
+import struct
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-IO = ("Float32", "Float16", "BFloat16")
-"""What the kernels call each of DTYPES."""
+IO = {torch.float32: "Float32", torch.float16: "Float16", torch.bfloat16: "BFloat16"}
+"""What the kernels call a dtype."""
+
+
+# The fields of a struct: a NamedTuple of these, and at the end perhaps of such a tuple.
+Pointer = Annotated[int, "Q"]
+Long = Annotated[int, "q"]
+Int = Annotated[int, "i"]
+Float = Annotated[float, "f"]
+Double = Annotated[float, "d"]
 
 
 def pointer(t: Tensor | None) -> int:
     return 0 if t is None else t.data_ptr()
+
+
+def _format(kind) -> str:
+    if hasattr(kind, "_fields"):
+        return "".join(_format(field) for field in kind.__annotations__.values())
+    return kind.__metadata__[0]
+
+
+@cache
+def layout(kind: type) -> struct.Struct:
+    """How a struct of csrc/cuda lies in memory."""
+    return struct.Struct("=" + _format(kind))
+
+
+def packed(value: NamedTuple) -> bytes:
+    """The struct of that name in csrc/cuda/*_args.h."""
+    flat = value[:-1] + value[-1] if isinstance(value[-1], tuple) else value
+    return layout(type(value)).pack(*flat)
 
 
 def place(x: Tensor) -> tuple[int, int]:
@@ -45,8 +73,29 @@ def not_built() -> str | None:
     return None
 
 
-def check_status(op: str, module, status: int) -> None:
-    """Raises RuntimeError where a launch of ``snnfast._cuda`` was refused."""
+class Kernel(NamedTuple):
+    """What is compiled at first use, and how many threads it runs on."""
+
+    header: str
+    names: tuple[str, ...]
+    """The -D options of a configuration."""
+    blocks: int
+    threads: int
+    shared: int = 0
+    """Bytes of shared memory of a block."""
+
+
+def run(
+    op: str, like: Tensor, name: str, choices: tuple, kernel: Callable[[], Kernel], *structs: bytes
+) -> None:
+    """``snnfast._cuda.name(*choices, ...)``, or without it ``kernel()``, on like's device and
+    stream. Raises RuntimeError where the launch is refused."""
+    device, stream = place(like)
+    module = ahead_of_time()
+    if module is None:
+        launch_compiled(op, kernel(), device, stream, structs)
+        return
+    status = getattr(module, name)(*choices, device, stream, *structs)
     if status:
         raise RuntimeError(f"{op}: the CUDA launch failed: {module.error_string(status)}")
 
@@ -76,15 +125,15 @@ def source(header: str) -> tuple[str, tuple[str, ...]]:
 
 
 @cache
-def compiled(op: str, device: int, names: tuple[str, ...]):
-    """The kernel snnfast_<op> of csrc/cuda/<op>.cuh that ``names`` (-D options) say, loaded on one
-    device."""
+def compiled(op: str, device: int, header: str, names: tuple[str, ...]):
+    """The kernel snnfast_<header> of csrc/cuda/<header>.cuh that ``names`` (-D options) say, loaded
+    on one device."""
     import cupy
 
-    text, options = source(f"{op}.cuh")
+    text, options = source(f"{header}.cuh")
     with cupy.cuda.Device(device):
         try:
-            kernel = cupy.RawKernel(text, f"snnfast_{op}", options=(*options, *names))
+            kernel = cupy.RawKernel(text, f"snnfast_{header}", options=(*options, *names))
             kernel.compile()
         except Exception as error:
             raise RuntimeError(f"{op}: NVRTC could not compile the kernel: {error}") from error
@@ -92,17 +141,17 @@ def compiled(op: str, device: int, names: tuple[str, ...]):
 
 
 def launch_compiled(
-    op: str, kernel, device: int, stream: int, grid: tuple[int, int], *structs: bytes, **options
+    op: str, kernel: Kernel, device: int, stream: int, structs: tuple[bytes, ...]
 ) -> None:
-    """Runs ``kernel`` on grid = (blocks, threads)."""
     import cupy
     import numpy
 
+    function = compiled(op, device, kernel.header, kernel.names)
     # CuPy passes an array of one structure by value.
     args = tuple(numpy.frombuffer(each, numpy.dtype(f"V{len(each)}")) for each in structs)
     try:
         with cupy.cuda.Device(device), cupy.cuda.ExternalStream(stream, device):
-            kernel((grid[0],), (grid[1],), args, **options)
+            function((kernel.blocks,), (kernel.threads,), args, shared_mem=kernel.shared)
     except Exception as error:
         raise RuntimeError(f"{op}: the CUDA launch failed: {error}") from error
 

@@ -1,26 +1,76 @@
-"""LIF in CUDA C++, one launch a direction, structs as ``csrc/cuda/args.h`` has them."""
+"""LIF in CUDA C++, one launch a direction, structs as ``csrc/cuda/lif_args.h`` has them."""
 
 import ctypes
 import math
-import struct
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from snnfast.backends.cuda import launch as driver
-from snnfast.backends.cuda.launch import DTYPES, IO, check_status, launch_compiled, pointer
+from snnfast.backends.cuda.launch import IO, Float, Int, Kernel, Long, Pointer
 from snnfast.backends.cuda.norm_lif import Launch as _NormLaunch
+from snnfast.backends.layout import DTYPES
 from snnfast.backends.spec import INTEGRATE, LifLayer, Norm
 
-# enum Flags, ForwardArgs, BackwardArgs and LifArgs of csrc/cuda/args.h.
+# enum Flags of csrc/cuda/lif_args.h.
 HAS_V0, HAS_RATE, HAS_V, EVERY_STATE, HAS_BORDERS = 1, 2, 4, 8, 16
 HAS_DS, HAS_DV0, HAS_DRATE, SUM_DX, PER_CHANNEL = 32, 64, 128, 256, 512
-HAS_DX, HAS_RESIDUAL, THROUGH = 1024, 2048, 4096
-_FORWARD = struct.Struct("=6Q5q3fi")
-_BACKWARD = struct.Struct("=9Q6q3fi")
-_LIF = struct.Struct("=4f3i")
+HAS_DX, HAS_RESIDUAL, RECOMPUTE = 1024, 2048, 4096
 _THREADS = 128
+
+
+class ForwardArgs(NamedTuple):
+    x: Pointer
+    v0: Pointer
+    rate: Pointer
+    s: Pointer
+    v: Pointer
+    borders: Pointer
+    steps: Long
+    neurons: Long
+    x_stride: Long
+    channels: Long
+    inner: Long
+    divisor: Float
+    factor: Float
+    rest: Float
+    flags: Int
+
+
+class BackwardArgs(NamedTuple):
+    x: Pointer
+    v0: Pointer
+    rate: Pointer
+    borders: Pointer
+    ds: Pointer
+    dv: Pointer
+    dx: Pointer
+    dv0: Pointer
+    drate: Pointer
+    steps: Long
+    neurons: Long
+    x_stride: Long
+    channels: Long
+    inner: Long
+    ds_stride: Long
+    divisor: Float
+    factor: Float
+    rest: Float
+    flags: Int
+
+
+class NeuronArgs(NamedTuple):
+    theta: Float
+    reset: Float
+    a: Float
+    b: Float
+    multiply: Int
+    charge: Int
+    hard: Int
+    detach_reset: Int
+    surrogate: Int
 
 
 def lif_forward(
@@ -37,15 +87,14 @@ def lif_forward(
     neurons, strides = x.numel() // layer.steps, _time_strides(x, residual)
     flags = _flags(layer, x, v0, rate, v) | (borders is not None) * HAS_BORDERS
     flags |= (residual is not None) * HAS_RESIDUAL
-    pointers = [pointer(t) for t in (x, v0, rate, s, v, borders)]
+    pointers = [driver.pointer(t) for t in (x, v0, rate, s, v, borders)]
     sizes = (layer.steps, neurons, strides[0], layer.channels, layer.inner)
-    args = _FORWARD.pack(*pointers, *sizes, *_rate(layer), layer.reset, flags)
-    vector = _vectors(x, neurons, strides, [*pointers, pointer(residual)])
-    if norm is None:
-        _run("forward", layer, x, vector, flags, args)
-    else:
-        launch = _NormLaunch("forward", x, neurons, vector, norm, residual=residual, layer=layer)
-        launch.run(_norm_names(layer, x, vector, flags), args, _neuron(layer))
+    args = ForwardArgs(*pointers, *sizes, *_rate(layer), layer.reset, flags)
+    vector = _vectors(x, neurons, strides, [*pointers, driver.pointer(residual)])
+    launch = None
+    if norm is not None:
+        launch = _NormLaunch("forward", x, neurons, vector, norm, residual)
+    _run("forward", layer, x, vector, args, launch)
 
 
 def lif_backward(
@@ -95,25 +144,24 @@ def _backward(
     flags |= (dv0 is not None) * HAS_DV0 | (drate is not None) * HAS_DRATE
     flags |= (dx is not None and dx.dim() < x.dim()) * SUM_DX
     flags |= (residual is not None) * HAS_RESIDUAL
-    flags |= (norm is not None and dx is not None) * HAS_DX | bool(rows) * THROUGH
+    flags |= (norm is not None and dx is not None) * HAS_DX | bool(rows) * RECOMPUTE
 
-    pointers = [pointer(t) for t in (x, v0, rate, borders, ds, dv, dx, dv0)]
-    vector = _vectors(x, neurons, strides, [*pointers, pointer(residual)])
+    pointers = [driver.pointer(t) for t in (x, v0, rate, borders, ds, dv, dx, dv0)]
+    vector = _vectors(x, neurons, strides, [*pointers, driver.pointer(residual)])
     parts = None
     if drate is not None:
         count = neurons if per_channel or not vector else neurons // _lanes(x)
         parts = torch.empty(count, dtype=torch.float32, device=x.device)
     sizes = (layer.steps, neurons, strides[0], layer.channels, layer.inner, strides[1])
-    args = _BACKWARD.pack(*pointers, pointer(parts), *sizes, *_rate(layer), layer.reset, flags)
-    if norm is None:
-        _run("backward", layer, x, vector, flags, args)
-    else:
-        launch = _NormLaunch(
-            "backward", x, neurons, vector, norm, residual=residual, layer=layer, **rows
-        )
-        at = pointer(sums)
-        total = launch.total(at, at + 4 * norm.channels) if at else b""
-        launch.run(_norm_names(layer, x, vector, flags), args, _neuron(layer), total=total)
+    ends = (*_rate(layer), layer.reset, flags)
+    args = BackwardArgs(*pointers, driver.pointer(parts), *sizes, *ends)
+    launch = None
+    if norm is not None:
+        launch = _NormLaunch("backward", x, neurons, vector, norm, residual, **rows)
+    _run("backward", layer, x, vector, args, launch)
+    if sums is not None:
+        at = driver.pointer(sums)
+        launch.total(at, at + 4 * norm.channels)
     if per_channel and drate is not None:
         drate.copy_(parts.view(-1, layer.channels, layer.inner).sum((0, 2)))
     elif drate is not None:
@@ -153,45 +201,54 @@ def _rate(layer: LifLayer) -> tuple[float, float]:
     return tau, 1.0 / tau if tau else 0.0  # 0: a rate tensor holds for it
 
 
+@lru_cache(maxsize=256)
 def _neuron(layer: LifLayer) -> bytes:
-    return _LIF.pack(
-        layer.theta,
-        layer.reset,
-        layer.a,
-        layer.b,
-        not layer.divide,
-        layer.detach_reset,
-        layer.surrogate,
+    args = NeuronArgs(
+        theta=layer.theta,
+        reset=layer.reset,
+        a=layer.a,
+        b=layer.b,
+        multiply=not layer.divide,
+        charge=layer.charge,
+        hard=layer.hard,
+        detach_reset=layer.detach_reset,
+        surrogate=layer.surrogate,
     )
+    return driver.packed(args)
 
 
-def _norm_names(layer: LifLayer, x: Tensor, vector: bool, flags: int) -> tuple[str, ...]:
-    return defines("forward", layer, DTYPES.index(x.dtype), vector, flags)[1:]
+def _run(
+    direction: str,
+    layer: LifLayer,
+    x: Tensor,
+    vector: bool,
+    args: ForwardArgs | BackwardArgs,
+    norm: _NormLaunch | None,
+) -> None:
+    structs = (driver.packed(args), _neuron(layer))
 
+    def names() -> tuple[str, ...]:
+        return defines(direction, layer, x.dtype, vector, args.flags)
 
-def _run(direction: str, layer: LifLayer, x: Tensor, vector: bool, flags: int, args: bytes) -> None:
-    lif = _neuron(layer)
-    device, stream = driver.place(x)
-    dtype = DTYPES.index(x.dtype)
-    module = driver.ahead_of_time()
-    if module is None:
-        blocks = -(-x.numel() // layer.steps // (_lanes(x) if vector else 1) // _THREADS)
-        kernel = driver.compiled("lif", device, defines(direction, layer, dtype, vector, flags))
-        launch_compiled("lif", kernel, device, stream, (blocks, _THREADS), args, lif)
+    def kernel() -> Kernel:
+        blocks = -(-args.neurons // (_lanes(x) if vector else 1) // _THREADS)
+        return Kernel("lif", names(), blocks, _THREADS)
+
+    if norm is not None:
+        norm.run(f"norm_lif_{direction}", lambda: names()[1:], *structs)
         return
-    launch = module.lif_forward if direction == "forward" else module.lif_backward
-    status = launch(dtype, layer.charge, layer.hard, vector, device, stream, args, lif)
-    check_status("lif", module, status)
+    choices = (DTYPES[x.dtype], vector)
+    driver.run("lif", x, f"lif_{direction}", choices, kernel, *structs)
 
 
 # Compiled at first use: NVRTC through CuPy, one kernel for each configuration.
 
 
 def defines(
-    direction: str, layer: LifLayer, dtype: int, vector: bool, flags: int
+    direction: str, layer: LifLayer, dtype: torch.dtype, vector: bool, flags: int
 ) -> tuple[str, ...]:
     """The -D options that name one kernel of csrc/cuda/lif.cuh."""
-    lanes = (4 if dtype == 0 else 8) if vector else 1
+    lanes = (16 // dtype.itemsize) if vector else 1
     return (
         f"-DSNN_{direction.upper()}",
         f"-DSNN_IO={IO[dtype]}",

@@ -1,8 +1,8 @@
 """Normalisation before a LIF layer in CUDA C++: what ``cuda`` hands over where there is one, and
-the two passes that need no neuron. Structs are those of ``csrc/cuda/norm_args.h``.
+the two passes that need no neuron. Structs are those of ``csrc/cuda/norm_lif_args.h``.
 """
 
-import struct
+from collections.abc import Callable
 from functools import lru_cache
 from math import gcd
 from typing import NamedTuple
@@ -11,12 +11,9 @@ import torch
 from torch import Tensor
 
 from snnfast.backends.cuda import launch as driver
-from snnfast.backends.cuda.launch import DTYPES, IO, check_status, launch_compiled, pointer
+from snnfast.backends.cuda.launch import IO, Double, Int, Kernel, Long, Pointer
+from snnfast.backends.layout import DTYPES
 from snnfast.backends.spec import Norm
-
-_NORM = struct.Struct("=8Qq2i4q4i")
-_MAP = struct.Struct("=3Q3q")
-_TOTAL = struct.Struct("=4Qdq2i4q4i")
 
 ANY_CHANNELS, ONE_CHANNEL, ROW_OF_CHANNELS = 0, 1, 2
 _THREADS, _TOTAL_THREADS = 128, 256
@@ -27,14 +24,48 @@ _BLOCKS = 1024
 class Tiles(NamedTuple):
     """The struct of that name."""
 
-    channels: int
-    inner: int
-    tiles: int
-    blocks: int
-    slots: int
-    group: int
-    layout: int
-    unused: int = 0
+    channels: Long
+    inner: Long
+    tiles: Long
+    blocks: Long
+    slots: Int
+    group: Int
+    layout: Int
+    unused: Int = 0
+
+
+class NormArgs(NamedTuple):
+    mean: Pointer
+    scale: Pointer
+    bias: Pointer
+    a: Pointer
+    b: Pointer
+    c: Pointer
+    residual: Pointer
+    parts: Pointer
+    residual_stride: Long
+    at: Tiles
+
+
+class MapArgs(NamedTuple):
+    x: Pointer
+    dx: Pointer
+    dy: Pointer
+    steps: Long
+    neurons: Long
+    x_stride: Long
+
+
+class TotalArgs(NamedTuple):
+    parts: Pointer
+    y: Pointer
+    first: Pointer
+    second: Pointer
+    count: Double
+    tile: Long
+    dtype: Int
+    lanes: Int
+    at: Tiles
 
 
 @lru_cache(maxsize=256)
@@ -67,7 +98,7 @@ def tiles(neurons: int, lanes: int, channels: int, inner: int, aligned: bool, su
 
 
 def shared_bytes(kind: str, lanes: int) -> int:
-    """Shared memory of a block, as csrc/cuda/norm_launch.cuh has it."""
+    """Shared memory of a block, as csrc/cuda/norm_lif.cu has it."""
     numbers = {"backward": 6 * lanes, "stats": 3 * lanes + 1}.get(kind, 0)
     return 4 * _THREADS * numbers
 
@@ -75,59 +106,59 @@ def shared_bytes(kind: str, lanes: int) -> int:
 class Launch:
     """One launch over the neurons of x, and that of the totals where it has any."""
 
-    def __init__(self, kind: str, x: Tensor, neurons: int, vector: bool, norm: Norm, **more):
+    def __init__(
+        self,
+        kind: str,
+        x: Tensor,
+        neurons: int,
+        vector: bool,
+        norm: Norm,
+        residual: Tensor | None = None,
+        **abc: Tensor,
+    ):
         self.kind, self.x, self.vector = kind, x, vector
         self.lanes = 16 // x.element_size() if vector else 1
-        rows = (norm.mean, norm.scale, norm.bias, *(more.get(name) for name in "abc"))
-        pointers = [pointer(t) for t in rows]
+        rows = (norm.mean, norm.scale, norm.bias, *(abc.get(name) for name in "abc"))
+        pointers = [driver.pointer(t) for t in rows]
         aligned = all(p % 16 == 0 for p in pointers)
-        sums = kind == "stats" or (kind == "backward" and "a" not in more)
+        sums = kind == "stats" or (kind == "backward" and not abc)
         self.at = tiles(neurons, self.lanes, norm.channels, norm.inner, aligned, sums)
         self.parts = None
         if sums:
             shape = (self.at.blocks, self.at.slots, 2 if kind == "backward" else 4)
             self.parts = torch.empty(shape, dtype=torch.float32, device=x.device)
-        residual, layer = more.get("residual"), more.get("layer")
         stride = 0 if residual is None or residual.shape[0] == 1 else residual.stride(0)
-        neuron = (layer.charge, layer.hard) if layer else (0, 0)
-        pointers += [pointer(residual), pointer(self.parts)]
-        self.args = _NORM.pack(*pointers, stride, *neuron, *self.at)
+        pointers += [driver.pointer(residual), driver.pointer(self.parts)]
+        self.args = driver.packed(NormArgs(*pointers, stride, self.at))
 
-    def run(self, names: tuple[str, ...], *args: bytes, total: bytes = b"") -> None:
+    def run(self, name: str, names: Callable[[], tuple[str, ...]], *args: bytes) -> None:
         """``names``: the -D options of the kernel, besides its kind."""
-        dtype, (device, stream) = DTYPES.index(self.x.dtype), driver.place(self.x)
-        module = driver.ahead_of_time()
-        if module is not None:
-            launch = getattr(module, f"norm_{self.kind}")
-            status = launch(dtype, self.vector, device, stream, *args, self.args, total)
-            check_status("norm_lif", module, status)
-            return
-        kernel = driver.compiled("norm", device, (f"-DSNN_NORM_{self.kind.upper()}", *names))
-        shared = shared_bytes(self.kind, self.lanes)
-        grid = (self.at.blocks, _THREADS)
-        launch_compiled(
-            "norm_lif", kernel, device, stream, grid, *args, self.args, shared_mem=shared
-        )
-        if total:
-            kernel = driver.compiled("norm", device, ("-DSNN_NORM_TOTALS",))
-            grid = (-(-self.at.channels // _total_lanes(self.at)), _TOTAL_THREADS)
-            shared = 8 * _TOTAL_THREADS
-            launch_compiled("norm_lif", kernel, device, stream, grid, total, shared_mem=shared)
 
-    def total(self, first: int, second: int, y: Tensor | None = None, count: int = 1) -> bytes:
-        """What adds up ``parts``: to two vectors [channels], of statistics where y is given."""
-        pointers = (pointer(self.parts), pointer(y), first, second)
-        tile, dtype = _THREADS * self.lanes, DTYPES.index(self.x.dtype)
-        return _TOTAL.pack(*pointers, count, tile, dtype, _total_lanes(self.at), *self.at)
+        def kernel() -> Kernel:
+            options = (f"-DSNN_NORM_{self.kind.upper()}", *names())
+            shared = shared_bytes(self.kind, self.lanes)
+            return Kernel("norm_lif", options, self.at.blocks, _THREADS, shared)
 
+        choices = (DTYPES[self.x.dtype], self.vector)
+        driver.run("norm_lif", self.x, name, choices, kernel, *args, self.args)
 
-def _total_lanes(at: Tiles) -> int:
-    """Channels that a block adds up side by side: those that lie so."""
-    return 32 if at.inner == 1 else 1
+    def total(self, first: int, second: int, y: Tensor | None = None, count: int = 1) -> None:
+        """Adds up ``parts``: to two vectors [channels], of statistics where y is given."""
+        pointers = (driver.pointer(self.parts), driver.pointer(y), first, second)
+        lanes = 32 if self.at.inner == 1 else 1  # side by side, as the channels are
+        tile = _THREADS * self.lanes
+        args = TotalArgs(*pointers, count, tile, DTYPES[self.x.dtype], lanes, self.at)
+
+        def kernel() -> Kernel:
+            blocks = -(-self.at.channels // lanes)
+            names = ("-DSNN_NORM_TOTALS",)
+            return Kernel("norm_lif", names, blocks, _TOTAL_THREADS, 8 * _TOTAL_THREADS)
+
+        driver.run("norm_lif", self.x, "norm_totals", (), kernel, driver.packed(args))
 
 
 def _map_names(launch: Launch) -> tuple[str, ...]:
-    return f"-DSNN_IO={IO[DTYPES.index(launch.x.dtype)]}", f"-DSNN_LANES={launch.lanes}"
+    return f"-DSNN_IO={IO[launch.x.dtype]}", f"-DSNN_LANES={launch.lanes}"
 
 
 def _vector(y: Tensor, neurons: int, stride: int, *tensors: Tensor) -> bool:
@@ -143,14 +174,15 @@ def norm_stats(y: Tensor, channels: int, inner: int, mean: Tensor, var: Tensor) 
     steps, neurons, stride = y.shape[0], y.numel() // y.shape[0], _time_stride(y)
     vector = _vector(y, neurons, stride)
     launch = Launch("stats", y, neurons, vector, Norm(mean, mean, var, channels, inner))
-    args = _MAP.pack(pointer(y), 0, 0, steps, neurons, stride)
-    total = launch.total(pointer(mean), pointer(var), y, y.numel() // channels)
-    launch.run(_map_names(launch), args, total=total)
+    args = driver.packed(MapArgs(driver.pointer(y), 0, 0, steps, neurons, stride))
+    launch.run("norm_stats", lambda: _map_names(launch), args)
+    launch.total(driver.pointer(mean), driver.pointer(var), y, y.numel() // channels)
 
 
 def norm_dy(x: Tensor, dx: Tensor, norm: Norm, a: Tensor, b: Tensor, c: Tensor, dy: Tensor) -> None:
     steps, neurons, stride = x.shape[0], x.numel() // x.shape[0], _time_stride(x)
     vector = _vector(x, neurons, stride, dx, dy)
-    launch = Launch("apply", x, neurons, vector, norm, a=a, b=b, c=c)
-    args = _MAP.pack(pointer(x), pointer(dx), pointer(dy), steps, neurons, stride)
-    launch.run(_map_names(launch), args)
+    launch = Launch("dy", x, neurons, vector, norm, a=a, b=b, c=c)
+    pointers = [driver.pointer(t) for t in (x, dx, dy)]
+    args = driver.packed(MapArgs(*pointers, steps, neurons, stride))
+    launch.run("norm_dy", lambda: _map_names(launch), args)

@@ -1,10 +1,10 @@
-// What Python hands to a launch: snnfast/backends/cuda.py mirrors these structs.
+// What Python hands to a launch of LIF: snnfast/backends/cuda/lif.py mirrors these structs.
 #pragma once
+
+#include "args.h"
 
 namespace snnfast {
 namespace cuda {
-
-using i64 = long long;
 
 constexpr int kThreads = 128;
 constexpr int kBlocks = 2;  // resident at least: up to 255 registers a thread
@@ -24,7 +24,7 @@ enum Flags : int {
   kPerChannel = 512,    // rate is [channels] and drate [N], else [] and a number per thread
   kHasDx = 1024,        // with a norm: dx is wanted
   kHasResidual = 2048,  // with a norm: X has a residual
-  kThrough = 4096,      // with a norm: dx is taken through it, and its sums are not wanted
+  kRecompute = 4096,    // with a norm: dx is dY, dX being recomputed, and no sums are wanted
 };
 
 // Strides and offsets count elements. Each step of x, s, ds, dx and of the states is dense. A
@@ -56,11 +56,11 @@ struct BackwardArgs {
   int flags;
 };
 
-struct LifArgs {
+struct NeuronArgs {
   float theta, reset;
   float a, b;    // the surrogate's parameters
   int multiply;  // a rate tensor holds 1/tau, else tau
-  int detach_reset, surrogate;
+  int charge, hard, detach_reset, surrogate;
 };
 
 }  // namespace cuda

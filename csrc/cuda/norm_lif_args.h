@@ -1,8 +1,8 @@
-// What Python hands to the launches of a normalisation: snnfast/backends/_cuda_norm.py mirrors
+// What Python hands to the launches of a normalisation: snnfast/backends/cuda/norm_lif.py mirrors
 // these structs.
 #pragma once
 
-#include "args.h"
+#include "lif_args.h"
 
 namespace snnfast {
 namespace cuda {
@@ -38,16 +38,15 @@ struct NormArgs {
   const void* residual;  // [T, N], time stride residual_stride
   float* parts;          // [blocks, slots, 2]: sums of dX and dX (Y - mean)
   i64 residual_stride;
-  int charge, hard;
   Tiles at;
 };
 
 // The passes without a neuron.
 struct MapArgs {
-  const void* y;   // [T, N], time stride y_stride
+  const void* x;   // [T, N], time stride x_stride
   const void* dx;  // [T, N]
   void* dy;        // [T, N]
-  i64 steps, neurons, y_stride;
+  i64 steps, neurons, x_stride;
 };
 
 // Adds up parts [blocks, slots, width] into two vectors [channels]: sums (width 2), or mean and

@@ -3,12 +3,12 @@
 //
 //   forward    reads y [and the residual], writes s                 2b [3b]
 //   backward   reads y, ds [and the residual], writes dx, sums      3b [4b]
-//   through    reads y, ds, writes dy: dX is computed again         3b   (backward with kThrough)
+//   recompute  reads y, ds, writes dy: dX is computed again         3b   (backward, kRecompute)
 //
 // X is never written. Charge and reset are chosen at run time: with them as template parameters
 // there would be six times as many kernels, and the few selects that this costs are hidden by
 // memory. NVRTC compiles one kernel at a time, with the constants of lif.cuh and SNN_NORM_FORWARD
-// and SNN_NORM_BACKWARD; SNN_NORM_STATS or SNN_NORM_APPLY with SNN_IO and SNN_LANES; or
+// and SNN_NORM_BACKWARD; SNN_NORM_STATS or SNN_NORM_DY with SNN_IO and SNN_LANES; or
 // SNN_NORM_TOTALS.
 #pragma once
 
@@ -18,41 +18,11 @@
 namespace snnfast {
 namespace cuda {
 
-// Lif of csrc/include/neuron.h, its charge and reset chosen at run time, with the same roundings.
-struct AnyLif : Lif<float, kDecayInput, true> {
-  bool leaks, input, hard;
-
-  SNN_DEVICE void choose(const NormArgs& q) {
 #if defined(SNN_CHARGE)
-    const int charge = SNN_CHARGE;
-    hard = SNN_HARD;
+using NormNeuron = ScanLif<SNN_CHARGE, SNN_HARD>;
 #else
-    const int charge = q.charge;
-    hard = q.hard != 0;
+using NormNeuron = ScanNeuron<LifOf<float, Chosen> >;
 #endif
-    leaks = charge != kIntegrate, input = charge == kDecayInput;
-  }
-  SNN_DEVICE float charge(float x, float v, const Rate<float>& rate) const {
-    const float leak = leaks ? v - r : 0.0f;
-    return (v + scale((input ? x : 0.0f) - leak, rate)) + (input ? 0.0f : x);
-  }
-  SNN_DEVICE float reset(float h, float s) const {
-    return select(s > 0.0f, hard ? r : h - theta, h);
-  }
-  SNN_DEVICE Adjoint<float> adjoint(float x, float v, float h, float s, float g, float ds, float dv,
-                                    const Rate<float>& rate) const {
-    const float through = detach_reset ? ds : mad_(dv, hard ? r - h : -theta, ds);
-    const float dh = mad_(through, g, hard ? dv * (1.0f - s) : dv);
-    const float scaled = dh * rate.factor;  // 0 where nothing leaks
-    return {input ? scaled : dh, dh - scaled, dh * ((input ? x : 0.0f) - (v - r))};
-  }
-};
-
-SNN_DEVICE ScanNeuron<AnyLif> neuron_of(const LifArgs& p, const NormArgs& q) {
-  ScanNeuron<AnyLif> neuron(p);
-  neuron.choose(q);
-  return neuron;
-}
 
 // Y and the residual as they lie in memory.
 template <class Io, int kLanes, int kSteps>
@@ -105,8 +75,10 @@ struct Charged : Normal<Io, kLanes, kSteps> {
   }
 };
 
+constexpr int kBackwardNumbers = 6;  // a neuron has in shared memory
+
 // Backward, with what a thread has for each of its neurons in shared memory: registers are full.
-// Either adds up dX and dX (Y - mean) of each of the thread's neurons, or (kThrough) stores
+// Either adds up dX and dX (Y - mean) of each of the thread's neurons, or (kRecompute) stores
 // dY = a dX + b (Y - mean) + c.
 template <class Io, int kLanes, int kSteps>
 struct Backward : Normal<Io, kLanes, kSteps> {
@@ -122,7 +94,7 @@ struct Backward : Normal<Io, kLanes, kSteps> {
                       float* shared)
       : Base{q}, own{shared} {
     own.keep(kMean, place, {q.mean, q.scale, q.bias});
-    if (flag(p, kThrough))
+    if (flag(p, kRecompute))
       own.keep(kFirst, place, {q.a, q.b, q.c});
     else
       own.clear(kFirst), own.clear(kSecond);
@@ -132,7 +104,7 @@ struct Backward : Normal<Io, kLanes, kSteps> {
     fill<kPart>(sum, 0.0f), fill<kPart>(moment, 0.0f);
   }
   SNN_DEVICE void leave(const BackwardArgs& p, int part) {
-    if (!flag(p, kThrough)) own.add(kFirst, part, sum), own.add(kSecond, part, moment);
+    if (!flag(p, kRecompute)) own.add(kFirst, part, sum), own.add(kSecond, part, moment);
   }
   SNN_DEVICE void step(const BackwardArgs& p, const Segment& segment, int part, int t,
                        float* x) const {
@@ -155,7 +127,7 @@ struct Backward : Normal<Io, kLanes, kSteps> {
   }
   SNN_DEVICE void collect(const BackwardArgs& p, const Segment& segment, int part, int t,
                           const float* dx) {
-    if (flag(p, kThrough)) return;
+    if (flag(p, kRecompute)) return;
     SNN_UNROLL
     for (int j = 0; j < kPart; ++j) {
       sum[j] += dx[j];
@@ -163,7 +135,7 @@ struct Backward : Normal<Io, kLanes, kSteps> {
     }
   }
   SNN_DEVICE bool stores(const BackwardArgs& p) const { return flag(p, kHasDx); }
-  SNN_DEVICE void through(const Pack<Io, kLanes>& y, int part, float* d) const {
+  SNN_DEVICE void dy(const Pack<Io, kLanes>& y, int part, float* d) const {
     float a[kPart], b[kPart], c[kPart];
     own.get(kFirst, part, a), own.get(kSecond, part, b), own.get(kThird, part, c);
     SNN_UNROLL
@@ -172,32 +144,32 @@ struct Backward : Normal<Io, kLanes, kSteps> {
   }
   SNN_DEVICE void convert(const BackwardArgs& p, const Segment& segment, int part, int t,
                           float* d) const {
-    if (flag(p, kThrough)) through(segment.y[t], part, d);
+    if (flag(p, kRecompute)) dy(segment.y[t], part, d);
   }
   SNN_DEVICE void convert_sum(const BackwardArgs& p, i64 i, float* d) {
-    if (!flag(p, kThrough)) return;
+    if (!flag(p, kRecompute)) return;
     Pack<Io, kLanes> y;  // the same at every step
     y.load(static_cast<const typename Io::Element*>(p.x) + i);
     SNN_UNROLL
     for (int part = 0; part < kParts; ++part) {
       own.get(kMean, part, mean);
-      through(y, part, d + part * kPart);
+      dy(y, part, d + part * kPart);
     }
   }
 };
 
 template <class Io, int kLanes, int kSteps>
-SNN_DEVICE void norm_forward(const ForwardArgs& p, const LifArgs& lif, const NormArgs& q) {
+SNN_DEVICE void norm_lif_forward(const ForwardArgs& p, const NeuronArgs& lif, const NormArgs& q) {
   const i64 thread = i64(blockIdx.x) * kThreads + threadIdx.x;
   if (thread * kLanes >= p.neurons) return;
   Charged<Io, kLanes, kSteps> source(q, thread * kLanes);
-  scan_forward<Io, kLanes, kSteps>(p, neuron_of(lif, q), source, thread);
+  scan_forward<Io, kLanes, kSteps>(p, NormNeuron(lif), source, thread);
 }
 
 template <class Io, int kLanes, int kSteps>
-SNN_DEVICE void norm_backward(const BackwardArgs& p, const LifArgs& lif, const NormArgs& q,
-                              void* shared) {
-  const ScanNeuron<AnyLif> neuron = neuron_of(lif, q);
+SNN_DEVICE void norm_lif_backward(const BackwardArgs& p, const NeuronArgs& lif, const NormArgs& q,
+                                  void* shared) {
+  const NormNeuron neuron(lif);
   float* const memory = static_cast<float*>(shared);
   i64 thread = i64(blockIdx.x) * kThreads + threadIdx.x;
   Backward<Io, kLanes, kSteps> source(p, q, Place<kLanes>(q.at, thread * kLanes), memory);
@@ -205,7 +177,7 @@ SNN_DEVICE void norm_backward(const BackwardArgs& p, const LifArgs& lif, const N
     if (thread * kLanes < p.neurons) scan_backward<Io, kLanes, kSteps>(p, neuron, source, thread);
     thread += q.at.blocks * kThreads;
   }
-  if (flag(p, kThrough)) return;
+  if (flag(p, kRecompute)) return;
   __syncthreads();
   const SlotSums<kLanes> slots(q.at, memory + source.kFirst * SlotSums<kLanes>::kTile);
   slots.each([&](int slot) {
@@ -220,34 +192,34 @@ SNN_DEVICE void norm_backward(const BackwardArgs& p, const LifArgs& lif, const N
 
 #if defined(SNN_NORM_FORWARD)
 extern "C" __global__ void __launch_bounds__(snnfast::cuda::kThreads, snnfast::cuda::kBlocks)
-    snnfast_norm(const __grid_constant__ snnfast::cuda::ForwardArgs p,
-                 const __grid_constant__ snnfast::cuda::LifArgs lif,
-                 const __grid_constant__ snnfast::cuda::NormArgs q) {
+    snnfast_norm_lif(const __grid_constant__ snnfast::cuda::ForwardArgs p,
+                     const __grid_constant__ snnfast::cuda::NeuronArgs lif,
+                     const __grid_constant__ snnfast::cuda::NormArgs q) {
   using namespace snnfast::cuda;
-  norm_forward<SNN_IO, SNN_LANES, SNN_STEPS>(p, lif, q);
+  norm_lif_forward<SNN_IO, SNN_LANES, SNN_STEPS>(p, lif, q);
 }
 #elif defined(SNN_NORM_BACKWARD)
 extern "C" __global__ void __launch_bounds__(snnfast::cuda::kThreads, snnfast::cuda::kBlocks)
-    snnfast_norm(const __grid_constant__ snnfast::cuda::BackwardArgs p,
-                 const __grid_constant__ snnfast::cuda::LifArgs lif,
-                 const __grid_constant__ snnfast::cuda::NormArgs q) {
+    snnfast_norm_lif(const __grid_constant__ snnfast::cuda::BackwardArgs p,
+                     const __grid_constant__ snnfast::cuda::NeuronArgs lif,
+                     const __grid_constant__ snnfast::cuda::NormArgs q) {
   using namespace snnfast::cuda;
-  norm_backward<SNN_IO, SNN_LANES, SNN_STEPS>(p, lif, q, snnfast_shared);
+  norm_lif_backward<SNN_IO, SNN_LANES, SNN_STEPS>(p, lif, q, snnfast_shared);
 }
-#elif defined(SNN_NORM_STATS) || defined(SNN_NORM_APPLY)
+#elif defined(SNN_NORM_STATS) || defined(SNN_NORM_DY)
 extern "C" __global__ void __launch_bounds__(snnfast::cuda::kThreads)
-    snnfast_norm(const __grid_constant__ snnfast::cuda::MapArgs p,
-                 const __grid_constant__ snnfast::cuda::NormArgs q) {
+    snnfast_norm_lif(const __grid_constant__ snnfast::cuda::MapArgs p,
+                     const __grid_constant__ snnfast::cuda::NormArgs q) {
   using namespace snnfast::cuda;
 #if defined(SNN_NORM_STATS)
   norm_stats<SNN_IO, SNN_LANES>(p, q, snnfast_shared);
 #else
-  norm_apply<SNN_IO, SNN_LANES>(p, q);
+  norm_dy<SNN_IO, SNN_LANES>(p, q);
 #endif
 }
 #elif defined(SNN_NORM_TOTALS)
 extern "C" __global__ void __launch_bounds__(snnfast::cuda::kTotalThreads)
-    snnfast_norm(const __grid_constant__ snnfast::cuda::TotalArgs p) {
+    snnfast_norm_lif(const __grid_constant__ snnfast::cuda::TotalArgs p) {
   snnfast::cuda::norm_totals(p, snnfast_shared);
 }
 #endif

@@ -1,4 +1,5 @@
-#include "norm_launch.cuh"
+#include "launch.cuh"
+#include "norm_sums.cuh"
 
 namespace snnfast {
 namespace cuda {
@@ -8,10 +9,10 @@ __global__ void __launch_bounds__(kTotalThreads)
   norm_totals(p, snnfast_shared);
 }
 
-int norm_totals(void* stream, const TotalArgs& p) {
+int launchers::norm_totals(void* stream, const TotalArgs& p) {
   const i64 blocks = (p.at.channels + p.lanes - 1) / p.lanes;
-  return launch_norm(norm_totals_of, blocks, kTotalThreads, kTotalThreads * int(sizeof(double)),
-                     stream, p);
+  return launch(norm_totals_of, {blocks, kTotalThreads, kTotalThreads * int(sizeof(double))},
+                stream, p);
 }
 
 }  // namespace cuda

@@ -1,3 +1,0 @@
-#include "launch.cuh"
-
-SNN_LAUNCHERS(bfloat16, BFloat16)

@@ -1,3 +1,0 @@
-#include "launch.cuh"
-
-SNN_LAUNCHERS(float16, Float16)

@@ -1,3 +1,0 @@
-#include "launch.cuh"
-
-SNN_LAUNCHERS(float32, Float32)

@@ -1,3 +1,0 @@
-#include "norm_launch.cuh"
-
-SNN_NORM_LAUNCHERS(bfloat16, BFloat16)

@@ -1,0 +1,86 @@
+"""csrc/cuda compiled without a GPU, as setup.py and NVRTC do, for _sass.py to read."""
+
+import ctypes
+import importlib.util
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import _sass
+import pytest
+
+from snnfast.backends.cuda import launch
+
+ROOT = Path(__file__).resolve().parents[1]
+HOMES = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+NVCC = shutil.which("nvcc") or next(
+    (str(Path(h, "bin/nvcc")) for h in HOMES if h and Path(h, "bin/nvcc").exists()), None
+)
+needs_nvcc = pytest.mark.skipif(
+    NVCC is None, reason="nvcc is not in CUDA_HOME, on PATH or in /usr/local/cuda"
+)
+ARCHS = ["sm_80", "sm_90"]
+FLAGS = ["-std=c++17", "-O3", "-fmad=false"]
+INCLUDES = [f"-I{ROOT / 'csrc' / name}" for name in ("include", "cuda")]
+
+
+def of_the_module(source: str, *names: str) -> list[dict[str, _sass.Kernel]]:
+    """{name: Kernel} of csrc/cuda/<source>.cu for each of ARCHS; ``names``: -D options."""
+    archs = [f"-gencode=arch=compute_{arch[3:]},code={arch}" for arch in ARCHS]
+    command = [NVCC, *FLAGS, *INCLUDES, *archs, *names, "-Xcompiler", "-fPIC", "-c"]
+    path = ROOT / "csrc" / "cuda" / f"{source}.cu"
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([*command, str(path), "-o", f"{folder}/out.o"], check=True)
+        Path(folder, "cubins").mkdir()
+        cubins = _sass.cubins(Path(folder, "out.o"), Path(folder, "cubins"))
+        assert len(cubins) == len(ARCHS)
+        return [{n: c for n, c in _sass.read(cubin).items() if c.registers} for cubin in cubins]
+
+
+def one_kernel(header: str, names: tuple[str, ...], arch: str) -> _sass.Kernel:
+    """snnfast_<header>, all of its configuration constants, as NVRTC would get it, by nvcc."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "one.cu").write_text(launch.source(f"{header}.cuh")[0])
+        command = [NVCC, *FLAGS, *INCLUDES, *names, f"-arch={arch}", "-cubin", "one.cu"]
+        subprocess.run([*command, "-o", "one.cubin"], check=True, cwd=folder)
+        return _sass.read(Path(folder, "one.cubin"))[f"snnfast_{header}"]
+
+
+def libnvrtc() -> str | None:
+    """The library of a pip wheel (nvidia-cuda-nvrtc, or what a CUDA build of torch brings)."""
+    spec = importlib.util.find_spec("nvidia")
+    roots = [Path(p) for p in spec.submodule_search_locations] if spec else []
+    roots += [Path(h) for h in HOMES if h]
+    found = [f for root in roots for f in sorted(root.glob("**/libnvrtc.so*"))]
+    return str(found[0]) if found else None
+
+
+needs_nvrtc = pytest.mark.skipif(
+    libnvrtc() is None, reason="no libnvrtc: pip install nvidia-cuda-nvrtc"
+)
+
+
+def nvrtc_kernel(header: str, names: tuple[str, ...]) -> _sass.Kernel:
+    """The same by NVRTC, which knows no standard header: what is compiled at first use where there
+    was no nvcc."""
+    path = Path(libnvrtc())
+    for builtins in path.parent.glob("libnvrtc-builtins.so*"):
+        ctypes.CDLL(str(builtins), ctypes.RTLD_GLOBAL)
+    nvrtc = ctypes.CDLL(str(path))
+    text, options = launch.source(f"{header}.cuh")
+    arguments = [o.encode() for o in (*options, *names, "--gpu-architecture=sm_90")]
+    program, size = ctypes.c_void_p(), ctypes.c_size_t()
+    create = (ctypes.byref(program), text.encode(), b"one.cu", 0, None, None)
+    assert not nvrtc.nvrtcCreateProgram(*create)
+    array = (ctypes.c_char_p * len(arguments))(*arguments)
+    status = nvrtc.nvrtcCompileProgram(program, len(arguments), array)
+    nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+    log = ctypes.create_string_buffer(size.value)
+    nvrtc.nvrtcGetProgramLog(program, log)
+    assert status == 0, log.value.decode()
+    nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size))
+    cubin = ctypes.create_string_buffer(size.value)
+    nvrtc.nvrtcGetCUBIN(program, cubin)
+    return _sass.read(cubin.raw)[f"snnfast_{header}"]

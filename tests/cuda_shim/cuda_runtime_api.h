@@ -1,0 +1,17 @@
+// As much of the CUDA runtime as csrc/cuda calls, for a host compiler. shim.cpp has the rest.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+using cudaError_t = int;
+using cudaStream_t = struct CUstream_st*;
+
+struct dim3 {
+  unsigned x, y = 1, z = 1;
+  explicit dim3(unsigned x) : x(x) {}
+};
+
+cudaError_t cudaGetDevice(int* device);
+cudaError_t cudaSetDevice(int device);
+const char* cudaGetErrorString(cudaError_t status);
