@@ -1,6 +1,9 @@
 """What the distillation kernels share: tiles, softmax, target distributions; and the two kernels
 that every objective ends with.
 
+A loss kernel's program has whole rows, or of more classes than one block a chunk of a row. Maximum
+and sums of such a row are ``known``: ``distill_statistics.py`` has left them in memory.
+
 ``finish`` turns what the programs of a loss kernel left behind, one line of sums each, into loss,
 terms and unit, always in the same order. ``scale_gradient`` is backward: 2b bytes per logit, b
 those of one.
@@ -24,18 +27,35 @@ COUNT_AT = 4
 _LINE = tl.constexpr(LINE)
 _COUNT_AT = tl.constexpr(COUNT_AT)
 
+# The fields of a row's line of statistics, LINE floats, too.
+MAX = tl.constexpr(0)
+SUM_CE = tl.constexpr(1)  # sum_exp at the temperatures
+SUM_TAU = tl.constexpr(2)
+SUM_H = tl.constexpr(3)
+ENTROPY = tl.constexpr(4)
+FIRST = tl.constexpr(5)  # the first class that has the maximum; an int32's bits
+TOTAL = tl.constexpr(6)
+
 
 @triton.jit
-def rows(batch, ROWS: tl.constexpr):
-    """The program's rows [ROWS] int64, and which of them exist; the others repeat the last one."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    return tl.minimum(row, batch - 1).to(tl.int64), row < batch
+def place(batch, classes, ROWS: tl.constexpr, BLOCK: tl.constexpr, CHUNKED: tl.constexpr):
+    """The program's rows [ROWS] int64, and which of them exist (the others repeat the last one);
+    its classes [1, BLOCK], and which of the row's chunks they are."""
+    program = tl.program_id(0)
+    chunk = 0
+    if CHUNKED:
+        chunks = tl.cdiv(classes, BLOCK).to(tl.int32)
+        chunk = program % chunks
+        program = program // chunks
+    row = program * ROWS + tl.arange(0, ROWS)
+    c = chunk * BLOCK + tl.arange(0, BLOCK)[None, :]
+    return tl.minimum(row, batch - 1).to(tl.int64), row < batch, c, chunk
 
 
 @triton.jit
 def offsets(b, c, row_stride, class_stride, VEC: tl.constexpr, DENSE: tl.constexpr):
-    """Offsets [ROWS, BLOCK] within a step. Strides count VEC elements, so that the compiler knows
-    how wide an access may be; ``class_stride`` is 1 where DENSE."""
+    """Offsets [ROWS, BLOCK] within a step. Strides of rows count VEC elements, so that the compiler
+    knows how wide an access may be; ``class_stride`` is 1 where DENSE."""
     lane = c if DENSE else c.to(tl.int64) * class_stride
     return (b * row_stride * VEC)[:, None] + lane
 
@@ -47,14 +67,19 @@ def load(pointer, at, inside):
 
 
 @triton.jit
+def step_at(t, steps, WHOLE: tl.constexpr):
+    """Step t, or instead of one past the end the last, which is read again out of the cache."""
+    return t if WHOLE else tl.minimum(t, steps - 1)
+
+
+@triton.jit
 def read_steps(
     logits, at, inside, start, steps, step_stride, STEPS: tl.constexpr, WHOLE: tl.constexpr
 ):
-    """STEPS tiles from step ``start`` on, as a tuple. A step past the end reads the last one again,
-    out of the cache."""
+    """STEPS tiles from step ``start`` on, as a tuple."""
     zs = ()
     for i in tl.static_range(STEPS):
-        t = start + i if WHOLE else tl.minimum(start + i, steps - 1)
+        t = tl.cast(step_at(start + i, steps, WHOLE), tl.int64)
         zs += (load(logits + t * step_stride, at, inside),)
     return zs
 
@@ -64,30 +89,6 @@ def in_flight():
     """Keeps the assembler from waiting for the first of the loads above before it issues the
     rest: a barrier, for which loads need not have arrived."""
     tl.debug_barrier()
-
-
-@triton.jit
-def read_labels(target, b, live, classes, ignore_index):
-    """Labels [ROWS] int32, which rows count, and 0, or NaN for a label that is no class (-1)."""
-    label = tl.load(target + b)
-    known = (label >= 0) & (label < classes)
-    valid = live & (label != ignore_index)
-    wrong = tl.where(known, 0.0, float("nan"))
-    return tl.where(known, label, -1).to(tl.int32), valid, wrong
-
-
-@triton.jit
-def target_tile(
-    target, b, c, inside, classes, label, wrong, keep, base, SOFT: tl.constexpr
-):  # fmt: skip
-    """The target distribution y, keep = 1 - eps of the label or the given probabilities, plus
-    base = eps / C; 0 past the last class."""
-    if SOFT:
-        y = tl.load(target + (b * classes)[:, None] + c, mask=inside, other=0.0)
-        y = y.to(tl.float32) * keep + base
-    else:
-        y = tl.where(c == label[:, None], (wrong + keep + base)[:, None], (wrong + base)[:, None])
-    return tl.where(inside, y, 0.0)
 
 
 @triton.jit
@@ -109,17 +110,27 @@ def sum_exp(x, k):
 
 
 @triton.jit
+def weighted_sum(x, k):
+    return tl.sum(x * tl.exp2(x * k), 1)
+
+
+@triton.jit
+def entropy_bits(total, weighted, k):
+    """H in bits, of sum_exp(x, k) and weighted_sum(x, k)."""
+    return tl.log2(total) - k * (weighted / total)
+
+
+@triton.jit
+def mean_scale(count, inv_steps, ALL: tl.constexpr):
+    """What makes a mean of the sum of ``count`` steps, or of all; 0 steps stay 0."""
+    return tl.zeros_like(count) + inv_steps if ALL else 1.0 / tl.maximum(count, 1.0)
+
+
+@triton.jit
 def softmax(x, k, total):
     """log2 q and q, with ``total`` = sum_exp(x, k)."""
     log_q = tl.fma(x, tl.zeros_like(x) + k, -tl.log2(total)[:, None])
     return log_q, tl.exp2(x * k) * (1.0 / total)[:, None]
-
-
-@triton.jit
-def distribution(z, inside, k, far):
-    """log2 q and q of whole rows of logits."""
-    x = centred(z, tl.max(z, 1), inside, far)
-    return softmax(x, k, sum_exp(x, k))
 
 
 @triton.jit
@@ -128,26 +139,103 @@ def add_kl(so_far, p, q):
     return tl.fma(p[1], p[0] - q[0], so_far)
 
 
-LOWEST = -1.0e30
-"""Where a running maximum starts: finite, since inf - inf is NaN."""
+@triton.jit
+def read_statistics(statistics, index, b, batch):
+    """The lines of statistics of rows b [ROWS] of logits number ``index``, by field; None where a
+    program has whole rows."""
+    known = None
+    if statistics is not None:
+        line = statistics + (tl.cast(index, tl.int64) * batch + b) * _LINE
+        known = ()
+        for field in tl.static_range(_LINE):
+            value = tl.load(line + field)
+            known += (value.to(tl.int32, bitcast=True) if field == FIRST else value,)
+    return known
 
 
 @triton.jit
-def running(z, m, total, k):
-    """Maximum and sum_exp of the rows so far, with one chunk more."""
-    top = tl.maximum(m, tl.max(z, 1))
-    return top, total * tl.exp2((m - top) * k) + sum_exp(z - top[:, None], k)
+def row_max(z, known):
+    """The largest value of each row: of the tile, where nothing more is known."""
+    return tl.max(z, 1) if known is None else known[MAX]
 
 
 @triton.jit
-def write_line(parts, ce, kl, own, entropy, valid):
-    """The program's line of sums. Each argument is [ROWS]."""
+def row_sum(x, k, known, FIELD: tl.constexpr):
+    """sum_exp of each row."""
+    return sum_exp(x, k) if known is None else known[FIELD]
+
+
+@triton.jit
+def row_entropy(x, total, k, known):
+    """The entropy of each row in bits, of total = sum_exp(x, k)."""
+    return entropy_bits(total, weighted_sum(x, k), k) if known is None else known[ENTROPY]
+
+
+@triton.jit
+def row_first(z, c, known):
+    """The first class of each row that has the maximum."""
+    return first_max(z, c)[1] if known is None else known[FIRST]
+
+
+@triton.jit
+def distribution(z, inside, k, far, known):
+    """log2 q and q of rows of logits at temperature tau."""
+    x = centred(z, row_max(z, known), inside, far)
+    return softmax(x, k, row_sum(x, k, known, SUM_TAU))
+
+
+@triton.jit
+def read_target(
+    target, known, b, c, at, inside, live, classes, ignore_index, keep, base, SOFT: tl.constexpr
+):  # fmt: skip
+    """Labels [ROWS] int32, the first of the largest where SOFT; which rows count; the target
+    distribution y, which is keep = 1 - eps of the label or of the given probabilities, plus
+    base = eps / C, and 0 past the last class; its sum over all classes. A label that is no class
+    is -1, and makes y NaN."""
+    if SOFT:
+        valid = live
+        given = load(target, at, inside).to(tl.float32)
+        label = row_first(given, c, known)
+        y = tl.where(inside, given * keep + base, 0.0)
+        if known is None:
+            y_sum = tl.sum(y, 1)
+        else:
+            y_sum = known[TOTAL] * keep + base * classes.to(tl.float32)
+    else:
+        label = tl.load(target + b)
+        valid = live & (label != ignore_index)
+        wrong = tl.where((label >= 0) & (label < classes), 0.0, float("nan"))
+        label = tl.where((label >= 0) & (label < classes), label, -1).to(tl.int32)
+        y = tl.where(c == label[:, None], (wrong + keep + base)[:, None], (wrong + base)[:, None])
+        y = tl.where(inside, y, 0.0)
+        y_sum = tl.full(label.shape, 1.0, tl.float32)
+    return label, valid, y, y_sum
+
+
+@triton.jit
+def rounded(dz, valid, gradient):
+    """A tile as the gradient holds it, 0 in rows that do not count."""
+    return tl.where(valid[:, None], dz, 0.0).to(gradient.dtype.element_ty)
+
+
+@triton.jit
+def write_step(gradient, dz, t, steps, size, at, mask, WHOLE: tl.constexpr):
+    """Writes step t of ``size`` elements, unless it is past the end."""
+    mask = mask if WHOLE else tl.where(t < steps, mask, False)
+    tl.store(gradient + tl.cast(t, tl.int64) * size + at, dz, mask=mask)
+
+
+@triton.jit
+def write_line(parts, chunk, ce, kl, own, entropy, valid):
+    """The program's line of sums. Elementwise ce, kl and own are [ROWS, BLOCK]; of a whole row are
+    entropy and valid, [ROWS], which its first chunk adds."""
+    first = valid & (chunk == 0)
     line = parts + tl.program_id(0).to(tl.int64) * _LINE
-    tl.store(line, tl.sum(tl.where(valid, ce, 0.0)))
-    tl.store(line + 1, tl.sum(tl.where(valid, kl, 0.0)))
-    tl.store(line + 2, tl.sum(tl.where(valid, own, 0.0)))
-    tl.store(line + 3, tl.sum(tl.where(valid, entropy, 0.0)))
-    tl.store(line + _COUNT_AT, tl.sum(tl.where(valid, 1.0, 0.0)))
+    tl.store(line, tl.sum(tl.where(valid, tl.sum(ce, 1), 0.0)))
+    tl.store(line + 1, tl.sum(tl.where(valid, tl.sum(kl, 1), 0.0)))
+    tl.store(line + 2, tl.sum(tl.where(valid, tl.sum(own, 1), 0.0)))
+    tl.store(line + 3, tl.sum(tl.where(first, entropy, 0.0)))
+    tl.store(line + _COUNT_AT, tl.sum(tl.where(first, 1.0, 0.0)))
 
 
 @triton.jit

@@ -8,7 +8,8 @@ For every row b and step t, with x = z_t - max z_t and q = softmax(x / tau):
     dz  = pull_ce (q sum y - y) + pull_kl (q - p) + pull_own (q - p) + pull_h q (log q + H)
 
 Bytes per logit, b those of one: b read and b written where all steps of a row fit the
-registers; with more steps the logits are read once more for the own target.
+registers; with more steps the logits are read once more for the own target. Of more classes than
+one block, statistics have read them before.
 
 The trick: one program has all steps of its rows in registers, in a tuple, so the own target, which
 needs all steps, is there before the first step's gradient is written. Terms are summed over classes
@@ -21,20 +22,29 @@ import triton
 import triton.language as tl
 
 from .distill import (
+    SUM_CE,
+    SUM_H,
+    SUM_TAU,
     add_kl,
     centred,
     distribution,
-    first_max,
     in_flight,
     load,
+    mean_scale,
     offsets,
-    read_labels,
+    place,
+    read_statistics,
     read_steps,
-    rows,
+    read_target,
+    rounded,
+    row_entropy,
+    row_first,
+    row_max,
+    row_sum,
     softmax,
-    sum_exp,
-    target_tile,
+    step_at,
     write_line,
+    write_step,
 )
 
 NONE = tl.constexpr(0)
@@ -43,6 +53,12 @@ CORRECT = tl.constexpr(2)
 OTHER = tl.constexpr(0)
 TAU = tl.constexpr(1)
 CE = tl.constexpr(2)
+
+# Whose statistics lie where; those of the steps from STEPS_AT on.
+TARGET = tl.constexpr(0)
+TEACHER = tl.constexpr(1)
+OWN = tl.constexpr(2)
+STEPS_AT = tl.constexpr(3)
 
 
 class StepwiseFlags(NamedTuple):
@@ -70,12 +86,6 @@ def rates_of(k_ce, k_tau, k_h, FLAGS: tl.constexpr):
     elif FLAGS.entropy_is == CE:
         k_h = k_ce
     return k_ce, k_tau, k_h
-
-
-@triton.jit
-def entropy_bits(total, weighted, k):
-    """H in bits, of sum_exp and of sum x exp(x k)."""
-    return tl.log2(total) - k * (weighted / total)
 
 
 @triton.jit
@@ -118,64 +128,6 @@ def add_step(
     return ce, kl, self_, dz
 
 
-@triton.jit
-def _collect(
-    zs, start, steps, label, c, total, count,
-    FLAGS: tl.constexpr, STEPS: tl.constexpr, WHOLE: tl.constexpr,
-):  # fmt: skip
-    """Adds the steps of a segment that make up the own target, and how many they are."""
-    for i in tl.static_range(STEPS):
-        z = zs[i].to(tl.float32)
-        taken = (label == label) & (start + i < steps)
-        if FLAGS.own == CORRECT:
-            _, first = first_max(z, c)
-            taken = taken & (first == label)
-        if FLAGS.own == CORRECT or not WHOLE:
-            z = tl.where(taken[:, None], z, 0.0)
-        total += z
-        count += tl.where(taken, 1.0, 0.0)
-    return total, count
-
-
-@triton.jit
-def own_scale_of(count, inv_steps, FLAGS: tl.constexpr):
-    """What makes a mean of the collected steps; 0 where there is none."""
-    return tl.zeros_like(count) + inv_steps if FLAGS.own == MEAN else 1.0 / tl.maximum(count, 1.0)
-
-
-@triton.jit
-def _segment(
-    zs, start, steps, batch, classes, gradient, at, inside, valid, live,
-    ce, kl, self_, entropy, y, y_sum, taught, own, has_own, rates, pulls, far,
-    FLAGS: tl.constexpr, TEACHER: tl.constexpr, STEPS: tl.constexpr, WHOLE: tl.constexpr,
-):  # fmt: skip
-    """Adds the terms of a segment's steps, and writes its gradients."""
-    for i in tl.static_range(STEPS):
-        z = zs[i].to(tl.float32)
-        x = centred(z, tl.max(z, 1), inside, far)
-        h = tl.zeros_like(entropy)
-        s_h = h
-        if FLAGS.entropy:
-            s_h = sum_exp(x, rates[2])
-            h = entropy_bits(s_h, tl.sum(x * tl.exp2(x * rates[2]), 1), rates[2])
-        sums = (sum_exp(x, rates[0]), sum_exp(x, rates[1]), s_h, h)
-        ce_t, kl_t, self_t, dz = add_step(
-            x, ce, kl, self_, sums, y, y_sum, taught, own, has_own, rates, pulls, FLAGS, TEACHER
-        )
-        taken = start + i < steps
-        ce = ce_t if WHOLE else tl.where(taken, ce_t, ce)
-        kl = kl_t if WHOLE else tl.where(taken, kl_t, kl)
-        self_ = self_t if WHOLE else tl.where(taken, self_t, self_)
-        entropy += h if WHOLE else tl.where(taken, h, 0.0)
-        if gradient is not None:
-            written = inside & live[:, None]
-            written = written if WHOLE else tl.where(taken, written, False)
-            dz = tl.where(valid[:, None], dz, 0.0).to(gradient.dtype.element_ty)
-            step = gradient + (start + i) * batch * classes
-            tl.store(step + at, dz, mask=written)
-    return ce, kl, self_, entropy
-
-
 SIZES = ["steps", "batch", "units", "step_stride", "row_stride", "class_stride", "ignore_index"]
 
 
@@ -185,6 +137,7 @@ def stepwise_rows(
     target,  # [B] int64 or, where soft, [B, C]
     teacher,  # [B, C], or None
     gradient,  # [T, B, C], or None
+    statistics,  # [3 + T, B, LINE] float32 where programs have chunks of rows, or None
     parts,  # [programs, LINE] float32
     steps: tl.int32,
     batch: tl.int32,
@@ -193,85 +146,99 @@ def stepwise_rows(
     row_stride: tl.int64,
     class_stride: tl.int64,
     ignore_index: tl.int64,
-    keep,
-    base,
+    far,
     k_ce,  # log2(e) over the temperatures
     k_tau,
     k_h,
+    keep,
+    base,
     pull_ce,
     pull_kl,
     pull_own,
     pull_h,
     inv_steps,
-    far,
     FLAGS: tl.constexpr,
     STEPS: tl.constexpr,
-    LONG: tl.constexpr,  # a loop over segments of STEPS steps; else one segment, in registers
+    LONG: tl.constexpr,  # T takes several segments of STEPS steps; else one, kept in registers
     WHOLE: tl.constexpr,  # T fills its segments
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     VEC: tl.constexpr,
     DENSE: tl.constexpr,
 ):
-    b, live = rows(batch, ROWS)
-    c = tl.arange(0, BLOCK)[None, :]
     classes = units.to(tl.int64) * VEC
+    b, live, c, chunk = place(batch, classes, ROWS, BLOCK, statistics is not None)
     inside = c < classes
     z_at = offsets(b, c, row_stride, class_stride, VEC, DENSE)
     at = (b * classes)[:, None] + c
     stride = step_stride * VEC
+    segments = tl.cdiv(steps, STEPS) if LONG else 1
     rates = rates_of(k_ce, k_tau, k_h, FLAGS)
     pulls = (pull_ce, pull_kl, pull_own, pull_h)
-    start = tl.cast(0, tl.int64)
     if not LONG:
-        zs = read_steps(logits, z_at, inside, start, steps, stride, STEPS, WHOLE)
+        zs = read_steps(logits, z_at, inside, 0, steps, stride, STEPS, WHOLE)
         in_flight()
 
-    if FLAGS.soft:
-        label, valid, wrong = tl.zeros([ROWS], tl.int32), live, tl.zeros([ROWS], tl.float32)
-        y = target_tile(target, b, c, inside, classes, label, wrong, keep, base, True)
-        y_sum = tl.sum(y, 1)
-        if FLAGS.own == CORRECT:
-            _, label = first_max(load(target, at, inside).to(tl.float32), c)
-    else:
-        label, valid, wrong = read_labels(target, b, live, classes, ignore_index)
-        y = target_tile(target, b, c, inside, classes, label, wrong, keep, base, False)
-        y_sum = tl.full([ROWS], 1.0, tl.float32)
-
+    known = read_statistics(statistics, TARGET, b, batch)
+    label, valid, y, y_sum = read_target(
+        target, known, b, c, at, inside, live, classes, ignore_index, keep, base, FLAGS.soft
+    )
     taught, own, has_own = (0.0, 0.0), (0.0, 0.0), live
     if teacher is not None:
-        taught = distribution(load(teacher, at, inside).to(tl.float32), inside, rates[1], far)
+        known = read_statistics(statistics, TEACHER, b, batch)
+        taught = load(teacher, at, inside).to(tl.float32)
+        taught = distribution(taught, inside, rates[1], far, known)
     zeros = tl.zeros([ROWS, BLOCK], tl.float32)
     row_zeros = tl.zeros([ROWS], tl.float32)
     if FLAGS.own != NONE:
         total, count = zeros, row_zeros
-        if LONG:
-            for k in range(tl.cdiv(steps, STEPS)):
-                start = tl.cast(k, tl.int64) * STEPS
+        for k in range(segments):
+            start = tl.cast(k, tl.int64) * STEPS
+            if LONG:
                 zs = read_steps(logits, z_at, inside, start, steps, stride, STEPS, WHOLE)
-                total, count = _collect(
-                    zs, start, steps, label, c, total, count, FLAGS, STEPS, WHOLE
-                )
-        else:
-            total, count = _collect(zs, start, steps, label, c, total, count, FLAGS, STEPS, WHOLE)
-        total = total * own_scale_of(count, inv_steps, FLAGS)[:, None]
-        own = distribution(tl.where(inside, total, -float("inf")), inside, rates[1], far)
+            for i in tl.static_range(STEPS):
+                z = zs[i].to(tl.float32)
+                taken = live & (start + i < steps)
+                if FLAGS.own == CORRECT:
+                    t = step_at(start + i, steps, WHOLE)
+                    of_step = read_statistics(statistics, t + STEPS_AT, b, batch)
+                    taken = taken & (row_first(z, c, of_step) == label)
+                if FLAGS.own == CORRECT or not WHOLE:
+                    z = tl.where(taken[:, None], z, 0.0)
+                total += z
+                count += tl.where(taken, 1.0, 0.0)
+        total *= mean_scale(count, inv_steps, FLAGS.own == MEAN)[:, None]
+        known = read_statistics(statistics, OWN, b, batch)
+        own = distribution(tl.where(inside, total, -float("inf")), inside, rates[1], far, known)
         has_own = count > 0.0
 
     ce, kl, self_, entropy = zeros, zeros, zeros, row_zeros
-    if LONG:
-        for k in range(tl.cdiv(steps, STEPS)):
-            start = tl.cast(k, tl.int64) * STEPS
+    for k in range(segments):
+        start = tl.cast(k, tl.int64) * STEPS
+        if LONG:
             zs = read_steps(logits, z_at, inside, start, steps, stride, STEPS, WHOLE)
-            ce, kl, self_, entropy = _segment(
-                zs, start, steps, batch, classes, gradient, at, inside, valid, live,
-                ce, kl, self_, entropy, y, y_sum, taught, own, has_own, rates, pulls,
-                far, FLAGS, teacher is not None, STEPS, WHOLE,
+        for i in tl.static_range(STEPS):
+            z = zs[i].to(tl.float32)
+            t = step_at(start + i, steps, WHOLE)
+            of_step = read_statistics(statistics, t + STEPS_AT, b, batch)
+            x = centred(z, row_max(z, of_step), inside, far)
+            s_h, h = row_zeros, row_zeros
+            if FLAGS.entropy:
+                s_h = row_sum(x, rates[2], of_step, SUM_H)
+                h = row_entropy(x, s_h, rates[2], of_step)
+            s_ce = row_sum(x, rates[0], of_step, SUM_CE)
+            sums = (s_ce, row_sum(x, rates[1], of_step, SUM_TAU), s_h, h)
+            ce_t, kl_t, self_t, dz = add_step(
+                x, ce, kl, self_, sums, y, y_sum, taught, own, has_own, rates, pulls,
+                FLAGS, teacher is not None,
             )  # fmt: skip
-    else:
-        ce, kl, self_, entropy = _segment(
-            zs, start, steps, batch, classes, gradient, at, inside, valid, live,
-            ce, kl, self_, entropy, y, y_sum, taught, own, has_own, rates, pulls,
-            far, FLAGS, teacher is not None, STEPS, WHOLE,
-        )  # fmt: skip
-    write_line(parts, tl.sum(ce, 1), tl.sum(kl, 1), tl.sum(self_, 1), entropy, valid)
+            taken = start + i < steps
+            ce = ce_t if WHOLE else tl.where(taken, ce_t, ce)
+            kl = kl_t if WHOLE else tl.where(taken, kl_t, kl)
+            self_ = self_t if WHOLE else tl.where(taken, self_t, self_)
+            entropy += h if WHOLE else tl.where(taken, h, 0.0)
+            if gradient is not None:
+                dz = rounded(dz, valid, gradient)
+                mask = inside & live[:, None]
+                write_step(gradient, dz, start + i, steps, batch * classes, at, mask, WHOLE)
+    write_line(parts, chunk, ce, kl, self_, entropy, valid)

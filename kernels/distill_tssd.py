@@ -12,7 +12,7 @@ softmax at temperature tau, and w_t the auxiliary logits:
     dw_t     = pull_spatial (softmax(w_t / tau) - softmax(z_t / tau)), or of the means
 
 Bytes per logit, b those of one: b read and b written, and the same for each auxiliary logit, at any
-number of steps.
+number of steps. Of more classes than one block, statistics have read them before.
 
 The trick: no step's logits are needed once they are added up. The gradient is one of two tiles,
 which are rounded once and written T times.
@@ -24,22 +24,35 @@ import triton
 import triton.language as tl
 
 from .distill import (
+    SUM_CE,
+    SUM_TAU,
     add_kl,
     centred,
     distribution,
     offsets,
-    read_labels,
+    place,
+    read_statistics,
     read_steps,
-    rows,
+    read_target,
+    rounded,
+    row_max,
+    row_sum,
     softmax,
-    sum_exp,
-    target_tile,
+    step_at,
     write_line,
+    write_step,
 )
 
 NONE = tl.constexpr(0)
 EACH = tl.constexpr(1)
 MEAN = tl.constexpr(2)
+
+# Whose statistics lie where: means over all and over the first T_s steps; from AUX on auxiliary
+# logits, their mean or each of T steps, and then the T steps of logits.
+TARGET = tl.constexpr(0)
+ALL = tl.constexpr(1)
+STUDENT = tl.constexpr(2)
+AUX = tl.constexpr(3)
 
 
 class TssdFlags(NamedTuple):
@@ -60,8 +73,6 @@ class TssdFlags(NamedTuple):
 def objective(
     x_all,
     x_student,
-    task,  # elementwise sums so far
-    temporal,
     sums,  # sum_exp of x_all and of x_student at 1, then at tau
     y,
     y_sum,
@@ -70,10 +81,10 @@ def objective(
     numbers,  # ce_all, ce_student, pull_all, pull_student, pull_temporal
     FLAGS: tl.constexpr,
 ):
-    """task and temporal with a chunk's added, and the gradients of the first T_s steps and of the
-    others."""
+    """Elementwise task and temporal, and the gradients of the first T_s steps and of the others."""
     p, q = softmax(x_all, k_tau, sums[2]), softmax(x_student, k_tau, sums[3])
-    temporal = add_kl(temporal, p, q)
+    zeros = tl.zeros_like(x_all)
+    task, temporal = zeros, add_kl(zeros, p, q)
     late = tl.zeros_like(x_all)
     early = tl.zeros_like(x_all)
     if FLAGS.all:
@@ -98,52 +109,20 @@ def pulled(p, q, pull, FLAGS: tl.constexpr):
 
 
 @triton.jit
-def _segment(
-    zs, ws, start, steps, student_steps, batch, classes, aux_gradient, at, inside, valid, live,
-    total, student, w_total, spatial, k_tau, pull, far,
-    FLAGS: tl.constexpr, STEPS: tl.constexpr, WHOLE: tl.constexpr,
-):  # fmt: skip
-    """Adds a segment's steps to the sums over time; does all there is to do for a term per step."""
-    for i in tl.static_range(STEPS):
-        t = start + i
-        z = zs[i].to(tl.float32)
-        total += z if WHOLE else tl.where(t < steps, z, 0.0)
-        student += tl.where(t < student_steps, z, 0.0)
-        if FLAGS.aux == MEAN:
-            w = ws[i].to(tl.float32)
-            w_total += w if WHOLE else tl.where(t < steps, w, 0.0)
-        if FLAGS.aux == EACH:
-            p = distribution(z, inside, k_tau, far)
-            q = distribution(ws[i].to(tl.float32), inside, k_tau, far)
-            added = add_kl(spatial, p, q)
-            spatial = added if WHOLE else tl.where(t < steps, added, spatial)
-            if aux_gradient is not None:
-                written = inside & live[:, None]
-                written = written if WHOLE else tl.where(t < steps, written, False)
-                dw = tl.where(valid[:, None], pulled(p, q, pull, FLAGS), 0.0)
-                dw = dw.to(aux_gradient.dtype.element_ty)
-                tl.store(aux_gradient + t * batch * classes + at, dw, mask=written)
-    return total, student, w_total, spatial
-
-
-@triton.jit
 def write_steps(
-    gradient, early, late, at, inside, valid, live, steps, student_steps, batch, classes,
+    gradient, early, late, at, mask, valid, steps, student_steps, size,
     STEPS: tl.constexpr, LONG: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """Writes ``early`` to the first T_s steps, ``late`` to the others."""
-    written = inside & live[:, None]
-    early = tl.where(valid[:, None], early, 0.0).to(gradient.dtype.element_ty)
-    late = tl.where(valid[:, None], late, 0.0).to(gradient.dtype.element_ty)
+    early, late = rounded(early, valid, gradient), rounded(late, valid, gradient)
     if LONG:
         for t in range(steps):
-            step = gradient + tl.cast(t, tl.int64) * batch * classes
-            tl.store(step + at, tl.where(t < student_steps, early, late), mask=written)
+            dz = tl.where(t < student_steps, early, late)
+            write_step(gradient, dz, t, steps, size, at, mask, True)
     else:
         for t in tl.static_range(STEPS):
-            step = gradient + tl.cast(t, tl.int64) * batch * classes
-            there = written if WHOLE else tl.where(t < steps, written, False)
-            tl.store(step + at, tl.where(t < student_steps, early, late), mask=there)
+            dz = tl.where(t < student_steps, early, late)
+            write_step(gradient, dz, t, steps, size, at, mask, WHOLE)
 
 
 SIZES = ["steps", "student_steps", "batch", "units", "step_stride", "row_stride", "class_stride",
@@ -157,6 +136,7 @@ def tssd_rows(
     aux,  # [T, B, C], or None
     gradient,  # [T, B, C], or None
     aux_gradient,  # [T, B, C], or None
+    statistics,  # [3 + 0, 1 or 2 T, B, LINE] float32 where programs have chunks of rows, or None
     parts,  # [programs, LINE] float32
     steps: tl.int32,
     student_steps: tl.int32,
@@ -169,10 +149,11 @@ def tssd_rows(
     aux_row_stride: tl.int64,
     aux_class_stride: tl.int64,
     ignore_index: tl.int64,
-    keep,
-    base,
+    far,
     k_ce,  # log2(e) over the temperatures
     k_tau,
+    keep,
+    base,
     inv_steps,
     inv_student,
     ce_all,
@@ -181,7 +162,6 @@ def tssd_rows(
     pull_student,
     pull_temporal,
     pull_spatial,
-    far,
     FLAGS: tl.constexpr,
     STEPS: tl.constexpr,
     LONG: tl.constexpr,
@@ -191,75 +171,79 @@ def tssd_rows(
     VEC: tl.constexpr,
     DENSE: tl.constexpr,
 ):
-    b, live = rows(batch, ROWS)
-    c = tl.arange(0, BLOCK)[None, :]
     classes = units.to(tl.int64) * VEC
+    b, live, c, chunk = place(batch, classes, ROWS, BLOCK, statistics is not None)
     inside = c < classes
     z_at = offsets(b, c, row_stride, class_stride, VEC, DENSE)
     w_at = offsets(b, c, aux_row_stride, aux_class_stride, VEC, DENSE)
     at = (b * classes)[:, None] + c
+    mask = inside & live[:, None]
     stride, w_stride = step_stride * VEC, aux_step_stride * VEC
+    segments = tl.cdiv(steps, STEPS) if LONG else 1
     k_tau = k_ce if FLAGS.tau_is_ce else k_tau
-    start = tl.cast(0, tl.int64)
     if not LONG:
-        zs = read_steps(logits, z_at, inside, start, steps, stride, STEPS, WHOLE)
-        ws = zs
+        zs = read_steps(logits, z_at, inside, 0, steps, stride, STEPS, WHOLE)
         if FLAGS.aux != NONE:
-            ws = read_steps(aux, w_at, inside, start, steps, w_stride, STEPS, WHOLE)
+            ws = read_steps(aux, w_at, inside, 0, steps, w_stride, STEPS, WHOLE)
 
-    row_zeros = tl.zeros([ROWS], tl.float32)
-    if FLAGS.soft:
-        label, valid, wrong = tl.zeros([ROWS], tl.int32), live, row_zeros
-    else:
-        label, valid, wrong = read_labels(target, b, live, classes, ignore_index)
-    y = target_tile(target, b, c, inside, classes, label, wrong, keep, base, FLAGS.soft)
-    y_sum = tl.sum(y, 1) if FLAGS.soft else row_zeros + 1.0
-
+    known = read_statistics(statistics, TARGET, b, batch)
+    _, valid, y, y_sum = read_target(
+        target, known, b, c, at, inside, live, classes, ignore_index, keep, base, FLAGS.soft
+    )
     zeros = tl.zeros([ROWS, BLOCK], tl.float32)
     total, student, w_total, spatial = zeros, zeros, zeros, zeros
-    if LONG:
-        for k in range(tl.cdiv(steps, STEPS)):
-            start = tl.cast(k, tl.int64) * STEPS
+    for k in range(segments):
+        start = tl.cast(k, tl.int64) * STEPS
+        if LONG:
             zs = read_steps(logits, z_at, inside, start, steps, stride, STEPS, WHOLE)
-            ws = zs
             if FLAGS.aux != NONE:
                 ws = read_steps(aux, w_at, inside, start, steps, w_stride, STEPS, WHOLE)
-            total, student, w_total, spatial = _segment(
-                zs, ws, start, steps, student_steps, batch, classes, aux_gradient, at, inside,
-                valid, live, total, student, w_total, spatial, k_tau, pull_spatial, far,
-                FLAGS, STEPS, WHOLE,
-            )  # fmt: skip
-    else:
-        total, student, w_total, spatial = _segment(
-            zs, ws, start, steps, student_steps, batch, classes, aux_gradient, at, inside,
-            valid, live, total, student, w_total, spatial, k_tau, pull_spatial, far,
-            FLAGS, STEPS, WHOLE,
-        )  # fmt: skip
+        for i in tl.static_range(STEPS):
+            z = zs[i].to(tl.float32)
+            there = start + i < steps
+            total += z if WHOLE else tl.where(there, z, 0.0)
+            student += tl.where(start + i < student_steps, z, 0.0)
+            if FLAGS.aux == MEAN:
+                w = ws[i].to(tl.float32)
+                w_total += w if WHOLE else tl.where(there, w, 0.0)
+            if FLAGS.aux == EACH:
+                t = step_at(start + i, steps, WHOLE)
+                of_z = read_statistics(statistics, t + steps + AUX, b, batch)
+                of_w = read_statistics(statistics, t + AUX, b, batch)
+                p = distribution(z, inside, k_tau, far, of_z)
+                q = distribution(ws[i].to(tl.float32), inside, k_tau, far, of_w)
+                added = add_kl(spatial, p, q)
+                spatial = added if WHOLE else tl.where(there, added, spatial)
+                if aux_gradient is not None:
+                    dw = rounded(pulled(p, q, pull_spatial, FLAGS), valid, aux_gradient)
+                    write_step(aux_gradient, dw, start + i, steps, batch * classes, at, mask, WHOLE)
 
     mean, student = total * inv_steps, student * inv_student
-    x_all = centred(mean, tl.max(mean, 1), inside, far)
-    x_student = centred(student, tl.max(student, 1), inside, far)
-    sums = (sum_exp(x_all, k_ce), sum_exp(x_student, k_ce), sum_exp(x_all, k_tau),
-            sum_exp(x_student, k_tau))  # fmt: skip
+    known = read_statistics(statistics, ALL, b, batch)
+    x_all = centred(mean, row_max(mean, known), inside, far)
+    s_all = row_sum(x_all, k_ce, known, SUM_CE)
+    s_all_tau = row_sum(x_all, k_tau, known, SUM_TAU)
+    known = read_statistics(statistics, STUDENT, b, batch)
+    x_student = centred(student, row_max(student, known), inside, far)
+    s_student = row_sum(x_student, k_ce, known, SUM_CE)
+    sums = (s_all, s_student, s_all_tau, row_sum(x_student, k_tau, known, SUM_TAU))
     numbers = (ce_all, ce_student, pull_all, pull_student, pull_temporal)
     task, temporal, early, late = objective(
-        x_all, x_student, zeros, zeros, sums, y, y_sum, k_ce, k_tau, numbers, FLAGS
+        x_all, x_student, sums, y, y_sum, k_ce, k_tau, numbers, FLAGS
     )
+    size = batch * classes
     if FLAGS.aux == MEAN:
-        p = softmax(x_all, k_tau, sums[2])
-        q = distribution(w_total * inv_steps, inside, k_tau, far)
+        p = softmax(x_all, k_tau, s_all_tau)
+        known = read_statistics(statistics, AUX, b, batch)
+        q = distribution(w_total * inv_steps, inside, k_tau, far, known)
         spatial = add_kl(spatial, p, q)
         if aux_gradient is not None:
             dw = pulled(p, q, pull_spatial, FLAGS)
             write_steps(
-                aux_gradient, dw, dw, at, inside, valid, live, steps, steps, batch, classes,
-                STEPS, LONG, WHOLE,
+                aux_gradient, dw, dw, at, mask, valid, steps, steps, size, STEPS, LONG, WHOLE
             )  # fmt: skip
     if gradient is not None:
         write_steps(
-            gradient, early, late, at, inside, valid, live, steps, student_steps, batch, classes,
-            STEPS, LONG, WHOLE,
+            gradient, early, late, at, mask, valid, steps, student_steps, size, STEPS, LONG, WHOLE
         )  # fmt: skip
-    write_line(
-        parts, tl.sum(task, 1), tl.sum(temporal, 1), tl.sum(spatial, 1), row_zeros, valid
-    )  # fmt: skip
+    write_line(parts, chunk, task, temporal, spatial, tl.zeros([ROWS], tl.float32), valid)

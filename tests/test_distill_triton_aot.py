@@ -29,8 +29,9 @@ def make_tensor(*sizes, dtype=torch.float32):
     return torch.empty(sizes, dtype=dtype, device="meta")
 
 
-def make_call(spec, shape, dtype, *, soft=False, other=True, gradient=True, transposed=False):
-    """A loss kernel's call on tensors without memory. ``other``: teacher or auxiliary logits."""
+def make_calls(spec, shape, dtype, *, soft=False, other=True, gradient=True, transposed=False):
+    """A loss kernel's call on tensors without memory, behind those of the statistics that it needs.
+    ``other``: teacher or auxiliary logits."""
     steps, batch, classes = shape
 
     def tensor(*sizes, dtype=dtype):
@@ -41,10 +42,14 @@ def make_call(spec, shape, dtype, *, soft=False, other=True, gradient=True, tran
     if isinstance(spec, StepwiseLoss):
         teacher = tensor(batch, classes) if other else None
         into = tensor(*shape) if gradient else None
-        return backend.stepwise_call(spec, logits, target, teacher, into)[0]
+        return backend.stepwise_calls(spec, logits, target, teacher, into)[0]
     aux = tensor(*shape) if other else None
     into = (tensor(*shape) if gradient else None, tensor(*shape) if gradient and other else None)
-    return backend.tssd_call(spec, logits, target, aux, *into)[0]
+    return backend.tssd_calls(spec, logits, target, aux, *into)[0]
+
+
+def make_call(*args, **kwargs):
+    return make_calls(*args, **kwargs)[-1]
 
 
 def bytes_per_step(call, dtype):
@@ -110,8 +115,21 @@ def test_no_spills(name, shape, dtype, options, arch):
         "tssd both": TSSD._replace(ce_all=0.5, ce_student=0.5),
         "tssd means": TSSD._replace(ce_all=0.5, ce_student=0.5, per_step=False),
     }
-    kernel = compile_call(make_call((SPECS | others)[name], shape, dtype, **options), arch)
-    assert kernel.spills == 0 and kernel.stack == 0
+    for call in make_calls((SPECS | others)[name], shape, dtype, **options):
+        kernel = compile_call(call, arch)
+        assert kernel.spills == 0 and kernel.stack == 0
+
+
+@pytest.mark.parametrize("name", ("tser", "tssd"))
+def test_rows_of_many_classes_are_read_16_bytes_at_a_time(name):
+    """And written so, by a program for every chunk."""
+    *statistics, call = make_calls(SPECS[name], (2, 64, 21840), torch.bfloat16)
+    assert call.programs == 64 * 11 and {one.programs for one in statistics} <= {64, 128}
+    for one in statistics:
+        assert set(compile_call(one, 90).widths("LDG")) == {128}
+    wide = min(128, 8 * bytes_per_step(call, torch.bfloat16))
+    kernel = compile_call(call, 90)
+    assert kernel.widths("LDG")[wide] == kernel.widths("STG")[wide] + (name == "tser")
 
 
 def test_equal_temperatures_share_a_softmax():
@@ -128,10 +146,13 @@ def test_steps_do_not_rebuild_kernels():
     for classes in (10, 1000, 4000, 21841):
         built = set()
         for steps in range(1, 101):
-            call = make_call(TWKD, (steps, 32, classes), torch.bfloat16)
-            built.add(tuple(call.constants.items()))
-            assert not set(call.kernel.arg_names[5:12]) & set(call.constants)
-        assert len(built) <= 10
+            for call in make_calls(TWKD, (steps, 32, classes), torch.bfloat16):
+                absent = tuple(value is None for value in call.arguments)
+                built.add((call.kernel, absent, *call.constants.items()))
+                sizes = dict(zip(call.kernel.arg_names, call.arguments))
+                sizes = {name for name, value in sizes.items() if type(value) is int}
+                assert sizes == {call.kernel.arg_names[i] for i in call.kernel.do_not_specialize}
+        assert len(built) <= 12
 
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32), ids=("bfloat16", "float32"))
@@ -158,3 +179,12 @@ def test_launches(monkeypatch):
     for call in (launched[1], launched[3]):
         assert call.programs == 1
         assert compile_call(call, 90).spills == 0
+
+
+@pytest.mark.parametrize(
+    "name, soft, launches", (("tser", False, 2), ("twkd", True, 4), ("tssd", True, 5))
+)
+def test_rows_of_many_classes_take_a_launch_for_statistics_of_each_kind(name, soft, launches):
+    calls = make_calls(SPECS[name], (4, 32, 4097), torch.float32, soft=soft)
+    names = [call.kernel.fn.__name__ for call in calls]
+    assert names[:-1] == ["row_statistics"] * launches

@@ -1,7 +1,8 @@
-"""Distillation losses on CUDA tensors through Triton: two launches forward, one backward.
+"""Distillation losses on CUDA tensors through Triton: two launches forward, one backward. Rows of
+more than 4096 classes take one to five more, each of which finds the statistics of some rows.
 
-``stepwise_call``, ``tssd_call``, ``finish_call`` and ``scale_call`` turn tensors into a kernel's
-arguments. No value is read back on the way, so that a CUDA graph can hold all of it.
+``stepwise_calls``, ``tssd_calls``, ``finish_call`` and ``scale_call`` turn tensors into arguments
+of kernels. No value is read back on the way, so that a CUDA graph can hold all of it.
 """
 
 import functools
@@ -17,7 +18,7 @@ from snnfast.backends.triton.launch import Call
 _BUCKETS = (1, 2, 4, 6, 8)
 """Steps that a program holds in registers; T between two of them takes the larger."""
 _WIDEST = 4096
-"""The most classes of one block. More go through in chunks of _CHUNK."""
+"""The most classes of one block. Of more, a program has a chunk of _CHUNK."""
 _CHUNK = 2048
 _MANY = 2**18
 """Logits per step from which a program takes 1024 of them rather than 128: fewer programs would
@@ -37,7 +38,7 @@ class Tile(NamedTuple):
     rows: int
     block: int
     warps: int
-    chunked: bool
+    chunks: int  # of a row
 
 
 def _power_of_two(n: int) -> int:
@@ -53,8 +54,9 @@ def tile(steps: int, batch: int, classes: int, tensors: int = 1, correct: bool =
     spills; ``correct``, the own target of the right steps, takes more.
     """
     block = max(2, _power_of_two(classes))
+    chunks = 1
     if block > _WIDEST:
-        return Tile(1, True, True, 1, _CHUNK, _CHUNK // 128, True)
+        block, chunks = _CHUNK, -(-classes // _CHUNK)
     fit = (2 if correct else 4, 8, 8) if tensors == 1 else (2, 4, 6)
     most = fit[0] if block == _WIDEST else fit[1] if block == _WIDEST // 2 else fit[2]
     resident = steps <= most
@@ -63,7 +65,7 @@ def tile(steps: int, batch: int, classes: int, tensors: int = 1, correct: bool =
     rows = min(max(1, elements // block), _power_of_two(batch))
     each = 8 // tensors if rows == 1 else 2 if segment > 6 or block < 16 else 4 // tensors
     warps = min(max(1, rows * block // (each * 32)), 16)
-    return Tile(segment, not resident, steps % segment == 0, rows, block, warps, False)
+    return Tile(segment, not resident, steps % segment == 0, rows, block, warps, chunks)
 
 
 class _Access(NamedTuple):
@@ -92,6 +94,10 @@ def _access(*tensors: Tensor) -> _Access:
 
 def _shape_constants(cut: Tile, access: _Access) -> dict:
     constants = {
+        "STEPS": cut.steps,
+        "LONG": cut.long,
+        "WHOLE": cut.whole,
+        "ROWS": cut.rows,
         "BLOCK": cut.block,
         "VEC": access.vec,
         "DENSE": access.dense,
@@ -101,14 +107,40 @@ def _shape_constants(cut: Tile, access: _Access) -> dict:
     if cut.long or cut.rows > 1 or cut.steps > 6:
         # Left alone, the assembler spills a little to fit more programs.
         constants["maxnreg"] = min(255, 65536 // (32 * cut.warps))
-    if not cut.chunked:
-        constants |= dict(STEPS=cut.steps, LONG=cut.long, WHOLE=cut.whole, ROWS=cut.rows)
     return constants
+
+
+def _lines(count: int, logits: Tensor) -> Tensor:
+    from snnfast.kernels.distill import LINE
+
+    shape = (count, logits.shape[1], LINE)
+    return torch.empty(shape, dtype=torch.float32, device=logits.device)
+
+
+def _statistics_call(rows, lines, far, rates=(None,) * 3, label=None, right=None) -> Call:
+    """The launch that fills ``lines`` [G, B, LINE] with the statistics of ``rows`` [G steps, B, C],
+    each group's mean: over all of its steps or, with their own lines in ``right``, over those whose
+    first largest class is the ``label``. ``rates``: None for a sum that nobody asks for."""
+    from snnfast.kernels.distill_statistics import row_statistics
+
+    access, groups = _access(rows), len(lines)
+    steps, batch, classes = rows.shape
+    sizes = (steps // groups, batch, classes // access.vec, *access.strides[0])
+    constants = {
+        "SOFT": label is not None and label.is_floating_point(),
+        "BLOCK": _CHUNK,
+        "VEC": access.vec,
+        "DENSE": access.dense,
+        "num_warps": _CHUNK // 256,
+        "enable_fp_fusion": False,
+    }
+    arguments = (rows, label, right, lines, *sizes, far, *rates, groups / steps)
+    return Call(row_statistics, groups * batch, arguments, constants)
 
 
 @functools.lru_cache(maxsize=1024)
 def _stepwise_plan(loss: StepwiseLoss, steps: int, classes: int, soft: bool, teacher: bool):
-    """Flags of the kernel, and the numbers it takes after the sizes."""
+    """Flags of the kernel, ``far``, rates, and the numbers that it takes after these."""
     from snnfast.kernels.distill_stepwise import CE, OTHER, TAU, StepwiseFlags
 
     ce_tau, tau, entropy_tau = loss.ce_temperature, loss.temperature, loss.entropy_temperature
@@ -132,37 +164,58 @@ def _stepwise_plan(loss: StepwiseLoss, steps: int, classes: int, soft: bool, tea
     pulls = (ce / ce_tau, kl * sharpness, own * sharpness, -spread * _LN_2 / entropy_tau)
     smoothing = (1.0 - loss.label_smoothing, loss.label_smoothing / classes)
     temperatures = (ce_tau, tau, entropy_tau)
-    rates = (_LOG2_E / temperature for temperature in temperatures)
-    numbers = (*smoothing, *rates, *pulls, 1.0 / steps, _FAR * max(temperatures))
-    return flags, (loss.ignore_index, *numbers)
+    rates = tuple(_LOG2_E / temperature for temperature in temperatures)
+    return flags, _FAR * max(temperatures), rates, (*smoothing, *pulls, 1.0 / steps)
 
 
-def stepwise_call(loss: StepwiseLoss, logits, target, teacher, gradient) -> tuple[Call, Tensor]:
-    """The first launch behind ``stepwise_loss``, and the sums it leaves."""
+def _stepwise_statistics(loss, logits, target, teacher, far, rates):
+    """Launches, and the lines that they fill: of target, teacher, own target and steps."""
+    steps = logits.shape[0]
+    lines = _lines(3 + steps, logits)
+    of_target, of_teacher, of_own, of_steps = lines.split((1, 1, 1, steps))
+    at_tau = (None, rates[1], None)
+    softmaxes = teacher is not None or loss.self_target != SELF_NONE
+    asked = (rates[0], rates[1] if softmaxes else None, rates[2] if loss.entropy else None)
+    calls = [_statistics_call(logits, of_steps, far, asked)]
+    label, right = None, None
+    if loss.self_target == SELF_CORRECT:
+        label, right = target, of_steps
+    if target.is_floating_point():
+        calls.append(_statistics_call(target[None], of_target, far))
+        label = label if label is None else of_target
+    if teacher is not None:
+        calls.append(_statistics_call(teacher[None], of_teacher, far, at_tau))
+    if loss.self_target != SELF_NONE:
+        calls.append(_statistics_call(logits, of_own, far, at_tau, label, right))
+    return calls, lines
+
+
+def stepwise_calls(
+    loss: StepwiseLoss, logits, target, teacher, gradient
+) -> tuple[list[Call], Tensor]:  # fmt: skip
+    """The launches behind ``stepwise_loss`` but for the last, and the sums that they leave."""
     from snnfast.kernels.distill_stepwise import stepwise_rows
-    from snnfast.kernels.distill_stepwise_chunks import stepwise_chunks
 
     steps, batch, classes = logits.shape
     cut = tile(steps, batch, classes, correct=loss.self_target == SELF_CORRECT)
     access = _access(logits)
     plan = (loss, steps, classes, target.is_floating_point(), teacher is not None)
-    flags, numbers = _stepwise_plan(*plan)
+    flags, far, rates, numbers = _stepwise_plan(*plan)
+    calls, lines = [], None
+    if cut.chunks > 1:
+        calls, lines = _stepwise_statistics(loss, logits, target, teacher, far, rates)
     programs, parts = _parts(cut, logits)
-    sizes = (steps, batch, classes // access.vec, *access.strides[0])
+    sizes = (steps, batch, classes // access.vec, *access.strides[0], loss.ignore_index)
     constants = {"FLAGS": flags, **_shape_constants(cut, access)}
-    tensors = (logits, target, teacher, gradient, parts)
-    if not cut.chunked:
-        return Call(stepwise_rows, programs, (*tensors, *sizes, *numbers), constants), parts
-    scratch = None
-    if flags.own != SELF_NONE:
-        scratch = torch.empty((batch, classes), dtype=torch.float32, device=logits.device)
-    arguments = (*tensors, scratch, *sizes, *numbers)
-    return Call(stepwise_chunks, programs, arguments, constants), parts
+    arguments = (
+        logits, target, teacher, gradient, lines, parts, *sizes, far, *rates, *numbers
+    )  # fmt: skip
+    return [*calls, Call(stepwise_rows, programs, arguments, constants)], parts
 
 
 @functools.lru_cache(maxsize=1024)
 def _tssd_plan(loss: TssdLoss, steps: int, classes: int, soft: bool, aux: bool):
-    """Flags of the kernel, and the numbers it takes after the sizes."""
+    """Flags of the kernel, ``far``, rates, and the numbers that it takes after these."""
     from snnfast.kernels.distill_tssd import EACH, MEAN, NONE, TssdFlags
 
     task, temporal, spatial = loss.weights
@@ -182,40 +235,63 @@ def _tssd_plan(loss: TssdLoss, steps: int, classes: int, soft: bool, aux: bool):
         task * loss.ce_all, early * task * loss.ce_student,
         early * temporal * sharpness, spatial * sharpness,
     )  # fmt: skip
-    return flags, (
-        loss.ignore_index, 1.0 - loss.label_smoothing, loss.label_smoothing / classes,
-        _LOG2_E, _LOG2_E / loss.temperature, 1.0 / steps, 1.0 / loss.student_steps,
+    rates = (_LOG2_E, _LOG2_E / loss.temperature)
+    return flags, _FAR * max(1.0, loss.temperature), rates, (
+        1.0 - loss.label_smoothing, loss.label_smoothing / classes,
+        1.0 / steps, 1.0 / loss.student_steps,
         loss.ce_all, loss.ce_student, *(pull * loss.gradient_scale for pull in pulls),
-        _FAR * max(1.0, loss.temperature),
     )  # fmt: skip
 
 
-def tssd_call(
+def _tssd_statistics(loss, logits, target, aux, far, rates):
+    """Launches, and the lines that they fill: of target, means over all and over the first T_s
+    steps, auxiliary logits (their mean, or each step) and, for a term per step, of steps."""
+    steps = logits.shape[0]
+    each = 0 if aux is None else steps if loss.per_step else 1
+    lines = _lines(3 + 2 * each, logits)
+    of_target, of_all, of_student, of_aux, of_steps = lines.split((1, 1, 1, each, each))
+    at_tau = (None, rates[1], None)
+    calls = [
+        _statistics_call(logits, of_all, far, (*rates, None)),
+        _statistics_call(logits[: loss.student_steps], of_student, far, (*rates, None)),
+    ]
+    if target.is_floating_point():
+        calls.append(_statistics_call(target[None], of_target, far))
+    if aux is not None:
+        calls.append(_statistics_call(aux, of_aux, far, at_tau))
+        if loss.per_step:
+            calls.append(_statistics_call(logits, of_steps, far, at_tau))
+    return calls, lines
+
+
+def tssd_calls(
     loss: TssdLoss, logits, target, aux, gradient, aux_gradient
-) -> tuple[Call, Tensor]:  # fmt: skip
-    """The first launch behind ``tssd_loss``, and the sums it leaves."""
+) -> tuple[list[Call], Tensor]:  # fmt: skip
+    """The launches behind ``tssd_loss`` but for the last, and the sums that they leave."""
     from snnfast.kernels.distill_tssd import tssd_rows
-    from snnfast.kernels.distill_tssd_chunks import tssd_chunks
 
     steps, batch, classes = logits.shape
     cut = tile(steps, batch, classes, 1 if aux is None else 2)
     access = _access(logits) if aux is None else _access(logits, aux)
     plan = (loss, steps, classes, target.is_floating_point(), aux is not None)
-    flags, numbers = _tssd_plan(*plan)
+    flags, far, rates, numbers = _tssd_plan(*plan)
+    calls, lines = [], None
+    if cut.chunks > 1:
+        calls, lines = _tssd_statistics(loss, logits, target, aux, far, rates)
     programs, parts = _parts(cut, logits)
-    sizes = (steps, loss.student_steps, batch, classes // access.vec)
     strides = (*access.strides[0], *access.strides[-1])
-    tensors = (logits, target, aux, gradient, aux_gradient, parts)
+    sizes = (steps, loss.student_steps, batch, classes // access.vec, *strides, loss.ignore_index)
     constants = {"FLAGS": flags, **_shape_constants(cut, access)}
-    kernel = tssd_chunks if cut.chunked else tssd_rows
-    return Call(kernel, programs, (*tensors, *sizes, *strides, *numbers), constants), parts
+    tensors = (logits, target, aux, gradient, aux_gradient, lines, parts)
+    call = Call(tssd_rows, programs, (*tensors, *sizes, far, *rates, *numbers), constants)
+    return [*calls, call], parts
 
 
 def _parts(cut: Tile, logits: Tensor) -> tuple[int, Tensor]:
     """How many programs there are, and where they leave their sums."""
     from snnfast.kernels.distill import LINE
 
-    programs = -(-logits.shape[1] // cut.rows)
+    programs = -(-logits.shape[1] // cut.rows) * cut.chunks
     return programs, torch.empty((programs, LINE), dtype=torch.float32, device=logits.device)
 
 
@@ -252,8 +328,9 @@ def scale_call(gradient, grad_output, unit, scaled) -> Call:
 
 def stepwise_loss(loss, logits, target, teacher_logits, value, terms, unit, gradient) -> None:
     steps = logits.shape[0]
-    call, parts = stepwise_call(loss, logits, target, teacher_logits, gradient)
-    call.launch(logits.device)
+    calls, parts = stepwise_calls(loss, logits, target, teacher_logits, gradient)
+    for call in calls:
+        call.launch(logits.device)
     kl = loss.kl_scale / steps
     factors, unit_factor = (1 / steps, kl, kl, 1 / steps), 1 / (steps * loss.gradient_scale)
     last = finish_call(parts, value, terms, unit, factors, loss.weights, unit_factor)
@@ -264,8 +341,9 @@ def tssd_loss(
     loss, logits, target, aux_logits, value, terms, unit, gradient, aux_gradient
 ) -> None:  # fmt: skip
     steps = logits.shape[0]
-    call, parts = tssd_call(loss, logits, target, aux_logits, gradient, aux_gradient)
-    call.launch(logits.device)
+    calls, parts = tssd_calls(loss, logits, target, aux_logits, gradient, aux_gradient)
+    for call in calls:
+        call.launch(logits.device)
     spatial = loss.kl_scale / steps if loss.per_step else loss.kl_scale
     factors, unit_factor = (1.0, loss.kl_scale, spatial), 1 / (steps * loss.gradient_scale)
     last = finish_call(parts, value, terms, unit, factors, loss.weights, unit_factor)
