@@ -6,7 +6,7 @@ For a row of logits z, or of their mean over several steps, with x = z - max z:
     H = ln s - sum x exp(x / tau_h) / (tau_h s),  s = sum exp(x / tau_h)
 
 A program has one row and goes through its classes in chunks of BLOCK. Bytes per logit: b read, b
-those of one.
+those of one; each mean over steps reads them once more.
 
 The trick: x is taken from the maximum so far. When that grows, the sums so far are scaled.
 """
@@ -44,21 +44,21 @@ SIZES = ["steps", "batch", "units", "step_stride", "row_stride", "class_stride"]
 @triton.jit(do_not_specialize=SIZES)
 def row_statistics(
     logits,  # [G steps, B, C]
-    label,  # [B] int64, or statistics [B, LINE]; None: all steps count
-    right,  # statistics [steps, B, LINE] of the steps, of which those count that have the label
-    statistics,  # [G, B, LINE] float32
-    steps: tl.int32,  # of which a row is the mean
+    label,  # [B] int64 or, where soft, its statistics [B, LINE]; None where all steps count
+    right,  # [steps, B, LINE], statistics of the steps, of which those count that have the label
+    statistics,  # [G, B, LINE] float32, of the means of G groups of steps
+    steps: tl.int32,  # of a group
     batch: tl.int32,
     units: tl.int32,  # C / VEC
     step_stride: tl.int64,  # of logits, in units of VEC elements
     row_stride: tl.int64,
     class_stride: tl.int64,
     far,
-    k_ce,  # log2(e) over the temperatures; None where nobody asks for the sum
+    k_ce,  # log2(e) over the temperatures; None where the sum is not asked for
     k_tau,
     k_h,
     inv_steps,
-    SOFT: tl.constexpr,  # label is statistics
+    SOFT: tl.constexpr,
     BLOCK: tl.constexpr,
     VEC: tl.constexpr,
     DENSE: tl.constexpr,

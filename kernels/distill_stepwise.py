@@ -198,15 +198,17 @@ def stepwise_rows(
                 zs = read_steps(logits, z_at, inside, start, steps, stride, STEPS, WHOLE)
             for i in tl.static_range(STEPS):
                 z = zs[i].to(tl.float32)
-                taken = live & (start + i < steps)
+                there = start + i < steps
                 if FLAGS.own == CORRECT:
                     t = step_at(start + i, steps, WHOLE)
                     of_step = read_statistics(statistics, t + STEPS_AT, b, batch)
-                    taken = taken & (row_first(z, c, of_step) == label)
-                if FLAGS.own == CORRECT or not WHOLE:
-                    z = tl.where(taken[:, None], z, 0.0)
+                    right = row_first(z, c, of_step) == label
+                    right = right if WHOLE else right & there
+                    z = tl.where(right[:, None], z, 0.0)
+                    count += tl.where(right, 1.0, 0.0)
+                elif not WHOLE:
+                    z = tl.where(there, z, 0.0)
                 total += z
-                count += tl.where(taken, 1.0, 0.0)
         total *= mean_scale(count, inv_steps, FLAGS.own == MEAN)[:, None]
         known = read_statistics(statistics, OWN, b, batch)
         own = distribution(tl.where(inside, total, -float("inf")), inside, rates[1], far, known)
@@ -232,11 +234,11 @@ def stepwise_rows(
                 x, ce, kl, self_, sums, y, y_sum, taught, own, has_own, rates, pulls,
                 FLAGS, teacher is not None,
             )  # fmt: skip
-            taken = start + i < steps
-            ce = ce_t if WHOLE else tl.where(taken, ce_t, ce)
-            kl = kl_t if WHOLE else tl.where(taken, kl_t, kl)
-            self_ = self_t if WHOLE else tl.where(taken, self_t, self_)
-            entropy += h if WHOLE else tl.where(taken, h, 0.0)
+            there = start + i < steps
+            ce = ce_t if WHOLE else tl.where(there, ce_t, ce)
+            kl = kl_t if WHOLE else tl.where(there, kl_t, kl)
+            self_ = self_t if WHOLE else tl.where(there, self_t, self_)
+            entropy += h if WHOLE else tl.where(there, h, 0.0)
             if gradient is not None:
                 dz = rounded(dz, valid, gradient)
                 mask = inside & live[:, None]

@@ -1,6 +1,6 @@
 """What BatchNorm adds to the kernels of lif.py, and the kernels that stand beside them.
 
-    X = (Y - mean) scale + bias [+ R]        three roundings, unfused, as everywhere
+    X = (Y - mean) scale + bias [+ R]        a rounding for each operation, unfused, as everywhere
     statistics: mean and biased variance of a channel over steps and neurons
     dY = a dX + b (Y - mean) + c             a, b, c per channel
 
@@ -33,7 +33,8 @@ class Tile(NamedTuple):
 
 @triton.jit
 def split(index, chunks, TILE: tl.constexpr):
-    """Which channel's row, and from which column on, the tile's rows are that count from index."""
+    """Where the chunks numbered ``index`` lie: in which row of ``width`` neurons, all of the same
+    channel, and from which of its columns on."""
     if TILE.chunked:
         row = index // chunks
         start = (index - row * chunks) * TILE.cols
@@ -116,7 +117,7 @@ def keep_sum(parts, field, value, inside, slot, rows, channels, TILE: tl.constex
     total = along(value, inside, TILE)
     if TILE.last:
         size = tl.cdiv(rows, TILE.rows).to(tl.int64) * channels
-        # What is no channel's column has its slot in the next block's.
+        # The slot of a column past the last channel belongs to the next block of rows.
         known = tl.max(inside.to(tl.int32), axis=0, keep_dims=True) > 0
     else:
         size = rows.to(tl.int64)

@@ -110,17 +110,23 @@ def _shape_constants(cut: Tile, access: _Access) -> dict:
     return constants
 
 
-def _lines(count: int, logits: Tensor) -> Tensor:
+def _lines(logits: Tensor, *sizes: int) -> Tensor:
+    """So many lines of sums or of statistics."""
     from snnfast.kernels.distill import LINE
 
-    shape = (count, logits.shape[1], LINE)
-    return torch.empty(shape, dtype=torch.float32, device=logits.device)
+    return torch.empty((*sizes, LINE), dtype=torch.float32, device=logits.device)
+
+
+def _parts(cut: Tile, logits: Tensor) -> tuple[int, Tensor]:
+    """How many programs there are, and where they leave their sums."""
+    programs = -(-logits.shape[1] // cut.rows) * cut.chunks
+    return programs, _lines(logits, programs)
 
 
 def _statistics_call(rows, lines, far, rates=(None,) * 3, label=None, right=None) -> Call:
-    """The launch that fills ``lines`` [G, B, LINE] with the statistics of ``rows`` [G steps, B, C],
-    each group's mean: over all of its steps or, with their own lines in ``right``, over those whose
-    first largest class is the ``label``. ``rates``: None for a sum that nobody asks for."""
+    """The launch that fills ``lines`` [G, B, LINE] with the statistics of the means of G groups of
+    steps of ``rows`` [T, B, C]: over all steps of a group or, with the steps' lines in ``right``,
+    over those whose first largest class is the ``label``. Of ``rates``, None are not asked for."""
     from snnfast.kernels.distill_statistics import row_statistics
 
     access, groups = _access(rows), len(lines)
@@ -170,23 +176,22 @@ def _stepwise_plan(loss: StepwiseLoss, steps: int, classes: int, soft: bool, tea
 
 def _stepwise_statistics(loss, logits, target, teacher, far, rates):
     """Launches, and the lines that they fill: of target, teacher, own target and steps."""
-    steps = logits.shape[0]
-    lines = _lines(3 + steps, logits)
+    steps, batch, _ = logits.shape
+    lines = _lines(logits, 3 + steps, batch)
     of_target, of_teacher, of_own, of_steps = lines.split((1, 1, 1, steps))
     at_tau = (None, rates[1], None)
     softmaxes = teacher is not None or loss.self_target != SELF_NONE
     asked = (rates[0], rates[1] if softmaxes else None, rates[2] if loss.entropy else None)
     calls = [_statistics_call(logits, of_steps, far, asked)]
-    label, right = None, None
-    if loss.self_target == SELF_CORRECT:
-        label, right = target, of_steps
+    label = target
     if target.is_floating_point():
         calls.append(_statistics_call(target[None], of_target, far))
-        label = label if label is None else of_target
+        label = of_target
     if teacher is not None:
         calls.append(_statistics_call(teacher[None], of_teacher, far, at_tau))
     if loss.self_target != SELF_NONE:
-        calls.append(_statistics_call(logits, of_own, far, at_tau, label, right))
+        chosen = (label, of_steps) if loss.self_target == SELF_CORRECT else (None, None)
+        calls.append(_statistics_call(logits, of_own, far, at_tau, *chosen))
     return calls, lines
 
 
@@ -246,9 +251,9 @@ def _tssd_plan(loss: TssdLoss, steps: int, classes: int, soft: bool, aux: bool):
 def _tssd_statistics(loss, logits, target, aux, far, rates):
     """Launches, and the lines that they fill: of target, means over all and over the first T_s
     steps, auxiliary logits (their mean, or each step) and, for a term per step, of steps."""
-    steps = logits.shape[0]
+    steps, batch, _ = logits.shape
     each = 0 if aux is None else steps if loss.per_step else 1
-    lines = _lines(3 + 2 * each, logits)
+    lines = _lines(logits, 3 + 2 * each, batch)
     of_target, of_all, of_student, of_aux, of_steps = lines.split((1, 1, 1, each, each))
     at_tau = (None, rates[1], None)
     calls = [
@@ -285,14 +290,6 @@ def tssd_calls(
     tensors = (logits, target, aux, gradient, aux_gradient, lines, parts)
     call = Call(tssd_rows, programs, (*tensors, *sizes, far, *rates, *numbers), constants)
     return [*calls, call], parts
-
-
-def _parts(cut: Tile, logits: Tensor) -> tuple[int, Tensor]:
-    """How many programs there are, and where they leave their sums."""
-    from snnfast.kernels.distill import LINE
-
-    programs = -(-logits.shape[1] // cut.rows) * cut.chunks
-    return programs, torch.empty((programs, LINE), dtype=torch.float32, device=logits.device)
 
 
 def finish_call(parts, value, terms, unit, factors, weights, unit_factor: float) -> Call:
