@@ -44,7 +44,7 @@ def place(batch, classes, ROWS: tl.constexpr, BLOCK: tl.constexpr, CHUNKED: tl.c
     program = tl.program_id(0)
     chunk = 0
     if CHUNKED:
-        chunks = tl.cdiv(classes, BLOCK).to(tl.int32)
+        chunks = tl.cdiv(classes, BLOCK)
         chunk = program % chunks
         program = program // chunks
     row = program * ROWS + tl.arange(0, ROWS)

@@ -166,8 +166,8 @@ def stepwise_rows(
     VEC: tl.constexpr,
     DENSE: tl.constexpr,
 ):
+    b, live, c, chunk = place(batch, units * VEC, ROWS, BLOCK, statistics is not None)
     classes = units.to(tl.int64) * VEC
-    b, live, c, chunk = place(batch, classes, ROWS, BLOCK, statistics is not None)
     inside = c < classes
     z_at = offsets(b, c, row_stride, class_stride, VEC, DENSE)
     at = (b * classes)[:, None] + c

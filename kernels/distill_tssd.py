@@ -171,8 +171,8 @@ def tssd_rows(
     VEC: tl.constexpr,
     DENSE: tl.constexpr,
 ):
+    b, live, c, chunk = place(batch, units * VEC, ROWS, BLOCK, statistics is not None)
     classes = units.to(tl.int64) * VEC
-    b, live, c, chunk = place(batch, classes, ROWS, BLOCK, statistics is not None)
     inside = c < classes
     z_at = offsets(b, c, row_stride, class_stride, VEC, DENSE)
     w_at = offsets(b, c, aux_row_stride, aux_class_stride, VEC, DENSE)
