@@ -8,6 +8,8 @@ that is read once costs each of its threads ROWS x BLOCK x b / threads bytes per
 element, lanes past the last class counted. To these come the label and the program's sums.
 """
 
+from collections import Counter
+
 import pytest
 import torch
 from _aot import compile_call
@@ -152,7 +154,7 @@ def test_steps_do_not_rebuild_kernels():
                 sizes = dict(zip(call.kernel.arg_names, call.arguments))
                 sizes = {name for name, value in sizes.items() if type(value) is int}
                 assert sizes == set(call.kernel.do_not_specialize)
-        assert len(built) <= 12
+        assert max(Counter(kernel.fn.__name__ for kernel, *_ in built).values()) <= 10
 
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32), ids=("bfloat16", "float32"))
