@@ -126,7 +126,7 @@ def keep_sum(parts, field, value, inside, slot, rows, channels, TILE: tl.constex
 
 
 @triton.jit(do_not_specialize=["steps", "rows", "chunks", "channels", "width"])
-def norm_backward(
+def norm_dy(
     y,  # [T, N], time stride y_stride
     dx,  # [T, N], time stride dx_stride
     dy,  # [T, N], time stride dy_stride; may be dx

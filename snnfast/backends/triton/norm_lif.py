@@ -132,8 +132,8 @@ def norm_stats(y: Tensor, channels: int, inner: int, mean: Tensor, var: Tensor) 
 
 
 def norm_dy_call(y, dx, norm: Norm, a, b, c, dy) -> Call:
-    """The launch behind ``norm_backward``."""
-    from snnfast.kernels.norm_lif import norm_backward as kernel
+    """The launch behind ``norm_dy``."""
+    from snnfast.kernels.norm_lif import norm_dy as kernel
 
     steps = y.shape[0]
     tile, programs, places = lay(norm.channels, norm.inner, y.numel() // steps, y.dtype)
