@@ -400,7 +400,14 @@ def run_case(case: int, memory: Guarded) -> str | None:
                 (*expected[0], *[None] * 9)[:9] + tuple(expected[1]))  # fmt: skip
     found = [g.abs().double().nan_to_num().max().item() for g in expected[1] if _has_values(g)]
     scale = max(found, default=0.0) * (10 if op is snnfast.norm_lif else 1)
+    # Two values are normalised to the same two numbers whatever they are: their gradient is 0, and
+    # what either computes is rounding.
+    y = arguments.get("y")
+    pairs = op is snnfast.norm_lif and arguments["training"]
+    pairs = pairs and y.numel() == 2 * y.shape[1 if "timesteps" in arguments else 2]
     for what, ours, theirs in named:
+        if pairs and what == "y":
+            continue
         wrong = _close(ours, theirs, dtype, f"{op.__name__} {what}", scale)
         if wrong:
             return wrong

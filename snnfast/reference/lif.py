@@ -76,8 +76,10 @@ def lif(
     r = 0.0 if v_reset is None else v_reset
     v = torch.full(shape, r, dtype=state, device=x.device) if v0 is None else v0
     spikes, states = [], [v]
+    # A static input is widened once, so that its gradient is summed over time in the state's dtype.
+    static = None if timesteps is None else x.to(state)
     for t in range(steps):
-        x_t = (x if timesteps is not None else x[t]).to(state)
+        x_t = x[t].to(state) if static is None else static
         h = charge(x_t, v, r, rate, divide, decay_input)
         u = h - v_threshold
         s = _Fire.apply(u, surrogate) if surrogate.spiking else surrogate.primitive(u)
