@@ -68,10 +68,19 @@ class LifLayer(NamedTuple):
         return [int(choice) for choice in self[:7]], list(self[7:12])
 
     @classmethod
-    def unpack(cls, choices: list[int], numbers: list[float], steps: int) -> "LifLayer":
-        charge, divide, hard, detach_reset, surrogate, spiking, static = choices
-        flags = (bool(divide), bool(hard), bool(detach_reset))
-        return cls(charge, *flags, surrogate, bool(spiking), bool(static), *numbers, steps)
+    def unpack(cls, choices: list[int], numbers: list[float]) -> "LifLayer":
+        return _unpacked(tuple(choices), tuple(numbers))
+
+    def over(self, steps: int) -> "LifLayer":
+        """The same layer for T = ``steps``."""
+        return tuple.__new__(LifLayer, (*self[:12], steps, *self[13:]))
+
+
+@functools.lru_cache(1024)
+def _unpacked(choices: tuple[int, ...], numbers: tuple[float, ...]) -> LifLayer:
+    charge, divide, hard, detach_reset, surrogate, spiking, static = choices
+    flags = (bool(divide), bool(hard), bool(detach_reset))
+    return LifLayer(charge, *flags, surrogate, bool(spiking), bool(static), *numbers)
 
 
 class Norm(NamedTuple):

@@ -31,11 +31,8 @@ class Call(NamedTuple):
     state: int
     surrogate: surrogates.Surrogate
     backend: str
-
-    @property
-    def packed(self) -> tuple:
-        """The arguments of LAYER."""
-        return self.layer.steps, *self.layer.pack(), self.backend
+    packed: tuple
+    """The arguments of LAYER."""
 
     @property
     def in_plain_words(self) -> dict:
@@ -107,7 +104,7 @@ def _number_rate(op: str, tau) -> tuple[float, bool]:
 @check.memoized
 def _layer(op, rate, divide, static, v_threshold, v_reset, decay_input, detach_reset, surrogate,
            return_state, backend):  # fmt: skip
-    """(the layer but for its steps, which state is wanted, the surrogate)."""
+    """(the layer but for its steps, packed too, which state is wanted, the surrogate)."""
     theta, reset, chosen, state = check_options(
         op, v_threshold=v_threshold, v_reset=v_reset, decay_input=decay_input,
         detach_reset=detach_reset, surrogate=surrogate, return_state=return_state, backend=backend,
@@ -118,7 +115,8 @@ def _layer(op, rate, divide, static, v_threshold, v_reset, decay_input, detach_r
     known = chosen.ID is not None
     number, (a, b) = (chosen.ID, chosen.params()) if known else (-1, (0.0, 0.0))
     choices = (charge, divide, v_reset is not None, detach_reset, number, chosen.spiking, static)
-    return LifLayer(*choices, rate, theta, reset, a, b), state, chosen
+    layer = LifLayer(*choices, rate, theta, reset, a, b)
+    return layer, layer.pack(), state, chosen
 
 
 def lif_layer(
@@ -129,7 +127,7 @@ def lif_layer(
     """The layer that ``lif`` makes of these arguments."""
     rate = _number_rate("lif", tau)
     neuron = (v_threshold, v_reset, decay_input, detach_reset, surrogate, False, None)
-    return _layer("lif", *rate, static, *neuron)[0]._replace(steps=steps)
+    return _layer("lif", *rate, static, *neuron)[0].over(steps)
 
 
 def checked_call(op, x, v0, *, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate,
@@ -145,19 +143,19 @@ def checked_call(op, x, v0, *, tau, v_threshold, v_reset, decay_input, detach_re
     rate, *number = _check_rate(op, x, shape, tau, inv_tau)
     check.refuse_transforms(op, x, v0, rate)
     neuron = (v_threshold, v_reset, decay_input, detach_reset, surrogate, return_state, backend)
-    layer, state, chosen = _layer(op, *number, static, *neuron)
+    layer, packed, state, chosen = _layer(op, *number, static, *neuron)
     if v0 is not None:
         check.check_state(op, "v0", v0, x, shape)
     own = type(chosen).__name__ if chosen.ID is None else None
     name = select(op, backend, x.device.type, x.dtype, not chosen.spiking, own)
-    return Call(layer._replace(steps=steps), rate, state, chosen, name)
+    return Call(layer.over(steps), rate, state, chosen, name, (steps, *packed, name))
 
 
 def unpacked(x: Tensor, steps: int, choices: list[int], numbers: list[float]) -> LifLayer:
     """The layer behind the dispatcher. A traced graph has T as a number, which may not be that of
     the x it is run on."""
-    layer = LifLayer.unpack(choices, numbers, steps)
-    return layer if layer.static else layer._replace(steps=x.shape[0])
+    layer = LifLayer.unpack(choices, numbers)
+    return layer.over(steps if layer.static else x.shape[0])
 
 
 def axis(layer: LifLayer) -> int:

@@ -40,7 +40,7 @@ class _HardReset(torch.autograd.Function):
 
 def charge(x: Tensor, v: Tensor, r: float, rate: Tensor | float, divide: bool, decay_input: bool):
     """H of one step. ``rate`` is tau where ``divide``, else 1/tau; tau = inf (a float) is IF."""
-    if isinstance(rate, float) and math.isinf(rate):
+    if isinstance(rate, float) and rate == math.inf:
         return v + x
     if isinstance(rate, float):
         # tensor / python_scalar multiplies by the reciprocal on CUDA; a tensor divides everywhere.
