@@ -142,7 +142,7 @@ def test_copies(surrogate, move):
 
 @pytest.mark.unpoisoned
 def test_compiles():
-    torch._dynamo.reset()  # a tau that was another before is a symbol, which Dynamo cannot lift here
+    torch._dynamo.reset()  # a tau that was another before is a symbol, which Dynamo cannot lift
     layer, x = snnfast.nn.LIF(surrogate=Cauchy()), data()
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     for a, b in zip(gradients(compiled, x), gradients(layer, x)):
@@ -171,3 +171,21 @@ def test_in_a_network():
 def test_refusals(call, error, message):
     with pytest.raises(error, match=message):
         call(data())
+
+
+class Constant(snnfast.surrogate.Surrogate):
+    """Equal to every other one, for all that a dataclass without fields can tell."""
+
+    def __init__(self, value):
+        super().__init__()
+        object.__setattr__(self, "value", value)
+
+    def gradient(self, x):
+        return torch.full_like(x, self.value)
+
+
+def test_two_of_a_class_have_each_its_own_formula():
+    x = torch.full((1, 1), 0.5, requires_grad=True)
+    for value in (1.0, 100.0):
+        s = snnfast.lif(x, surrogate=Constant(value), backend="reference")
+        assert torch.autograd.grad(s.sum(), x)[0].item() == value / 2

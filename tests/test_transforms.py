@@ -109,3 +109,18 @@ def test_packed_spikes_beside_forward_mode_and_lazy_negatives(traced):
             graph = make_fx(lambda s: torch.autograd.grad(loss(s, weight), weight)[0])(s)
         other = (torch.rand(64, 64) < 0.3).float()
         assert torch.equal(graph(other), torch.autograd.grad(loss(other, weight), weight)[0])
+
+
+def test_a_traced_block_counts_the_values_that_it_is_given():
+    def statistics(y, mean, var):
+        rows = {"weight": None, "bias": None, "running_mean": mean, "running_var": var}
+        return snnfast.norm_lif(y, training=True, **rows)
+
+    def given():
+        return torch.zeros(4), torch.ones(4)
+
+    graph = make_fx(statistics, tracing_mode="symbolic")(torch.randn(2, 3, 4), *given())
+    y = torch.randn(7, 5, 4)
+    traced, eager = given(), given()
+    graph(y, *traced), statistics(y, *eager)
+    torch.testing.assert_close(traced, eager)

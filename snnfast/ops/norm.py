@@ -22,7 +22,7 @@ _library = torch.library.Library("snnfast", "FRAGMENT")
 _library.define("norm_stats(Tensor y, bool static, str backend) -> (Tensor mean, Tensor var)")
 _library.define(
     "norm_prepare(Tensor mean, Tensor var, Tensor? weight, Tensor(a!)? running_mean, "
-    "Tensor(b!)? running_var, float momentum, float unbias, float eps, str backend) "
+    "Tensor(b!)? running_var, float momentum, SymInt total, float eps, str backend) "
     "-> (Tensor inv_std, Tensor scale)"
 )
 _library.define(
@@ -61,7 +61,7 @@ def _(y, static, backend):
 
 
 @torch.library.register_fake("snnfast::norm_prepare", lib=_library)
-def _(mean, var, weight, running_mean, running_var, momentum, unbias, eps, backend):
+def _(mean, var, weight, running_mean, running_var, momentum, total, eps, backend):
     return torch.empty_like(mean), torch.empty_like(mean)
 
 
@@ -87,21 +87,23 @@ def _run_stats(y, static, backend):
 
 
 def update_running(
-    running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float, unbias
+    running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float, total
 ) -> None:
-    """The running statistics take a share ``momentum`` of mean and of var * unbias."""
+    """The running statistics take a share ``momentum`` of mean and of the unbiased variance, which
+    is that of ``total`` values."""
     running_mean.lerp_(mean, momentum)
-    running_var.lerp_(var * unbias, momentum)
+    running_var.lerp_(var * (total / (total - 1)), momentum)
 
 
-def _run_prepare(mean, var, weight, running_mean, running_var, momentum, unbias, eps, backend):
+def _run_prepare(mean, var, weight, running_mean, running_var, momentum, total, eps, backend):
     running = None if running_mean is None else (running_mean, running_var)
     kernels = implementation(backend)
     if kernels.owns_channel_arithmetic and all(t.is_contiguous() for t in running or ()):
+        unbias = total / (total - 1) if running else 1.0
         inv_std, scale = kernels.norm_prepare(mean, var, weight, running, momentum, unbias, eps)
     else:
         if running:
-            update_running(*running, mean, var, momentum, unbias)
+            update_running(*running, mean, var, momentum, total)
         inv_std = reference.inverse_std(var, eps)
         scale = inv_std if weight is None else weight * inv_std
     return inv_std, inv_std.clone() if scale is inv_std else scale
@@ -203,6 +205,5 @@ def shared_batch_norm(
     with torch.no_grad():
         mean, var = reference.channel_stats(x.detach().to(running_mean.dtype), 1)
         mean, var, count = joined(mean, var, x.numel() // x.shape[1], group)
-        total = repeats * count
-        update_running(running_mean, running_var, mean, var, momentum, total / (total - 1))
+        update_running(running_mean, running_var, mean, var, momentum, repeats * count)
     return _SharedBatchNorm.apply(x, weight, bias, mean, var, count, eps, group)

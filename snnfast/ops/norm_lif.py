@@ -306,7 +306,7 @@ def norm_lif(
         raise ValueError("norm_lif: process_group must be None on the reference backend")
     y = y if plain else layout.with_dense_steps(y, layers.axis(call.layer))
 
-    batch, unbias = None, 1.0
+    batch, total = None, 0
     running = None
     if training and running_mean is not None:
         # As in torch's batch norm their update is no change of version: whoever keeps them for
@@ -327,13 +327,12 @@ def norm_lif(
                 mean, var, batch = norms.joined(mean, var, count, process_group)
         if running is not None:
             total = batch * (timesteps or 1)
-            unbias = total / (total - 1)
             if plain or process_group is not None:
-                norms.update_running(*running, mean, var, momentum, unbias)
-                running = None
+                norms.update_running(*running, mean, var, momentum, total)
+                running, total = None, 0
         if not plain:
             inv_std, scale = torch.ops.snnfast.norm_prepare.default(
-                mean, var, weight, *(running or (None, None)), momentum, unbias, eps, call.backend
+                mean, var, weight, *(running or (None, None)), momentum, total, eps, call.backend
             )
 
     if plain:

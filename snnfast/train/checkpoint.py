@@ -38,6 +38,7 @@ class CheckpointError(RuntimeError):
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     """``write`` a temporary file beside ``path`` and rename it, so that none is ever half there."""
     part = path.with_name(f".{path.stem}.part{path.suffix}")
+    part.unlink(missing_ok=True)  # of a run that was killed; a link is not followed
     try:
         write(part)
         _sync(part)

@@ -44,6 +44,8 @@ def load(
         raise ValueError(f"load: weights must be model or ema, got {weights!r}")
     directory = Path(directory)
     path = directory / WEIGHTS[weights]
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory}: not a run: it is no directory")
     if not (directory / CONFIG).is_file() or not path.is_file():
         raise CheckpointError(f"{directory}: not a run: it has no {CONFIG} or no {path.name}")
     recipe = config.load(str(directory / CONFIG))

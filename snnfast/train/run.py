@@ -99,7 +99,7 @@ class _Run:
         data, notes = self.data, {}
         notes |= {"number of training samples": len(data.train)}
         notes |= {"number of test samples": len(data.test)}
-        notes |= {f"data's {name}": getattr(data, name) for name in SHAPE}
+        notes |= {f"data's {name}": getattr(data, name) for name in (*SHAPE, "classes")}
         if self.teacher is not None and self.config.teacher.checkpoint is not None:
             notes["teacher.checkpoint"] = f"one of digest {digest_of(self.teacher.state_dict())}"
         return notes
