@@ -272,3 +272,10 @@ def test_a_run_says_what_it_is_before_it_starts(tmp_path, capsys):
         "digits_resnet of 19,723 parameters, T = 2, cpu, float32, "
         f"into {tmp_path / 'run'}"
     )
+
+
+def test_a_model_that_there_is_not_is_refused(old):
+    path = old / "finished" / "config.toml"
+    path.write_text(path.read_text().replace('"digits_resnet"', '"nope"', 1))
+    with pytest.raises(CheckpointError, match=r"no such model as config.toml names: create_model"):
+        snnfast.load(old / "finished")

@@ -313,3 +313,14 @@ def test_a_compiled_loop_breaks_no_graph(silent):
     model, x = net(), sequence()
     step = torch.compile(model, backend="aot_eager", fullgraph=True)
     sum(step(x[t]) for t in range(T)).sum().backward()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_running_again_in_backward_is_refused(reentrant):
+    linear, lif = torch.nn.Linear(4, 4), snnfast.nn.LIF()
+    model = torch.nn.Sequential(linear, lif)
+    x = torch.randn(3, 2, 4, requires_grad=True)
+    with snnfast.streaming(model):
+        s = torch.utils.checkpoint.checkpoint(model, x, use_reentrant=reentrant)
+        with pytest.raises(RuntimeError, match=r"use snnfast\.nn\.checkpoint_spikes"):
+            s.sum().backward()

@@ -188,3 +188,22 @@ def test_the_lock_is_held_from_the_first_write_to_the_last(tmp_path, capsys, mon
     assert main(arguments(tmp_path, **SHORT)) == 0
     assert seen == ["student", "result"]
     folder.check_free(tmp_path)
+
+
+@pytest.mark.parametrize("options", [(), ("--overwrite",), ("--resume", "auto")])
+def test_names_of_a_run_that_are_something_else(tmp_path, capsys, options):
+    others = {"metrics.jsonl": "mkdir", "checkpoint": "touch", ".snnfast.json": "fifo"}
+    for name, make in others.items():
+        output = tmp_path / name.strip(".")
+        write(output / "mine.txt")
+        path = output / name
+        os.mkfifo(path) if make == "fifo" else getattr(path, make)()
+        error = refused(capsys, *arguments(output, **SHORT), *options)
+        assert f"{name} must be a" in error and path.exists()
+
+
+def test_a_marker_of_somebody_else_is_not_overwritten(tmp_path, capsys):
+    write(tmp_path / ".snnfast.json", '{"my": "notes"}')
+    error = refused(capsys, *arguments(tmp_path, **SHORT))
+    assert "must be the marker of a run" in error
+    assert (tmp_path / ".snnfast.json").read_text() == '{"my": "notes"}'

@@ -29,12 +29,15 @@ class _AsInForward:
         self._buffers = [dict(module._buffers) for module in self._modules]
         for module, then in zip(self._modules, self._then):
             module.__dict__.update(then)
+            if isinstance(module, BaseNeuron):
+                module._replayed = True
             for name, buffer in module._buffers.items():
                 module._buffers[name] = None if buffer is None else buffer.clone()
 
     def __exit__(self, *_):
         for module, now, buffers in zip(self._modules, self._now, self._buffers):
             module.__dict__.update(now)
+            module.__dict__.pop("_replayed", None)
             module._buffers.update(buffers)
 
 

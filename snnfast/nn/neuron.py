@@ -68,11 +68,18 @@ class BaseNeuron(nn.Module):
         ``return_state`` is set. ``v0``: the state to start from."""
         return self._run(lif, x, v0, timesteps)
 
+    _replayed = False  # by checkpoint_spikes, which brings the state of forward back
+
     def _run(self, op, x: Tensor, v0: Tensor | None, timesteps: int | None):
         """``op`` (``lif``, or one that ends in it) with this neuron's arguments and state."""
         streaming = self._streaming
         if streaming and not torch.compiler.is_compiling():
             self._call_once()
+            if not self._replayed and torch._C._current_graph_task_id() != -1:
+                raise RuntimeError(
+                    "streaming: a neuron must not run again in backward, its state being not the "
+                    "one of forward (torch.utils.checkpoint); use snnfast.nn.checkpoint_spikes"
+                )
         result = op(
             x,
             v0=self._v if streaming and v0 is None else v0,

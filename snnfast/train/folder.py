@@ -33,6 +33,16 @@ def check(output: Path, *, resume: bool = False, overwrite: bool = False) -> Non
     a run's names without a run's marker, and one that holds a run, unless it goes on (``resume``)
     or may be replaced (``overwrite``)."""
     there = [n for n in (*FILES, FOLDER, BOARD, EVAL, EVAL_PLOT) if os.path.lexists(output / n)]
+    folders = {FOLDER, BOARD}
+    for name in (*there, MARKER):
+        path = output / name
+        right = path.is_dir() if name in folders else path.is_file()
+        if os.path.lexists(path) and not path.is_symlink() and not right:
+            kind = "a directory" if name in folders else "a regular file"
+            raise ConfigError(f"output: {path} must be {kind}; it is not a run's: move it away")
+    marker = output / MARKER
+    if marker.is_file() and marker.stat().st_size and not marked(output):
+        raise ConfigError(f"output: {output / MARKER} must be the marker of a run, and is not")
     links = [name for name in there if (output / name).is_symlink()]
     if links:
         raise ConfigError(f"output: {output / links[0]} is a link; a run writes into its own files")
@@ -153,6 +163,8 @@ def go_on(output: Path) -> str:
 
 def _claim(path: Path) -> dict:
     """What the marker says; {} where there is none."""
+    if not path.is_file():  # nor anything that would have to be waited for
+        return {}
     try:
         claim = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError):

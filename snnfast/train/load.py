@@ -53,15 +53,16 @@ def load(
         with safe_open(path, "pt") as file:
             found = json.loads((file.metadata() or {})["shape"])
             shape = {name: int(found[name]) for name in SHAPE}
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+    except (SafetensorError, OSError, LookupError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: damaged, or not a run's: {error}") from error
-    with torch.random.fork_rng(devices=[]):  # first weights, which are replaced
-        model = create_model(
-            recipe.model,
-            **shape,
-            timesteps=inference_steps(recipe),
-            **({} if is_ann(recipe.model) else recipe.neuron.model_dump()),
-        )
+    try:
+        options = {} if is_ann(recipe.model) else recipe.neuron.model_dump()
+        with torch.random.fork_rng(devices=[]):  # first weights, which are replaced
+            model = create_model(
+                recipe.model, **shape, timesteps=inference_steps(recipe), **options
+            )
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{directory}: no such model as {CONFIG} names: {error}") from error
     checkpoint.fill(model, checkpoint.load_weights(path), path)
     if preprocess.KEY in found:
         model.preprocess = preprocess.of_weights(found[preprocess.KEY], shape, path)
