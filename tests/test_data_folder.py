@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import re
+import struct
 import sys
 import tracemalloc
 import warnings
@@ -427,3 +428,15 @@ def test_a_hub_that_cannot_be_reached(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(FileNotFoundError, match=r"'me/mine' cannot be had .*no route.*save_to_"):
         load_data("cifar10", root=tmp_path, source="hub:me/mine")
+
+
+@pytest.mark.parametrize("bits, interpretation", [(12, 1), (16, 0)])
+def test_grey_tiffs_that_would_come_out_wrong_are_refused(tmp_path, bits, interpretation):
+    """A strip of two pixels, written by hand: PIL reads both as 16 bits with black as 0."""
+    tags = {256: 2, 257: 1, 258: bits, 259: 1, 262: interpretation, 273: 0, 277: 1, 278: 1, 279: 4}
+    tags[273] = 8 + 2 + 12 * len(tags) + 4
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(tags))
+    content = head + entries + bytes(4) + b"\xff\xff\x00\x80"
+    with pytest.raises(DataError, match="black as 0 expected"):
+        decode(content, "grey.tif")

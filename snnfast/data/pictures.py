@@ -25,7 +25,8 @@ def decode(content: bytes | str | Path, name: str):
     """A PIL image in RGB from a file or from its bytes; DataError, naming it, where that fails.
 
     Grey levels of 16 bits are rounded to 8. Refused are pixels without a known range (float, or of
-    32 bits) and more of them than ``PIL.Image.MAX_IMAGE_PIXELS``.
+    32 bits), grey TIFFs of 12 bits or of 16 with white as 0, and more pixels than
+    ``PIL.Image.MAX_IMAGE_PIXELS``.
     """
     pil = require("PIL.Image")
     try:
@@ -42,6 +43,13 @@ def decode(content: bytes | str | Path, name: str):
                     f"levels of 8 or 16 bits expected, got 32 bits (mode {opened.mode} in a "
                     f"{opened.format}), which do not say what is white"
                 )
+            if wide and opened.format == "TIFF":
+                tags, bits, white = opened.tag_v2, 258, 262  # BitsPerSample, Photometric...
+                if tags.get(bits, (16,)) not in (16, (16,)) or tags.get(white, 1) != 1:
+                    raise ValueError(
+                        "grey levels of 16 bits with black as 0 expected, got "
+                        f"{tags.get(bits)} bits and photometric interpretation {tags.get(white)}"
+                    )
             if wide:
                 opened = pil.fromarray(_EIGHT[np.asarray(opened)])
             return opened.convert("RGB")
