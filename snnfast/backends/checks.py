@@ -9,10 +9,20 @@ microsecond a tensor.
 from torch import Tensor, int64, uint8
 from torch import dtype as Dtype
 
+from snnfast import surrogate
 from snnfast.backends.layout import IO_DTYPES, is_dense, state_dtype
-from snnfast.backends.spec import LifLayer, Norm, StepwiseLoss, TssdLoss, segments
+from snnfast.backends.spec import (
+    DECAY_INPUT,
+    DECAY_STATE,
+    INTEGRATE,
+    LifLayer,
+    Norm,
+    StepwiseLoss,
+    TssdLoss,
+    segments,
+)
 
-CHARGES, SURROGATES = 3, 15
+CHARGES = (INTEGRATE, DECAY_INPUT, DECAY_STATE)
 
 
 def _refuse(name: str, wanted: str, t: Tensor) -> None:
@@ -108,7 +118,7 @@ def _places(steps: _Steps, channels: int, inner: int) -> None:
 
 
 def _neuron(layer: LifLayer, steps: _Steps, x: Tensor, v0, rate) -> None:
-    if not (0 <= layer.charge < CHARGES and 0 <= layer.surrogate < SURROGATES):
+    if layer.charge not in CHARGES or not 0 <= layer.surrogate < len(surrogate.TABLE):
         raise ValueError(
             f"backend: charge and surrogate must be in the tables, got {layer.charge} and "
             f"{layer.surrogate}"

@@ -119,10 +119,6 @@ def _layer(op, rate, divide, static, v_threshold, v_reset, decay_input, detach_r
     return layer, layer.pack(), state, chosen
 
 
-def _ours(surrogate) -> bool:
-    return isinstance(surrogate, str) or type(surrogate).__module__ == surrogates.__name__
-
-
 def lif_layer(
     steps: int, *, tau: float = DEFAULT_TAU, v_threshold: float = 1.0,
     v_reset: float | None = 0.0, decay_input: bool = True, detach_reset: bool = False,
@@ -148,7 +144,8 @@ def checked_call(op, x, v0, *, tau, v_threshold, v_reset, decay_input, detach_re
     check.refuse_transforms(op, x, v0, rate)
     neuron = (v_threshold, v_reset, decay_input, detach_reset, surrogate, return_state, backend)
     # A surrogate of one's own may be equal to another one whose formula is different.
-    layer_of = _layer if _ours(surrogate) else _layer.__wrapped__
+    in_table = isinstance(surrogate, str) or getattr(surrogate, "ID", None) is not None
+    layer_of = _layer if in_table else _layer.__wrapped__
     layer, packed, state, chosen = layer_of(op, *number, static, *neuron)
     if v0 is not None:
         check.check_state(op, "v0", v0, x, shape)
