@@ -350,12 +350,15 @@ def test_opcheck():
     layer = (4, *lif_layer(4, surrogate="atan").pack(), "cpu")
     mean, var = torch.zeros(5), torch.ones(5)
     ops, check = torch.ops.snnfast, torch.library.opcheck
-    check(ops.norm_stats.default, (y, False, "cpu"))
-    head = (y, residual, mean, var, mean, None, None)
-    check(ops.norm_lif_forward.default, (*head, *layer, 1, True))
-    check(
-        ops.norm_lif_backward.default, (*head, torch.empty(0), ds, None, *layer, True, False, False)
-    )
+    norms = (0.1, 72, 1e-5, False, "cpu")
+    check(ops.norm_stats.default, (y, var, mean.clone(), var.clone(), *norms))
+    check(ops.norm_prepare.default, (mean, var, None, 1e-5, "cpu"))
+    check(ops.norm_finish.default, (torch.randn(2, 5), var, var, 72, "cpu"))
+    head = (y, residual, mean, var, mean)
+    check(ops.norm_lif_forward.default, (*head, None, None, *layer, 1, True))
+    gradients = (var, None, None, torch.empty(0), ds, None)
+    wanted = (72, True, False, False)
+    check(ops.norm_lif_backward.default, (*head, *gradients, *layer, *wanted))
     check(ops.norm_dy.default, (y, ds, mean, var, mean, mean, False, "cpu"))
 
 

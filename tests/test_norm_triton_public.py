@@ -123,10 +123,13 @@ def contract():
         layer = (3, *layer.pack(), "triton")
         ops, check, v = torch.ops.snnfast, torch.library.opcheck, torch.randn(5)
         norm, none = (v, v, v), (None, None)
-        check(ops.norm_stats.default, (y, static, "triton"))
+        norms = (0.1, 72, 1e-5, static, "triton")
+        check(ops.norm_stats.default, (y, v, v.clone(), v.clone(), *norms))
+        check(ops.norm_prepare.default, (v, v.abs(), None, 1e-5, "triton"))
+        check(ops.norm_finish.default, (torch.randn(2, 5), v, v, 72, "triton"))
         check(ops.norm_lif_forward.default, (y, r, *norm, *none, *layer, 1, True))
         gradients = (*none, torch.empty(0), ds, None)
-        arguments = (y, r, *norm, *gradients, *layer, not static, False, False)
+        arguments = (y, r, *norm, v, *gradients, *layer, 72, not static, False, False)
         check(ops.norm_lif_backward.default, arguments)
         check(
             ops.norm_lif_dy.default,

@@ -154,7 +154,7 @@ void prepare_norm(int64_t channels, const R* mean, const R* var, const R* weight
       running_var[c] = towards(running_var[c], var[c] * R(unbias));
     }
     inv_std[c] = R(1) / std::sqrt(var[c] + R(eps));
-    if (scale != inv_std) scale[c] = weight[c] * inv_std[c];
+    scale[c] = weight ? weight[c] * inv_std[c] : inv_std[c];
   }
 }
 

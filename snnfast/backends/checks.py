@@ -6,6 +6,8 @@ its name) must not make a kernel touch memory that is not a tensor's. A check co
 microsecond a tensor.
 """
 
+from typing import NamedTuple
+
 from torch import Tensor, int64, uint8
 from torch import dtype as Dtype
 
@@ -15,8 +17,10 @@ from snnfast.backends.spec import (
     DECAY_INPUT,
     DECAY_STATE,
     INTEGRATE,
+    Finished,
     LifLayer,
     Norm,
+    Prepared,
     StepwiseLoss,
     TssdLoss,
     segments,
@@ -146,7 +150,7 @@ def lif_forward(layer: LifLayer, x, v0, rate, s, v, borders, norm, residual) -> 
 
 def lif_backward(
     layer: LifLayer, x, v0, rate, borders, ds, dv, dx, dv0, drate, norm=None, residual=None,
-    sums=None,
+    sums=None, finished=None,
 ) -> None:  # fmt: skip
     steps = _Steps("x", x, layer.steps)
     _neuron(layer, steps, x, v0, rate)
@@ -168,6 +172,8 @@ def lif_backward(
         steps.sequence("residual", residual, x.dtype, any_stride=True)
     if sums is not None:
         _row("sums", sums, x, steps.state, 2, norm.channels)
+    if finished is not None:
+        norm_finish(sums, finished)
 
 
 def norm_lif_dy(layer: LifLayer, x, v0, rate, borders, ds, dv, dy, norm, a, b, c) -> None:
@@ -176,11 +182,13 @@ def norm_lif_dy(layer: LifLayer, x, v0, rate, borders, ds, dv, dy, norm, a, b, c
         _row(name, row, x, norm.mean.dtype, norm.channels)
 
 
-def norm_stats(y, channels: int, inner: int, mean, var) -> None:
+def norm_stats(y, channels: int, inner: int, mean, var, prepared) -> None:
     steps = _Steps("y", y)
     _places(steps, channels, inner)
     _row("mean", mean, y, steps.state, channels)
     _row("var", var, y, steps.state, channels)
+    if prepared is not None:
+        norm_prepare(mean, var, prepared)
 
 
 def norm_dy(y, dx, norm: Norm, a, b, c, dy) -> None:
@@ -192,19 +200,22 @@ def norm_dy(y, dx, norm: Norm, a, b, c, dy) -> None:
         _row(name, row, y, steps.state, norm.channels)
 
 
-def norm_prepare(mean, var, weight, running) -> None:
-    running_mean, running_var = running or (None, None)
-    rows = {"mean": mean, "var": var, "weight": weight}
-    rows |= {"running_mean": running_mean, "running_var": running_var}
-    for name, row in rows.items():
-        if row is not None:
-            _row(name, row, mean, state_dtype(mean), *mean.shape)
+def _rows(value: NamedTuple, like: Tensor, channels: int) -> None:
+    """The tensors of a value, [C] each."""
+    for name, row in zip(value._fields, value, strict=True):
+        if isinstance(row, Tensor):
+            _row(name, row, like, state_dtype(like), channels)
 
 
-def norm_finish(sums, scale, inv_std) -> None:
-    for name, row in (("sums[0]", sums[0]), ("scale", scale), ("inv_std", inv_std)):
-        _row(name, row, scale, state_dtype(scale), *scale.shape)
-    _row("sums", sums, scale, scale.dtype, 2, *scale.shape)
+def norm_prepare(mean, var, prepared: Prepared) -> None:
+    _row("var", var, mean, state_dtype(mean), mean.numel())
+    _rows(prepared, mean, mean.numel())
+
+
+def norm_finish(sums, finished: Finished) -> None:
+    channels = finished.scale.numel()
+    _row("sums", sums, finished.scale, state_dtype(sums), 2, channels)
+    _rows(finished, sums, channels)
 
 
 def _logits(name: str, t: Tensor, like: Tensor, shape) -> None:

@@ -11,27 +11,18 @@ from types import ModuleType
 from torch import Tensor
 
 from snnfast.backends import checks
-from snnfast.backends.spec import LifLayer, Norm, StepwiseLoss, TssdLoss
+from snnfast.backends.spec import Finished, LifLayer, Norm, Prepared, StepwiseLoss, TssdLoss
 
 
 class Backend:
     """One implementation of the ops. ``functions``: a module with the functions below, unchecked;
     ``available()`` gives None or one sentence that says how to enable it."""
 
-    def __init__(
-        self,
-        functions: ModuleType,
-        *,
-        recomputes_dx: bool = False,
-        owns_channel_arithmetic: bool = False,
-    ):
+    def __init__(self, functions: ModuleType, *, recomputes_dx: bool = False):
         self._run = functions
         self.recomputes_dx = recomputes_dx
         """Memory is slow and arithmetic is not: ``norm_lif_dy`` computes the gradient of X again
         instead of reading what the first pass wrote, 5b bytes an element instead of 6b."""
-        self.owns_channel_arithmetic = owns_channel_arithmetic
-        """It has ``norm_prepare`` and ``norm_finish``: on a CPU a dozen small ops of torch take as
-        long as a pass over a small layer."""
 
     def available(self) -> str | None:
         return self._run.available()
@@ -60,18 +51,20 @@ class Backend:
         borders: Tensor | None, ds: Tensor | None, dv: Tensor | None, dx: Tensor | None,
         dv0: Tensor | None = None, drate: Tensor | None = None, norm: Norm | None = None,
         residual: Tensor | None = None, sums: Tensor | None = None,
+        finished: Finished | None = None,
     ) -> None:  # fmt: skip
         """Fills ``dx`` [T, ...], or its sum over time where it has no time axis; ``dv0`` [...];
         ``drate``, the gradient of 1/tau, deterministic.
 
         ``ds`` has any time stride; ``dv`` is [...] or [T, ...]. With ``norm``, dx is the gradient
         of X, what the neurons are charged with (None where it is not wanted), and ``sums`` [2, C]
-        gets the sums of dX and of dX (x - mean) over each channel. Moves 3b bytes per neuron and
+        gets the sums of dX and of dX (x - mean) over each channel; with ``finished`` what follows
+        from them, too, in the launch that ends their reduction. Moves 3b bytes per neuron and
         timestep; 4b with a residual.
         """
         arguments = (layer, x, v0, rate, borders, ds, dv, dx, dv0, drate, norm, residual, sums)
-        checks.lif_backward(*arguments)
-        self._run.lif_backward(*arguments)
+        checks.lif_backward(*arguments, finished)
+        self._run.lif_backward(*arguments, finished)
 
     def norm_lif_dy(
         self, layer: LifLayer, x: Tensor, v0: Tensor | None, rate: Tensor | None,
@@ -85,11 +78,25 @@ class Backend:
         checks.norm_lif_dy(*arguments)
         self._run.norm_lif_dy(*arguments)
 
-    def norm_stats(self, y: Tensor, channels: int, inner: int, mean: Tensor, var: Tensor) -> None:
-        """Mean and biased variance [C] over the steps and neurons of y [T, ...]; b bytes an
+    def norm_stats(
+        self, y: Tensor, channels: int, inner: int, mean: Tensor, var: Tensor,
+        prepared: Prepared | None = None,
+    ) -> None:  # fmt: skip
+        """Mean and biased variance [C] over the steps and neurons of y [T, ...]; with ``prepared``
+        what ``norm_prepare`` makes of them, in the launch that ends the reduction. b bytes an
         element."""
-        checks.norm_stats(y, channels, inner, mean, var)
-        self._run.norm_stats(y, channels, inner, mean, var)
+        checks.norm_stats(y, channels, inner, mean, var, prepared)
+        self._run.norm_stats(y, channels, inner, mean, var, prepared)
+
+    def norm_prepare(self, mean: Tensor, var: Tensor, prepared: Prepared) -> None:
+        """What follows from given statistics [C]: fills ``prepared`` and moves its running ones."""
+        checks.norm_prepare(mean, var, prepared)
+        self._run.norm_prepare(mean, var, prepared)
+
+    def norm_finish(self, sums: Tensor, finished: Finished) -> None:
+        """Fills ``finished`` from given sums [2, C], those of several ranks."""
+        checks.norm_finish(sums, finished)
+        self._run.norm_finish(sums, finished)
 
     def norm_dy(
         self, y: Tensor, dx: Tensor, norm: Norm, a: Tensor, b: Tensor, c: Tensor, dy: Tensor
@@ -97,25 +104,6 @@ class Backend:
         """dy = a dx + b (y - mean) + c, [T, ...] and [C]; dy may be dx. 3b bytes an element."""
         checks.norm_dy(y, dx, norm, a, b, c, dy)
         self._run.norm_dy(y, dx, norm, a, b, c, dy)
-
-    def norm_prepare(
-        self, mean: Tensor, var: Tensor, weight: Tensor | None,
-        running: tuple[Tensor, Tensor] | None, momentum: float, unbias: float, eps: float,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """inv_std = 1 / sqrt(var + eps) and weight * inv_std, [C]; ``running``, a mean and a
-        variance, take a share ``momentum`` of mean and of var * unbias. Only where
-        ``owns_channel_arithmetic``."""
-        checks.norm_prepare(mean, var, weight, running)
-        return self._run.norm_prepare(mean, var, weight, running, momentum, unbias, eps)
-
-    def norm_finish(
-        self, sums: Tensor, scale: Tensor, inv_std: Tensor, count: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The gradients of weight and bias [C] from the ``sums`` of ``lif_backward``, and b and c
-        of ``norm_dy`` for statistics of ``count`` values, or for constant ones (0). Only where
-        ``owns_channel_arithmetic``."""
-        checks.norm_finish(sums, scale, inv_std)
-        return self._run.norm_finish(sums, scale, inv_std, count)
 
     def stepwise_loss(
         self, loss: StepwiseLoss, logits: Tensor, target: Tensor, teacher_logits: Tensor | None,

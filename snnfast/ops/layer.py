@@ -12,6 +12,7 @@ from snnfast.backends import layout
 from snnfast.backends import spec as specs
 from snnfast.backends.spec import LifLayer
 from snnfast.ops import validation as check
+from snnfast.ops.direct import is_direct
 from snnfast.ops.select import check_name, select
 
 STATE_NONE, STATE_LAST, STATE_ALL = 0, 1, 2
@@ -27,19 +28,17 @@ class Call(NamedTuple):
     """The checked arguments of a call that ends in LIF neurons."""
 
     layer: LifLayer
-    rate: Tensor | None
     state: int
     surrogate: surrogates.Surrogate
     backend: str
     packed: tuple
     """The arguments of LAYER."""
 
-    @property
-    def in_plain_words(self) -> dict:
+    def in_plain_words(self, rate: Tensor | None) -> dict:
         """The arguments of ``reference.lif``."""
         layer = self.layer
         return {
-            "rate": layer.rate if self.rate is None else self.rate,
+            "rate": layer.rate if rate is None else rate,
             "divide": layer.divide,
             "v_threshold": layer.theta,
             "v_reset": layer.reset if layer.hard else None,
@@ -48,6 +47,13 @@ class Call(NamedTuple):
             "surrogate": self.surrogate,
             "timesteps": layer.steps if layer.static else None,
         }
+
+    def run(self, op, function, tensors: tuple, *rest):
+        """``op`` of torch.ops; or the function that it is, which takes the layer and the backend
+        where the op takes LAYER."""
+        if is_direct(*tensors):
+            return function(*tensors, self.layer, self.backend, *rest)
+        return op(*tensors, *self.packed, *rest)
 
     def results(self, s: Tensor, states: Tensor):
         """What the public functions return, of what the reference does."""
@@ -131,8 +137,9 @@ def lif_layer(
 
 
 def checked_call(op, x, v0, *, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate,
-                 inv_tau, timesteps, return_state, backend) -> Call:  # fmt: skip
-    """The arguments of a neuron, checked against the input ``x`` and the state ``v0``."""
+                 inv_tau, timesteps, return_state, backend):  # fmt: skip
+    """The arguments of a neuron, checked against the input ``x`` and the state ``v0``: (Call, the
+    rate where it is a tensor)."""
     if timesteps is None:
         if x.dim() == 0:
             raise ValueError(f"{op}: x must have time as its first axis, got a scalar")
@@ -151,7 +158,7 @@ def checked_call(op, x, v0, *, tau, v_threshold, v_reset, decay_input, detach_re
         check.check_state(op, "v0", v0, x, shape)
     own = type(chosen).__name__ if chosen.ID is None else None
     name = select(op, backend, x.device.type, x.dtype, not chosen.spiking, own)
-    return Call(layer.over(steps), rate, state, chosen, name, (steps, *packed, name))
+    return Call(layer.over(steps), state, chosen, name, (steps, *packed, name)), rate
 
 
 def unpacked(x: Tensor, steps: int, choices: list[int], numbers: list[float]) -> LifLayer:
@@ -159,6 +166,17 @@ def unpacked(x: Tensor, steps: int, choices: list[int], numbers: list[float]) ->
     the x it is run on."""
     layer = LifLayer.unpack(choices, numbers)
     return layer.over(steps if layer.static else x.shape[0])
+
+
+def behind_dispatcher(function, tensors: int):
+    """``function`` with LAYER behind its tensors instead of a layer and a backend."""
+
+    def run(*arguments):
+        given, (*packed, backend) = arguments[:tensors], arguments[tensors : tensors + 4]
+        layer = unpacked(given[0], *packed)
+        return function(*given, layer, backend, *arguments[tensors + 4 :])
+
+    return run
 
 
 def axis(layer: LifLayer) -> int:

@@ -41,8 +41,7 @@ def _(x, v0, rate, borders, ds, dv, steps, choices, numbers, backend, want_dv0, 
     return dx, *layers.empty_backward(x, rate, layer, want_dv0, want_drate)
 
 
-def _run_forward(x, v0, rate, steps, choices, numbers, backend, state, keep):
-    layer = layers.unpacked(x, steps, choices, numbers)
+def _forward(x, v0, rate, layer, backend, state, keep):
     x, sequence, rate, layer = layers.as_launched(x, rate, layer)
     s, v, borders = layers.empty_forward(x, layer, state, keep)
     if s.numel():
@@ -54,9 +53,7 @@ def _run_forward(x, v0, rate, steps, choices, numbers, backend, state, keep):
     return s, v, borders
 
 
-def _run_backward(x, v0, rate, borders, ds, dv, steps, choices, numbers, backend, want_dv0,
-                  want_drate):  # fmt: skip
-    layer = layers.unpacked(x, steps, choices, numbers)
+def _backward(x, v0, rate, borders, ds, dv, layer, backend, want_dv0, want_drate):
     x, sequence, rate, layer = layers.as_launched(x, rate, layer)
     dx = layers.empty_input(x, layer)
     dv0, drate = layers.empty_backward(x, rate, layer, want_dv0, want_drate)
@@ -72,8 +69,8 @@ def _run_backward(x, v0, rate, borders, ds, dv, steps, choices, numbers, backend
 
 
 for _device in ("CPU", "CUDA"):
-    _library.impl("lif_forward", _run_forward, _device)
-    _library.impl("lif_backward", _run_backward, _device)
+    _library.impl("lif_forward", layers.behind_dispatcher(_forward, 3), _device)
+    _library.impl("lif_backward", layers.behind_dispatcher(_backward, 6), _device)
 
 
 class _Lif(torch.autograd.Function):
@@ -81,10 +78,11 @@ class _Lif(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, v0, rate, call):
-        s, v, borders = torch.ops.snnfast.lif_forward(x, v0, rate, *call.packed, call.state, True)
+        op = torch.ops.snnfast.lif_forward.default
+        s, v, borders = call.run(op, _forward, (x, v0, rate), call.state, True)
         ctx.save_for_backward(x, v0, rate, borders)
         ctx.set_materialize_grads(False)
-        ctx.layer, ctx.packed = call.layer, call.packed
+        ctx.call = call
         return (s, v) if call.state else s
 
     @staticmethod
@@ -92,10 +90,9 @@ class _Lif(torch.autograd.Function):
         layers.refuse_twice("lif")
         x, v0, rate, borders = ctx.saved_tensors
         _, want_dv0, want_drate, _ = ctx.needs_input_grad
-        dx, dv0, drate = torch.ops.snnfast.lif_backward(
-            x, v0, rate, borders, ds, dv, *ctx.packed, want_dv0, want_drate
-        )
-        drate = layers.rate_gradient(ctx.layer, rate, drate) if want_drate else None
+        op, tensors = torch.ops.snnfast.lif_backward.default, (x, v0, rate, borders, ds, dv)
+        dx, dv0, drate = ctx.call.run(op, _backward, tensors, want_dv0, want_drate)
+        drate = layers.rate_gradient(ctx.call.layer, rate, drate) if want_drate else None
         return dx, dv0 if want_dv0 else None, drate, None
 
 
@@ -165,21 +162,21 @@ def lif(
         >>> s = snnfast.lif(torch.randn(4, 32, 64), surrogate="atan")
     """
     check.check_input("lif", "x", x)
-    call = layers.checked_call(
+    call, rate = layers.checked_call(
         "lif", x, v0, tau=tau, v_threshold=v_threshold, v_reset=v_reset, decay_input=decay_input,
         detach_reset=detach_reset, surrogate=surrogate, inv_tau=inv_tau, timesteps=timesteps,
         return_state=return_state, backend=backend,
     )  # fmt: skip
     if call.backend == "reference":
-        return call.results(*reference.lif(x, v0, **call.in_plain_words))
+        return call.results(*reference.lif(x, v0, **call.in_plain_words(rate)))
 
     x = layout.with_dense_steps(x, layers.axis(call.layer))
-    inputs = (x, v0, call.rate)
+    inputs = (x, v0, rate)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
-        # The rate is an input of its own: what a Function differentiates stands in its arguments.
-        result = _Lif.apply(*inputs, call._replace(rate=None))
+        result = _Lif.apply(*inputs, call)
     else:
-        s, v, _ = torch.ops.snnfast.lif_forward(*inputs, *call.packed, call.state, False)
+        op = torch.ops.snnfast.lif_forward.default
+        s, v, _ = call.run(op, _forward, inputs, call.state, False)
         result = (s, v) if call.state else s
     if call.surrogate.spiking:
         mark_spikes(result[0] if call.state else result)

@@ -15,14 +15,18 @@ from torch import Tensor
 from snnfast import reference
 from snnfast.backends import layout
 from snnfast.backends import spec as specs
+from snnfast.ops.direct import is_direct
 from snnfast.ops.layer import TAGS
 from snnfast.ops.select import implementation
 
 _library = torch.library.Library("snnfast", "FRAGMENT")
-_library.define("norm_stats(Tensor y, bool static, str backend) -> (Tensor mean, Tensor var)")
 _library.define(
-    "norm_prepare(Tensor mean, Tensor var, Tensor? weight, Tensor(a!)? running_mean, "
-    "Tensor(b!)? running_var, float momentum, SymInt total, float eps, str backend) "
+    "norm_stats(Tensor y, Tensor? weight, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
+    "float momentum, SymInt total, float eps, bool static, str backend) "
+    "-> (Tensor mean, Tensor var, Tensor inv_std, Tensor scale)"
+)
+_library.define(
+    "norm_prepare(Tensor mean, Tensor var, Tensor? weight, float eps, str backend) "
     "-> (Tensor inv_std, Tensor scale)"
 )
 _library.define(
@@ -50,24 +54,30 @@ def with_channels(y: Tensor, static: bool) -> tuple[Tensor, int, int]:
     return (y.unsqueeze(0) if static else y), y.shape[first + 1], inner
 
 
-def _empty_stats(y: Tensor, static: bool) -> tuple[Tensor, Tensor]:
+def _empty_stats(y: Tensor, static: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """mean, var, inv_std, scale."""
     mean = y.new_empty(y.shape[channel_axis(static)], dtype=layout.state_dtype(y))
-    return mean, torch.empty_like(mean)
+    return mean, torch.empty_like(mean), torch.empty_like(mean), torch.empty_like(mean)
+
+
+def empty_finished(scale: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """dweight, dbias, b, c."""
+    return tuple(torch.empty_like(scale) for _ in range(4))
 
 
 @torch.library.register_fake("snnfast::norm_stats", lib=_library)
-def _(y, static, backend):
+def _(y, weight, running_mean, running_var, momentum, total, eps, static, backend):
     return _empty_stats(y, static)
 
 
 @torch.library.register_fake("snnfast::norm_prepare", lib=_library)
-def _(mean, var, weight, running_mean, running_var, momentum, total, eps, backend):
+def _(mean, var, weight, eps, backend):
     return torch.empty_like(mean), torch.empty_like(mean)
 
 
 @torch.library.register_fake("snnfast::norm_finish", lib=_library)
 def _(sums, scale, inv_std, count, backend):
-    return tuple(torch.empty_like(scale) for _ in range(4))
+    return empty_finished(scale)
 
 
 @torch.library.register_fake("snnfast::norm_dy", lib=_library)
@@ -80,12 +90,6 @@ def _(y, dx, mean, a, b, c, static, backend):
     return None
 
 
-def _run_stats(y, static, backend):
-    mean, var = _empty_stats(y, static)
-    implementation(backend).norm_stats(*with_channels(y, static), mean, var)
-    return mean, var
-
-
 def update_running(
     running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float, total
 ) -> None:
@@ -95,33 +99,34 @@ def update_running(
     running_var.lerp_(var * (total / (total - 1)), momentum)
 
 
-def _run_prepare(mean, var, weight, running_mean, running_var, momentum, total, eps, backend):
-    running = None if running_mean is None else (running_mean, running_var)
-    kernels = implementation(backend)
-    if kernels.owns_channel_arithmetic and all(t.is_contiguous() for t in running or ()):
-        unbias = total / (total - 1) if running else 1.0
-        inv_std, scale = kernels.norm_prepare(mean, var, weight, running, momentum, unbias, eps)
-    else:
-        if running:
-            update_running(*running, mean, var, momentum, total)
-        inv_std = reference.inverse_std(var, eps)
-        scale = inv_std if weight is None else weight * inv_std
-    return inv_std, inv_std.clone() if scale is inv_std else scale
+def _stats(y, weight, running_mean, running_var, momentum, total, eps, static, backend):
+    results = mean, var, inv_std, scale = _empty_stats(y, static)
+    updates = running_mean is not None
+    beside = updates and running_mean.is_contiguous() and running_var.is_contiguous()
+    running = (running_mean, running_var) if beside else (None, None)
+    unbias = total / (total - 1) if beside else 1.0
+    prepared = specs.Prepared(inv_std, scale, weight, *running, momentum, unbias, eps)
+    implementation(backend).norm_stats(*with_channels(y, static), mean, var, prepared)
+    if updates and not beside:
+        update_running(running_mean, running_var, mean, var, momentum, total)
+    return results
 
 
-def _run_finish(sums, scale, inv_std, count, backend):
-    kernels = implementation(backend)
-    if kernels.owns_channel_arithmetic:
-        return kernels.norm_finish(sums, scale, inv_std, count)
-    dbias, moment = sums.clone().unbind()
-    if not count:
-        return moment * inv_std, dbias, torch.zeros_like(dbias), torch.zeros_like(dbias)
-    c = scale * dbias / -count
-    b = scale * inv_std * inv_std * moment / -count
-    return moment * inv_std, dbias, b, c
+def _prepare(mean, var, weight, eps, backend):
+    inv_std, scale = torch.empty_like(mean), torch.empty_like(mean)
+    prepared = specs.Prepared(inv_std, scale, weight, None, None, 0.0, 1.0, eps)
+    implementation(backend).norm_prepare(mean, var, prepared)
+    return inv_std, scale
 
 
-def _run_dy(y, dx, mean, a, b, c, static, backend, dy=None):
+def _finish(sums, scale, inv_std, count, backend):
+    results = empty_finished(scale)
+    finished = specs.Finished(scale, inv_std, count, *results)
+    implementation(backend).norm_finish(sums, finished)
+    return results
+
+
+def _dy(y, dx, mean, a, b, c, static, backend, dy=None):
     sequence, channels, inner = with_channels(y, static)
     dy = torch.empty_like(dx) if dy is None else dy
     norm = specs.Norm(mean, a, c, channels, inner)
@@ -130,16 +135,16 @@ def _run_dy(y, dx, mean, a, b, c, static, backend, dy=None):
     return dy
 
 
-def _run_dy_in_place(y, dx, mean, a, b, c, static, backend):
-    _run_dy(y, dx, mean, a, b, c, static, backend, dy=dx)
+def _dy_in_place(y, dx, mean, a, b, c, static, backend):
+    _dy(y, dx, mean, a, b, c, static, backend, dy=dx)
 
 
 for _device in ("CPU", "CUDA"):
-    _library.impl("norm_stats", _run_stats, _device)
-    _library.impl("norm_prepare", _run_prepare, _device)
-    _library.impl("norm_finish", _run_finish, _device)
-    _library.impl("norm_dy", _run_dy, _device)
-    _library.impl("norm_dy_", _run_dy_in_place, _device)
+    _library.impl("norm_stats", _stats, _device)
+    _library.impl("norm_prepare", _prepare, _device)
+    _library.impl("norm_finish", _finish, _device)
+    _library.impl("norm_dy", _dy, _device)
+    _library.impl("norm_dy_", _dy_in_place, _device)
 
 
 def joined(mean: Tensor, var: Tensor, count: int, group) -> tuple[Tensor, Tensor, Tensor]:
@@ -155,18 +160,47 @@ def joined(mean: Tensor, var: Tensor, count: int, group) -> tuple[Tensor, Tensor
     return joined.to(mean.dtype), spread.to(mean.dtype), total.to(mean.dtype)
 
 
-def finished(sums: Tensor, scale: Tensor, inv_std: Tensor, count, group, backend: str):
-    """(dweight, dbias, b, c) of the first pass's ``sums``; ``count`` values were normalised by
-    their own statistics, over all ranks of ``group``, or None by constant ones."""
-    finish = torch.ops.snnfast.norm_finish.default
+def prepared(mean: Tensor, var: Tensor, weight: Tensor | None, eps: float, backend: str):
+    """inv_std and scale of given statistics."""
+    direct = is_direct(mean, var, weight)
+    run = _prepare if direct else torch.ops.snnfast.norm_prepare.default
+    return run(mean, var, weight, eps, backend)
+
+
+def statistics(y, weight, running, momentum, repeats, eps, static, group, backend):
+    """mean, inv_std and scale of this batch, over all ranks of ``group``, and the number of values
+    in a channel. ``running`` statistics, if any, move towards those of y shown ``repeats`` times.
+    """
+    count = y.numel() // y.shape[channel_axis(static)]
+    alone = running if group is None else None
+    tensors = (y, weight, *(alone or (None, None)))
+    run = _stats if is_direct(*tensors) else torch.ops.snnfast.norm_stats.default
+    mean, var, inv_std, scale = run(*tensors, momentum, count * repeats, eps, static, backend)
     if group is None:
-        return finish(sums, scale, inv_std, count or 0, backend)
-    dweight, dbias, b, c = finish(sums, scale, inv_std, 0, backend)
-    if count is not None:
-        dist.all_reduce(sums, group=group)
-        _, _, b, c = finish(sums, scale, inv_std, 1, backend)
-        b, c = b / count, c / count
-    return dweight, dbias, b, c
+        return mean, inv_std, scale, count
+    mean, var, total = joined(mean, var, count, group)
+    if running is not None:
+        update_running(*running, mean, var, momentum, total * repeats)
+    return mean, *prepared(mean, var, weight, eps, backend), total
+
+
+def over_ranks(sums: Tensor, scale: Tensor, inv_std: Tensor, count, group, backend: str):
+    """b and c of ``norm_dy``: ``count`` values of all ranks of ``group`` were normalised by their
+    own statistics."""
+    dist.all_reduce(sums, group=group)
+    _, _, b, c = torch.ops.snnfast.norm_finish.default(sums, scale, inv_std, 1, backend)
+    return b / count, c / count
+
+
+def dy(y, dx, mean, a, b, c, static: bool, backend: str, in_place: bool) -> Tensor:
+    """The gradient of y from that of X, which it replaces where ``in_place``."""
+    tensors, rest = (y, dx, mean, a, b, c), (static, backend)
+    if is_direct(*tensors):
+        return _dy(*tensors, *rest, dx if in_place else None)
+    if not in_place:
+        return torch.ops.snnfast.norm_dy.default(*tensors, *rest)
+    torch.ops.snnfast.norm_dy_.default(*tensors, *rest)
+    return dx
 
 
 class _SharedBatchNorm(torch.autograd.Function):

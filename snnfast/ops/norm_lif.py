@@ -26,9 +26,10 @@ _library.define(
     tags=layers.TAGS,
 )
 _library.define(
-    f"norm_lif_backward(Tensor y, Tensor? residual, {_NORM}, Tensor? v0, Tensor? rate, "
-    f"Tensor borders, Tensor? ds, Tensor? dv, {layers.LAYER}, bool want_dx, bool want_dv0, "
-    "bool want_drate) -> (Tensor dx, Tensor sums, Tensor dv0, Tensor drate)",
+    f"norm_lif_backward(Tensor y, Tensor? residual, {_NORM}, Tensor inv_std, Tensor? v0, "
+    f"Tensor? rate, Tensor borders, Tensor? ds, Tensor? dv, {layers.LAYER}, SymInt count, "
+    "bool want_dx, bool want_dv0, bool want_drate) -> (Tensor dx, Tensor sums, Tensor dweight, "
+    "Tensor dbias, Tensor b, Tensor c, Tensor dv0, Tensor drate)",
     tags=layers.TAGS,
 )
 _library.define(
@@ -45,13 +46,13 @@ def _(y, residual, mean, scale, bias, v0, rate, steps, choices, numbers, backend
 
 def _empty_backward(y, mean, rate, layer, want_dx, want_dv0, want_drate):
     dx = layers.empty_input(y, layer) if want_dx else y.new_empty(0)
-    sums = mean.new_empty((2, mean.shape[0]))
-    return dx, sums, *layers.empty_backward(y, rate, layer, want_dv0, want_drate)
+    rows = mean.new_empty((2, mean.shape[0])), *norms.empty_finished(mean)
+    return dx, *rows, *layers.empty_backward(y, rate, layer, want_dv0, want_drate)
 
 
 @torch.library.register_fake("snnfast::norm_lif_backward", lib=_library)
-def _(y, residual, mean, scale, bias, v0, rate, borders, ds, dv, steps, choices, numbers, backend,
-      *wanted):  # fmt: skip
+def _(y, residual, mean, scale, bias, inv_std, v0, rate, borders, ds, dv, steps, choices, numbers,
+      backend, count, *wanted):  # fmt: skip
     layer = layers.unpacked(y, steps, choices, numbers)
     return _empty_backward(y, mean, rate, layer, *wanted)
 
@@ -61,9 +62,7 @@ def _(y, mean, scale, bias, v0, rate, borders, ds, dv, a, b, c, steps, choices, 
     return layers.empty_input(y, layers.unpacked(y, steps, choices, numbers))
 
 
-def _run_forward(y, residual, mean, scale, bias, v0, rate, steps, choices, numbers, backend, state,
-                 keep):  # fmt: skip
-    layer = layers.unpacked(y, steps, choices, numbers)
+def _forward(y, residual, mean, scale, bias, v0, rate, layer, backend, state, keep):
     y, sequence, rate, layer = layers.as_launched(y, rate, layer)
     s, v, borders = layers.empty_forward(y, layer, state, keep)
     norm = specs.Norm(mean, scale, bias, *norms.with_channels(y, layer.static)[1:])
@@ -74,25 +73,23 @@ def _run_forward(y, residual, mean, scale, bias, v0, rate, steps, choices, numbe
     return s, v, borders
 
 
-def _run_backward(y, residual, mean, scale, bias, v0, rate, borders, ds, dv, steps, choices,
-                  numbers, backend, want_dx, want_dv0, want_drate):  # fmt: skip
-    layer = layers.unpacked(y, steps, choices, numbers)
+def _backward(y, residual, mean, scale, bias, inv_std, v0, rate, borders, ds, dv, layer, backend,
+              count, want_dx, want_dv0, want_drate):  # fmt: skip
     y, sequence, rate, layer = layers.as_launched(y, rate, layer)
     outputs = _empty_backward(y, mean, rate, layer, want_dx, want_dv0, want_drate)
-    dx, sums, dv0, drate = outputs
+    dx, sums, *rows, dv0, drate = outputs
     norm = specs.Norm(mean, scale, bias, *norms.with_channels(y, layer.static)[1:])
     v0, *kept = layers.gradients_as_launched(y, layer, v0, borders, ds, dv)
     residual = layout.like_steps(residual, y, layers.axis(layer), any_stride=True)
     grads = (dx if want_dx else None, dv0 if want_dv0 else None, drate if want_drate else None)
+    finished = specs.Finished(scale, inv_std, count, *rows)
     implementation(backend).lif_backward(
-        layer, sequence, v0, rate, *kept, *grads, norm, residual, sums
+        layer, sequence, v0, rate, *kept, *grads, norm, residual, sums, finished
     )
     return outputs
 
 
-def _run_dy(y, mean, scale, bias, v0, rate, borders, ds, dv, a, b, c, steps, choices, numbers,
-            backend):  # fmt: skip
-    layer = layers.unpacked(y, steps, choices, numbers)
+def _dy(y, mean, scale, bias, v0, rate, borders, ds, dv, a, b, c, layer, backend):
     y, sequence, rate, layer = layers.as_launched(y, rate, layer)
     dy = layers.empty_input(y, layer)
     norm = specs.Norm(mean, scale, bias, *norms.with_channels(y, layer.static)[1:])
@@ -102,9 +99,9 @@ def _run_dy(y, mean, scale, bias, v0, rate, borders, ds, dv, a, b, c, steps, cho
 
 
 for _device in ("CPU", "CUDA"):
-    _library.impl("norm_lif_forward", _run_forward, _device)
-    _library.impl("norm_lif_backward", _run_backward, _device)
-    _library.impl("norm_lif_dy", _run_dy, _device)
+    _library.impl("norm_lif_forward", layers.behind_dispatcher(_forward, 7), _device)
+    _library.impl("norm_lif_backward", layers.behind_dispatcher(_backward, 11), _device)
+    _library.impl("norm_lif_dy", layers.behind_dispatcher(_dy, 12), _device)
 
 
 def _is_batched(dx: Tensor) -> bool:
@@ -122,13 +119,11 @@ class _NormLif(torch.autograd.Function):
         ctx, y, residual, weight, bias, v0, rate, mean, inv_std, scale, call, batch, group, again
     ):
         shift = torch.zeros_like(mean) if bias is None else bias
-        s, v, borders = torch.ops.snnfast.norm_lif_forward.default(
-            y, residual, mean, scale, shift, v0, rate, *call.packed, call.state, True
-        )
+        op, tensors = torch.ops.snnfast.norm_lif_forward.default, (mean, scale, shift, v0, rate)
+        s, v, borders = call.run(op, _forward, (y, residual, *tensors), call.state, True)
         ctx.save_for_backward(y, residual, scale, shift, v0, rate, mean, inv_std, borders)
         ctx.set_materialize_grads(False)
-        ctx.layer, ctx.packed, ctx.backend = call.layer, call.packed, call.backend
-        ctx.batch, ctx.group, ctx.again = batch, group, again
+        ctx.call, ctx.batch, ctx.group, ctx.again = call, batch, group, again
         return (s, v) if call.state else s
 
     @staticmethod
@@ -136,27 +131,25 @@ class _NormLif(torch.autograd.Function):
         layers.refuse_twice("norm_lif")
         y, residual, scale, shift, v0, rate, mean, inv_std, borders = ctx.saved_tensors
         want_dy, want_dresidual, _, _, want_dv0, want_drate, *_ = ctx.needs_input_grad
+        call, shared = ctx.call, ctx.group is not None and ctx.batch is not None
         norm, inputs = (mean, scale, shift), (v0, rate, borders, ds, dv)
-        dx, sums, dv0, drate = torch.ops.snnfast.norm_lif_backward.default(
-            y, residual, *norm, *inputs, *ctx.packed, not ctx.again, want_dv0, want_drate
-        )
-        dweight, dbias, b, c = norms.finished(
-            sums, scale, inv_std, ctx.batch, ctx.group, ctx.backend
-        )
+        dx, sums, dweight, dbias, b, c, dv0, drate = call.run(
+            torch.ops.snnfast.norm_lif_backward.default, _backward,
+            (y, residual, *norm, inv_std, *inputs),
+            0 if shared else ctx.batch or 0, not ctx.again, want_dv0, want_drate,
+        )  # fmt: skip
+        if shared:
+            b, c = norms.over_ranks(sums, scale, inv_std, ctx.batch, ctx.group, call.backend)
         if want_drate:
-            drate = layers.rate_gradient(ctx.layer, rate, drate)
+            drate = layers.rate_gradient(call.layer, rate, drate)
         dy = None
-        if want_dy:
-            operands = (y, dx, mean, scale, b, c, ctx.layer.static, ctx.backend)
-            if ctx.again:
-                dy = torch.ops.snnfast.norm_lif_dy.default(
-                    y, *norm, *inputs, scale, b, c, *ctx.packed
-                )
-            elif want_dresidual or torch.compiler.is_compiling() or _is_batched(dx):
-                dy = torch.ops.snnfast.norm_dy.default(*operands)
-            else:  # in place: nobody else sees the gradient of X
-                torch.ops.snnfast.norm_dy_.default(*operands)
-                dy = dx
+        if want_dy and ctx.again:
+            op = torch.ops.snnfast.norm_lif_dy.default
+            dy = call.run(op, _dy, (y, *norm, *inputs, scale, b, c))
+        elif want_dy:
+            # In place where nobody else sees the gradient of X.
+            own = not (want_dresidual or torch.compiler.is_compiling() or _is_batched(dx))
+            dy = norms.dy(y, dx, mean, scale, b, c, call.layer.static, call.backend, own)
         grads = (dy, dx, dweight, dbias, dv0, drate)
         wanted = (grad if want else None for grad, want in zip(grads, ctx.needs_input_grad))
         return *wanted, *[None] * 7
@@ -288,7 +281,7 @@ def norm_lif(
     if residual is not None:
         _check_residual(residual, y, static)
     check.refuse_transforms("norm_lif", residual, weight, bias)
-    call = layers.checked_call(
+    call, rate = layers.checked_call(
         "norm_lif", y, v0, tau=tau, v_threshold=v_threshold, v_reset=v_reset,
         decay_input=decay_input, detach_reset=detach_reset, surrogate=surrogate, inv_tau=inv_tau,
         timesteps=timesteps, return_state=return_state, backend=backend,
@@ -306,56 +299,47 @@ def norm_lif(
         raise ValueError("norm_lif: process_group must be None on the reference backend")
     y = y if plain else layout.with_dense_steps(y, layers.axis(call.layer))
 
-    batch, total = None, 0
     running = None
     if training and running_mean is not None:
         # As in torch's batch norm their update is no change of version: whoever keeps them for
         # backward, in an evaluation before this step, is not refused.
         running = (running_mean.data, running_var.data)
-    with torch.no_grad():
-        if not use_batch:
-            # Copies: what backward keeps must not change when a later call updates the statistics.
-            mean, var = running_mean.clone(), running_var.clone()
-        elif plain:
-            wide = y.detach().to(dtype)
-            mean, var = reference.channel_stats(wide, norms.channel_axis(static))
-            batch = count
-        else:
-            mean, var = torch.ops.snnfast.norm_stats.default(y.detach(), static, call.backend)
-            batch = count
-            if process_group is not None:
-                mean, var, batch = norms.joined(mean, var, count, process_group)
-        if running is not None:
-            total = batch * (timesteps or 1)
-            if plain or process_group is not None:
-                norms.update_running(*running, mean, var, momentum, total)
-                running, total = None, 0
-        if not plain:
-            inv_std, scale = torch.ops.snnfast.norm_prepare.default(
-                mean, var, weight, *(running or (None, None)), momentum, total, eps, call.backend
-            )
-
     if plain:
+        mean = var = None
+        if not use_batch:
+            mean, var = running_mean.clone(), running_var.clone()
+        elif running is not None:
+            wide = y.detach().to(dtype)
+            stats = reference.channel_stats(wide, norms.channel_axis(static))
+            norms.update_running(*running, *stats, momentum, count * (timesteps or 1))
         one, zero = torch.ones((), dtype=dtype), torch.zeros((), dtype=dtype)
         return call.results(
             *reference.norm_lif(
-                y, residual, v0, eps=eps,
+                y, residual, v0, eps=eps, mean=mean, var=var,
                 weight=(one if weight is None else weight).to(y.device).expand(channels),
                 bias=(zero if bias is None else bias).to(y.device).expand(channels),
-                mean=None if use_batch else mean, var=None if use_batch else var,
-                **call.in_plain_words,
+                **call.in_plain_words(rate),
             )
         )  # fmt: skip
-    inputs = (y, residual, weight, bias, v0, call.rate)
+    with torch.no_grad():
+        if use_batch:
+            mean, inv_std, scale, batch = norms.statistics(
+                y.detach(), weight, running, momentum, timesteps or 1, eps, static, process_group,
+                call.backend,
+            )  # fmt: skip
+        else:
+            # A copy: what backward keeps must not change with a later call.
+            mean, batch = running_mean.clone(), None
+            var = running_var.contiguous()
+            inv_std, scale = norms.prepared(mean, var, weight, eps, call.backend)
+    inputs = (y, residual, weight, bias, v0, rate)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
         again = residual is None and recomputes_dx(call.backend)
-        constants = (mean, inv_std, scale, call._replace(rate=None), batch, process_group, again)
-        result = _NormLif.apply(*inputs, *constants)
+        result = _NormLif.apply(*inputs, mean, inv_std, scale, call, batch, process_group, again)
     else:
         shift = torch.zeros_like(mean) if bias is None else bias
-        s, v, _ = torch.ops.snnfast.norm_lif_forward.default(
-            y, residual, mean, scale, shift, v0, call.rate, *call.packed, call.state, False
-        )
+        op, tensors = torch.ops.snnfast.norm_lif_forward.default, (mean, scale, shift, v0, rate)
+        s, v, _ = call.run(op, _forward, (y, residual, *tensors), call.state, False)
         result = (s, v) if call.state else s
     if call.surrogate.spiking:
         mark_spikes(result[0] if call.state else result)

@@ -102,7 +102,7 @@ def mark_spikes(s: Tensor) -> None:
 
 @cache
 def _backend(device: str, dtype: torch.dtype) -> str:
-    return automatic("packed_spikes", device, dtype, False)[0]
+    return automatic(device, dtype, smooth=False, own=None)[0]
 
 
 class _Packed(NamedTuple):

@@ -22,4 +22,4 @@ __all__ = [
     "tssd_loss",
     "unpack_spikes",
 ]
-CAPABILITIES = {"owns_channel_arithmetic": True}
+CAPABILITIES: dict[str, bool] = {}

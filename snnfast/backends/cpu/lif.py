@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from snnfast.backends.cpu.launch import module, pointer
+from snnfast.backends.cpu.norm_lif import norm_finish
 from snnfast.backends.layout import DTYPES
-from snnfast.backends.spec import LifLayer, Norm, as_bytes
+from snnfast.backends.spec import Finished, LifLayer, Norm, as_bytes
 
 
 def lif_forward(
@@ -50,6 +51,7 @@ def lif_backward(
     norm: Norm | None = None,
     residual: Tensor | None = None,
     sums: Tensor | None = None,
+    finished: Finished | None = None,
 ) -> None:
     module().lif_backward(
         as_bytes(layer),
@@ -72,6 +74,8 @@ def lif_backward(
         _norm(norm, residual),
         pointer(sums),
     )
+    if finished is not None:
+        norm_finish(sums, finished)
 
 
 def _norm(norm: Norm | None, residual: Tensor | None) -> tuple | None:

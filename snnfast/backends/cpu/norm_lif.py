@@ -5,10 +5,17 @@ from torch import Tensor
 
 from snnfast.backends.cpu.launch import module, pointer
 from snnfast.backends.layout import DTYPES
-from snnfast.backends.spec import Norm
+from snnfast.backends.spec import Finished, Norm, Prepared
 
 
-def norm_stats(y: Tensor, channels: int, inner: int, mean: Tensor, var: Tensor) -> None:
+def norm_stats(
+    y: Tensor,
+    channels: int,
+    inner: int,
+    mean: Tensor,
+    var: Tensor,
+    prepared: Prepared | None = None,
+) -> None:
     module().norm_stats(
         DTYPES[y.dtype],
         torch.get_num_threads(),
@@ -21,6 +28,8 @@ def norm_stats(y: Tensor, channels: int, inner: int, mean: Tensor, var: Tensor) 
         mean.data_ptr(),
         var.data_ptr(),
     )
+    if prepared is not None:
+        norm_prepare(mean, var, prepared)
 
 
 def norm_dy(y: Tensor, dx: Tensor, norm: Norm, a: Tensor, b: Tensor, c: Tensor, dy: Tensor) -> None:
@@ -42,48 +51,33 @@ def norm_dy(y: Tensor, dx: Tensor, norm: Norm, a: Tensor, b: Tensor, c: Tensor, 
     )
 
 
-def norm_prepare(
-    mean: Tensor,
-    var: Tensor,
-    weight: Tensor | None,
-    running: tuple[Tensor, Tensor] | None,
-    momentum: float,
-    unbias: float,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
-    inv_std = torch.empty_like(mean)
-    scale = inv_std if weight is None else torch.empty_like(mean)
-    running_mean, running_var = running or (None, None)
+def norm_prepare(mean: Tensor, var: Tensor, prepared: Prepared) -> None:
     module().norm_prepare(
         DTYPES[mean.dtype],
         mean.numel(),
         mean.data_ptr(),
         var.data_ptr(),
-        pointer(weight),
-        pointer(running_mean),
-        pointer(running_var),
-        momentum,
-        unbias,
-        eps,
-        inv_std.data_ptr(),
-        scale.data_ptr(),
+        pointer(prepared.weight),
+        pointer(prepared.running_mean),
+        pointer(prepared.running_var),
+        prepared.momentum,
+        prepared.unbias,
+        prepared.eps,
+        prepared.inv_std.data_ptr(),
+        prepared.scale.data_ptr(),
     )
-    if running is not None:
-        torch.autograd.graph.increment_version(running)
-    return inv_std, scale
 
 
-def norm_finish(
-    sums: Tensor, scale: Tensor, inv_std: Tensor, count: int | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    results = tuple(torch.empty_like(scale) for _ in range(4))
+def norm_finish(sums: Tensor, finished: Finished) -> None:
     module().norm_finish(
         DTYPES[sums.dtype],
-        scale.numel(),
+        finished.scale.numel(),
         sums.data_ptr(),
-        scale.data_ptr(),
-        inv_std.data_ptr(),
-        count or 0,
-        *(tensor.data_ptr() for tensor in results),
+        finished.scale.data_ptr(),
+        finished.inv_std.data_ptr(),
+        finished.count,
+        finished.dweight.data_ptr(),
+        finished.dbias.data_ptr(),
+        finished.b.data_ptr(),
+        finished.c.data_ptr(),
     )
-    return results

@@ -5,6 +5,7 @@
 knows torch: pointers, sizes, strides and a stream go in, packed as ``csrc`` has the structs.
 """
 
+from snnfast.backends.channels import norm_finish, norm_prepare
 from snnfast.backends.cuda.distill import scale_gradient, stepwise_loss, tssd_loss
 from snnfast.backends.cuda.launch import available, details
 from snnfast.backends.cuda.lif import lif_backward, lif_forward, norm_lif_dy
@@ -17,7 +18,9 @@ __all__ = [
     "lif_backward",
     "lif_forward",
     "norm_dy",
+    "norm_finish",
     "norm_lif_dy",
+    "norm_prepare",
     "norm_stats",
     "pack_if_spikes",
     "pack_spikes",

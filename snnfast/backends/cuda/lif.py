@@ -8,11 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from snnfast.backends.channels import norm_finish
 from snnfast.backends.cuda import launch as driver
 from snnfast.backends.cuda.launch import IO, Float, Int, Kernel, Long, Pointer
 from snnfast.backends.cuda.norm_lif import Launch as _NormLaunch
 from snnfast.backends.layout import DTYPES
-from snnfast.backends.spec import INTEGRATE, LifLayer, Norm
+from snnfast.backends.spec import INTEGRATE, Finished, LifLayer, Norm
 
 # enum Flags of csrc/cuda/lif_args.h.
 HAS_V0, HAS_RATE, HAS_V, EVERY_STATE, HAS_BORDERS = 1, 2, 4, 8, 16
@@ -111,9 +112,12 @@ def lif_backward(
     norm: Norm | None = None,
     residual: Tensor | None = None,
     sums: Tensor | None = None,
+    finished: Finished | None = None,
 ) -> None:
     gradients = (borders, ds, dv, dx, dv0, drate)
     _backward(layer, x, v0, rate, *gradients, norm, residual, sums)
+    if finished is not None:
+        norm_finish(sums, finished)
 
 
 def norm_lif_dy(

@@ -10,10 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from snnfast.backends.channels import norm_prepare
 from snnfast.backends.cuda import launch as driver
 from snnfast.backends.cuda.launch import IO, Double, Int, Kernel, Long, Pointer
 from snnfast.backends.layout import DTYPES
-from snnfast.backends.spec import Norm
+from snnfast.backends.spec import Norm, Prepared
 
 ANY_CHANNELS, ONE_CHANNEL, ROW_OF_CHANNELS = 0, 1, 2
 _THREADS, _TOTAL_THREADS = 128, 256
@@ -170,13 +171,18 @@ def _time_stride(t: Tensor) -> int:
     return t.stride(0) if t.shape[0] > 1 else 0
 
 
-def norm_stats(y: Tensor, channels: int, inner: int, mean: Tensor, var: Tensor) -> None:
+def norm_stats(
+    y: Tensor, channels: int, inner: int, mean: Tensor, var: Tensor,
+    prepared: Prepared | None = None,
+) -> None:  # fmt: skip
     steps, neurons, stride = y.shape[0], y.numel() // y.shape[0], _time_stride(y)
     vector = _vector(y, neurons, stride)
     launch = Launch("stats", y, neurons, vector, Norm(mean, mean, var, channels, inner))
     args = driver.packed(MapArgs(driver.pointer(y), 0, 0, steps, neurons, stride))
     launch.run("norm_stats", lambda: _map_names(launch), args)
     launch.total(driver.pointer(mean), driver.pointer(var), y, y.numel() // channels)
+    if prepared is not None:
+        norm_prepare(mean, var, prepared)
 
 
 def norm_dy(x: Tensor, dx: Tensor, norm: Norm, a: Tensor, b: Tensor, c: Tensor, dy: Tensor) -> None:

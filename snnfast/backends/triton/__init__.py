@@ -1,5 +1,6 @@
 """Triton on CUDA tensors, and on CPU tensors under its interpreter: default on a GPU."""
 
+from snnfast.backends.channels import norm_finish, norm_prepare
 from snnfast.backends.triton.distill import scale_gradient, stepwise_loss, tssd_loss
 from snnfast.backends.triton.launch import available, details
 from snnfast.backends.triton.lif import lif_backward, lif_forward, norm_lif_dy
@@ -12,7 +13,9 @@ __all__ = [
     "lif_backward",
     "lif_forward",
     "norm_dy",
+    "norm_finish",
     "norm_lif_dy",
+    "norm_prepare",
     "norm_stats",
     "pack_if_spikes",
     "pack_spikes",

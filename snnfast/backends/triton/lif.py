@@ -9,7 +9,8 @@ import functools
 import torch
 from torch import Tensor
 
-from snnfast.backends.spec import INTEGRATE, SEGMENT, LifLayer, Norm
+from snnfast.backends.channels import norm_finish
+from snnfast.backends.spec import INTEGRATE, SEGMENT, Finished, LifLayer, Norm
 from snnfast.backends.triton import norm_lif as norms
 from snnfast.backends.triton.launch import THREAD, WARPS, Call
 
@@ -141,7 +142,7 @@ def lif_forward(
 
 def lif_backward(
     layer: LifLayer, x, v0, rate, borders, ds, dv, dx, dv0, drate, norm: Norm | None = None,
-    residual=None, sums=None,
+    residual=None, sums=None, finished: Finished | None = None,
 ) -> None:  # fmt: skip
     place = backward_place(layer, x, v0, rate, dv, norm)
     parts = None if drate is None else partial_sums(layer, x, rate, place)
@@ -152,6 +153,8 @@ def lif_backward(
     call.launch(x.device)
     if sums is not None:
         norms.add_up(moments, sums)
+    if finished is not None:
+        norm_finish(sums, finished)
     if drate is None:
         return
     if not rate.dim():

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from snnfast.backends.spec import SEGMENT, Norm
+from snnfast.backends.channels import norm_prepare
+from snnfast.backends.spec import SEGMENT, Norm, Prepared
 from snnfast.backends.triton.launch import THREAD, WARPS, Call
 
 _OPTIONS = {"num_warps": WARPS, "enable_fp_fusion": False}
@@ -126,9 +127,14 @@ def stats_calls(y: Tensor, channels: int, inner: int, mean: Tensor, var: Tensor)
     return take, finish
 
 
-def norm_stats(y: Tensor, channels: int, inner: int, mean: Tensor, var: Tensor) -> None:
+def norm_stats(
+    y: Tensor, channels: int, inner: int, mean: Tensor, var: Tensor,
+    prepared: Prepared | None = None,
+) -> None:  # fmt: skip
     for call in stats_calls(y, channels, inner, mean, var):
         call.launch(y.device)
+    if prepared is not None:
+        norm_prepare(mean, var, prepared)
 
 
 def norm_dy_call(y, dx, norm: Norm, a, b, c, dy) -> Call:

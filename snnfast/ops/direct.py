@@ -1,0 +1,43 @@
+"""Ops called as the Python functions that they are.
+
+The dispatcher takes 7 to 8 us a call of an op written in Python, and has nothing to do for plain
+tensors while nobody looks on. Who looks on (a compiler, a mode, a transform, a tracer, a profiler)
+or brings another kind of tensor (a subclass, a lazy negative, zeros without memory, one that stands
+for many) gets the op.
+"""
+
+import functools
+
+import torch
+from torch import Tensor
+
+_including = torch._C._dispatch_tls_local_include_set
+_keys = torch._C._dispatch_keys
+_KEYS = torch._C.DispatchKey
+_SET = torch._C.DispatchKeySet
+_LOOKING_ON = ~(_SET(_KEYS.BackendSelect) | _SET(_KEYS.ADInplaceOrView)).raw_repr()
+
+
+@functools.cache
+def _unusual(device: str) -> int:
+    """The dispatch keys that a plain tensor on a device does not have."""
+    with torch.inference_mode(False):
+        return ~_keys(torch.empty(0, device=device)).raw_repr()
+
+
+def is_direct(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether an op may be called on such tensors, now, without the dispatcher."""
+    if (
+        torch.compiler.is_compiling()
+        or _including().raw_repr() & _LOOKING_ON
+        or torch._C._len_torch_function_stack()
+        or torch._C._autograd._profiler_enabled()
+    ):
+        return False
+    unusual = _unusual(x.device.type)
+    if _keys(x).raw_repr() & unusual:
+        return False
+    for t in others:
+        if t is not None and _keys(t).raw_repr() & unusual:
+            return False
+    return True
