@@ -493,7 +493,7 @@ def test_a_training_step_waits_for_nothing(no_look, monkeypatch):
     }
     assert "convolution_backward" in called
     assert not called & WAITS and not no_look
-    # The stem's spikes and what was pooled from them (twice), and those of every layer but the last.
+    # The stem's spikes, what was pooled from them (twice), and those of all layers but the last.
     assert len(found) >= 1 + 2 + 15
 
 
