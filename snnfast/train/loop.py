@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -22,7 +21,7 @@ from snnfast.data.base import Data
 from snnfast.ops.packed import packed_spikes
 from snnfast.train.distributed import World
 from snnfast.train.objective import Objective, step_logits
-from snnfast.train.optim import Average, Schedule, make_optimizer
+from snnfast.train.optim import Average, Schedule, fuse, make_optimizer
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -101,8 +100,10 @@ class Trainer:
             options.schedule, options.lr, options.epochs, len(self.batches),
             options.warmup, options.lr_epochs, options.lr_gamma,
         )  # fmt: skip
+        self._reads_wait = reads_wait(device)
+        self._fused = self._reads_wait and options.amp == "fp16"
         self.optimizer = make_optimizer(
-            model, momentum=options.momentum, weight_decay=options.weight_decay
+            model, momentum=options.momentum, weight_decay=options.weight_decay, fused=self._fused
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.amp == "fp16")
         self.average = Average(model, options.ema) if options.ema else None
@@ -110,8 +111,7 @@ class Trainer:
         # Of this process in this epoch: less than the epoch where a run went on in its middle.
         self.seconds, self.images = {"loading": 0.0, "step": 0.0}, 0
         self._pending: list[tuple[Step, dict[str, Tensor]]] = []
-        # On a GPU reading a loss waits for it: seldom.
-        self._patience = 20 if device.type == "cuda" else 1
+        self._patience = 20 if self._reads_wait else 1  # steps until losses are read
         self._run = self._callable()
 
     def steps(self) -> Iterator[Step]:
@@ -183,6 +183,7 @@ class Trainer:
             raise ValueError(f"no epoch {self.epoch} with {self.done} steps")
         self.sums = {name: float(value) for name, value in state["sums"].items()}
         self.optimizer.load_state_dict(state["optimizer"])
+        fuse(self.optimizer, self._fused)  # the device may be another than before
         self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["rng"])
         if "cuda_rng" in state and self.device.type == "cuda":
@@ -257,16 +258,16 @@ class Trainer:
 
     def _update(self, loss: Tensor, lr: float) -> Tensor:
         """Apply the gradients; returns their norm, before clipping. On a CPU not where the loss or
-        the norm is not finite: the weights stay good."""
+        the norm is not finite: the weights stay good. A GPU is not waited for."""
         self.scaler.unscale_(self.optimizer)
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters])
         if self.options.clip_norm:
             nn.utils.clip_grads_with_norm_(parameters, self.options.clip_norm, norm)
-        if self.scaler.is_enabled() and self.scaler.get_scale() >= 1:
-            norm = norm.nan_to_num(0, 0, 0)  # an overflow, which a smaller scale mends
-        wrong = not (loss + norm).isfinite() if self.device.type != "cuda" else False
-        if self.device.type != "cuda" and self.world.any(wrong, self.device):
+        if self.scaler.is_enabled():  # an overflow, which a smaller scale mends
+            scale = self.scaler.scale(torch.ones_like(norm))
+            norm = torch.where(scale >= 1, norm.nan_to_num(0, 0, 0), norm)
+        if not self._reads_wait and self.world.any(not (loss + norm).isfinite(), self.device):
             return norm
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -293,6 +294,11 @@ class Trainer:
     def _autocast(self):
         dtype = DTYPES.get(self.options.amp)
         return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
+
+
+def reads_wait(device: torch.device) -> bool:
+    """Whether to read a number is to wait for the device."""
+    return device.type != "cpu"
 
 
 def show(images: Tensor, frames: int = 0, channels_last: bool = False) -> Tensor:
@@ -339,6 +345,7 @@ def _mixup(images: Tensor, targets: Tensor, classes: int, alpha: float, seed: in
     the targets [B, classes]; lam ~ Beta(alpha, alpha). A target that is no class has no weight."""
     lam = float(np.random.default_rng(seed).beta(alpha, alpha))
     images = torch.lerp(images.flip(images.dim() - 4), images, lam)
-    known = (targets >= 0)[:, None]
-    one_hot = F.one_hot(targets.clamp(min=0), classes).to(images.dtype) * known
+    # Not F.one_hot, which looks at the labels and refuses those that are no class.
+    labels = torch.arange(classes, device=targets.device)
+    one_hot = (targets[:, None] == labels).to(images.dtype)
     return images, torch.lerp(one_hot.flip(0), one_hot, lam)
