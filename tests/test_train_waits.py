@@ -8,45 +8,20 @@ import torch
 import torch.distributed as dist
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from train_cases import WAITS, taken_for_a_gpu, trainer_of
 
 import snnfast
-from snnfast.data import Augment, Data, TensorSplit, base
+from snnfast.data import base
 from snnfast.data.augment import transform
 from snnfast.data.transforms import Normalise
 from snnfast.ops import packed, select
-from snnfast.train import loop
-from snnfast.train.loop import Options, Trainer
-from snnfast.train.objective import step_logits
 
-WAITS = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2"}
 AUGMENT = ("crop4", "flip", "autoaugment", "cutout16", "events")
-
-
-def trainer_of(device, augment=(), sequences=False, **options):
-    """All that a recipe can ask for in a step, on a small network."""
-    shape = (12, 2, 3, 16, 16) if sequences else (12, 3, 16, 16)
-    images, targets = torch.rand(shape).to(device), (torch.arange(12) % 10).to(device)
-    split = TensorSplit(images, targets)
-    data = Data(split, split, 10, 3, 16, augment=Augment(augment))
-    student = snnfast.models.create_model("resnet18", num_classes=10, timesteps=2).to(device)
-    teacher = snnfast.models.create_model("ann_resnet18", num_classes=10).to(device)
-    criterion = snnfast.distill.TWKD(self_target="correct", skip_all_wrong=True)
-
-    def objective(output, targets, taught):
-        return criterion(step_logits(output), targets, taught, return_terms=True)
-
-    values = {"seed": 0, "epochs": 2, "batch_size": 3, "lr": 0.1, "clip_norm": 1.0, "ema": 0.9}
-    return Trainer(
-        "student", student, objective, data, Options(**values | options), device=device,
-        teacher=teacher.eval().requires_grad_(False), frames=3,
-    )  # fmt: skip
 
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
-    """A CPU, taken for a device that must be waited for."""
-    monkeypatch.setattr(loop, "reads_wait", lambda device: True)
-    monkeypatch.setitem(loop.DTYPES, "fp16", torch.bfloat16)  # with the scaler, but quick on a CPU
+    taken_for_a_gpu(monkeypatch)
     monkeypatch.setattr(packed, "_look_is_free", lambda t: False)
     monkeypatch.setattr(packed, "_known", packed._Known())
 
