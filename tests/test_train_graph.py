@@ -63,14 +63,25 @@ class _Graph:
                     old.copy_(new)
 
 
-@contextlib.contextmanager
-def _capturing(target, capture_error_mode):
-    assert capture_error_mode == "thread_local"
-    with _Capture(target):
-        yield
+class _Capturing:
+    def __init__(self, target, capture_error_mode):
+        assert capture_error_mode == "thread_local"
+        self.capture = _Capture(target)
+
+    def __enter__(self):
+        self.before, _Stream.current = _Stream.current, _Stream()
+        self.capture.__enter__()
+
+    def __exit__(self, error, *more):
+        self.capture.__exit__(error, *more)
+        if error:
+            raise RuntimeError("operation failed due to a previous error during capture")
+        _Stream.current = self.before
 
 
 class _Stream:
+    current = None
+
     def wait_stream(self, other):
         pass
 
@@ -79,13 +90,20 @@ class _Stream:
 def graphs(monkeypatch):
     """The graphs that were begun."""
     monkeypatch.setattr(graph, "_why_not", lambda inputs: None)
-    for name, stub in {
-        "CUDAGraph": _Graph, "graph": _capturing, "Stream": _Stream, "current_stream": _Stream,
+    stubs = {
+        "CUDAGraph": _Graph,
+        "graph": _Capturing,
+        "Stream": _Stream,
         "stream": lambda stream: contextlib.nullcontext(),
-    }.items():  # fmt: skip
+        "current_stream": lambda: _Stream.current,
+        "set_stream": lambda stream: setattr(_Stream, "current", stream),
+    }
+    for name, stub in stubs.items():
         monkeypatch.setattr(torch.cuda, name, stub)
     _Graph.made = []
-    return _Graph.made
+    first = _Stream.current = _Stream()
+    yield _Graph.made
+    assert _Stream.current is first
 
 
 def weights(trainer):

@@ -67,12 +67,13 @@ class Graphed:
         """Why not, where it fails. Capturing runs nothing: the replay that follows is this call's
         step."""
         self._inputs = [t.detach().clone().requires_grad_(t.requires_grad) for t in inputs]
-        graph = torch.cuda.CUDAGraph()
+        graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
             # Of this thread: those that load data may allocate meanwhile.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._outputs = self.step(*self._inputs)
         except Exception as error:  # whatever cannot be captured
+            torch.cuda.set_stream(here)  # a capture that fails leaves its own
             self._inputs = None
             return f"it cannot be captured: {error.__context__ or error}"
         self._graph = graph
