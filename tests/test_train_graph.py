@@ -252,11 +252,14 @@ def test_a_step_on_a_cpu_runs_as_it_is():
     assert len(calls) == 2 and step.reason.endswith("got cpu")
 
 
-def test_graphed_refuses_in_words():
+def test_graphed_refuses_in_words(monkeypatch):
     with pytest.raises(TypeError, match="graphed: step must be a function, got int"):
         snnfast.train.graphed(3)
     for warmup in (0, True, 1.5):
         with pytest.raises(ValueError, match="graphed: warmup must be an int >= 1, got"):
             snnfast.train.graphed(print, warmup=warmup)
     assert "inputs must be tensors, got int" in graph._why_not((3,))
+    monkeypatch.setattr(torch.Tensor, "device", torch.device("cuda"))
+    assert graph._why_not((torch.ones(2),)) is None
+    assert graph._why_not((torch.ones(2, requires_grad=True),)).endswith("not require gradient")
     assert graph._why_not(()) == "it has no inputs"

@@ -21,6 +21,8 @@ def _why_not(inputs: tuple) -> str | None:
             return f"its inputs must be tensors, got {type(t).__name__}"
         if t.device.type != "cuda":
             return f"its inputs must be on a CUDA device, got {t.device.type}"
+        if t.requires_grad:
+            return "its inputs must not require gradient"
     return None if inputs else "it has no inputs"
 
 
@@ -39,7 +41,7 @@ class Graphed:
             self._refuse(_why_not(inputs))
         if self.reason is not None:
             return self.step(*inputs)
-        form = [(t.shape, t.stride(), t.dtype, t.device, t.requires_grad) for t in inputs]
+        form = [(t.shape, t.stride(), t.dtype, t.device) for t in inputs]
         if self._graph is None:
             if form != self._form:
                 self._form, self._left = form, self.warmup
@@ -66,7 +68,7 @@ class Graphed:
     def _capture(self, inputs) -> str | None:
         """Why not, where it fails. Capturing runs nothing: the replay that follows is this call's
         step."""
-        self._inputs = [t.detach().clone().requires_grad_(t.requires_grad) for t in inputs]
+        self._inputs = [t.clone() for t in inputs]
         graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
             # Of this thread: those that load data may allocate meanwhile.
