@@ -153,7 +153,7 @@ for _device in ("CPU", "CUDA"):
 
 def joined(mean: Tensor, var: Tensor, count: int, group) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, biased variance and count over all ranks of ``group``, whose counts may differ."""
-    own = torch.cat([mean.double(), var.double(), mean.new_tensor([count], dtype=torch.float64)])
+    own = torch.cat([mean.double(), var.double(), mean.new_full((1,), count, dtype=torch.float64)])
     parts = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
     dist.all_gather(parts, own, group=group)
     parts, channels = torch.stack(parts), mean.shape[0]
