@@ -5,8 +5,8 @@
 
 A part that fails, or that its time is over for, stops no other; the exit status is 0 where none
 did. Everything goes to one folder (--output; benchmarks/results/<device>/): gpu.json with what
-became of the parts, tests.json, bench_*.json and, with --full, their plots; gpu.log has all that was
-printed. So a folder from elsewhere lands in its place by one copy of its *.json.
+became of the parts, tests.json, bench_*.json and, with --full, their plots; gpu.log has all that
+was printed. So a folder from elsewhere lands in its place by one copy of its *.json.
 
 Compiling kernels takes longest, so the tests run in many processes, and the benchmarks once beside
 them with next to no time to measure: what they compile, Triton finds on disk when it counts.
