@@ -226,7 +226,7 @@ def ops(
     backward: Callable[[Tensor], object],
     device: torch.device,
     generated: list[int],
-) -> dict[str, int]:
+) -> dict[str, int | None]:
     """Columns with the ops of ``s = forward(); backward(s)``, those of ``with_generated`` added."""
     out: list[Tensor] = []
     counts = [
@@ -238,16 +238,22 @@ def ops(
     return dict(zip(("ops_forward", "ops_backward"), counts))
 
 
-def count_ops(fn: Callable[[], object], device: torch.device) -> int:
-    """Launches on CUDA; on the CPU the outermost ops that move data, so no views or allocations.
+def count_ops(fn: Callable[[], object], device: torch.device) -> int | None:
+    """Launches on CUDA, None where it cannot be profiled; on the CPU the outermost ops that move
+    data, so no views or allocations.
 
     An op of another library counts once if all it calls are allocations, else as what it calls.
     """
     cuda = device.type == "cuda"
-    with _profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as run:
-        fn()
-        if cuda:
-            torch.cuda.synchronize(device)
+    try:
+        with _profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as run:
+            fn()
+            if cuda:
+                torch.cuda.synchronize(device)
+    except Exception:
+        if cuda:  # drivers may keep it from users; what takes part is timed all the same
+            return None
+        raise
     events = run.events()
     if cuda:
         return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in events)

@@ -2,12 +2,17 @@
 their outputs, too, and bytes as they were asked for."""
 
 import itertools
+import json
+import os
+import subprocess
+import sys
 import types
 import weakref
 
 import benchmark_run  # noqa: F401, finds the benchmarks
 import block_case
 import block_measure
+import gpu_run
 import harness
 import lif_case
 import lif_measure
@@ -136,3 +141,45 @@ def test_bytes_are_those_that_were_asked_for(monkeypatch):
 
     x = types.SimpleNamespace(is_cuda=True, device=torch.device("cuda"))
     assert harness._watched(fn, x) == ("s", 300, 350)
+
+
+def test_what_cannot_be_profiled_on_a_gpu_is_timed_all_the_same():
+    """This torch knows no CUDA, so its profiler refuses."""
+    assert harness.count_ops(lambda: None, torch.device("cuda")) is None
+    with pytest.raises(ZeroDivisionError):
+        harness.count_ops(lambda: 1 // 0, CPU)
+
+
+# Each benchmark as gpu_run.py starts it, on little, with the device stubbed: every line that it
+# takes on a GPU.
+SMALL = {
+    "lif": "--shapes 2x8x4x4 --steps 9",
+    "block": "--shapes 8x4x4 --batch 2 --dtypes bfloat16",
+    "distill": "--shapes 3x4x5 --objectives twkd",
+    "train": "--batch 2 --image-size 8 --seconds 0.01",
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_benchmark_runs_on_a_device(name, tmp_path):
+    (part,) = [part for part in gpu_run.QUICK if part.name == name]
+    (command,) = part.commands
+    command = command.format(output=tmp_path, scratch=tmp_path).split() + SMALL[name].split()
+    root = gpu_run.ROOT
+    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "tests/stubbed_device.py", *command, "--rounds", "1"],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    document = json.loads((tmp_path / f"bench_{name}.json").read_text())
+    assert document["environment"]["gpu"]["name"] == "A stub"
+    refused = [row for row in document["rows"] if row.get("refused")]
+    assert not refused, refused
+    ours = {row["contender"] for row in document["rows"] if "ms" in row and row["kind"] == "ours"}
+    assert all(any(backend in each for each in ours) for backend in ("triton", "cuda"))
+    assert not any("Error" in note["why"] for note in document["left_out"])
