@@ -62,7 +62,7 @@ needs_nvrtc = pytest.mark.skipif(
 )
 
 
-def nvrtc_kernel(header: str, names: tuple[str, ...]) -> _sass.Kernel:
+def nvrtc_kernel(header: str, names: tuple[str, ...], arch: str = "sm_90") -> _sass.Kernel:
     """The same by NVRTC, which knows no standard header: what is compiled at first use where there
     was no nvcc."""
     path = Path(libnvrtc())
@@ -70,7 +70,7 @@ def nvrtc_kernel(header: str, names: tuple[str, ...]) -> _sass.Kernel:
         ctypes.CDLL(str(builtins), ctypes.RTLD_GLOBAL)
     nvrtc = ctypes.CDLL(str(path))
     text, options = launch.source(f"{header}.cuh")
-    arguments = [o.encode() for o in (*options, *names, "--gpu-architecture=sm_90")]
+    arguments = [o.encode() for o in (*options, *names, f"--gpu-architecture={arch}")]
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
     create = (ctypes.byref(program), text.encode(), b"one.cu", 0, None, None)
     assert not nvrtc.nvrtcCreateProgram(*create)
@@ -84,3 +84,13 @@ def nvrtc_kernel(header: str, names: tuple[str, ...]) -> _sass.Kernel:
     cubin = ctypes.create_string_buffer(size.value)
     nvrtc.nvrtcGetCUBIN(program, cubin)
     return _sass.read(cubin.raw)[f"snnfast_{header}"]
+
+
+each_compiler = pytest.mark.parametrize(
+    "compiled",
+    [
+        pytest.param(one_kernel, marks=needs_nvcc, id="nvcc"),
+        pytest.param(nvrtc_kernel, marks=needs_nvrtc, id="nvrtc"),
+    ],
+)
+"""For tests of what either makes of a configuration: one shipped with a wheel, one at first use."""

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
+from snnfast.backends.cuda import launch
 from snnfast.ops.select import implementation
 
 HALF = (torch.float16, torch.bfloat16)
@@ -71,10 +72,24 @@ CPU = (
 INTERPRETED = Backend(
     "triton interpreted", "triton", slow=True, environment={"TRITON_INTERPRET": "1"}
 )
+
+
+@contextmanager
+def at_first_use():
+    """CUDA's kernels are compiled when they are called, though nvcc built them at install."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "ahead_of_time", lambda: None)
+        yield
+
+
 GPU = tuple(
-    Backend(f"{name} on a GPU", name, "cuda")
-    for name in ("triton", "cuda")
-    if torch.cuda.is_available() and implementation(name).available() is None
+    backend
+    for backend in (
+        Backend("triton on a GPU", "triton", "cuda"),
+        Backend("cuda on a GPU", "cuda", "cuda"),
+        Backend("cuda at first use on a GPU", "cuda", "cuda", entered=at_first_use),
+    )
+    if torch.cuda.is_available() and implementation(backend.name).available() is None
 )
 KERNELS = (*CPU, INTERPRETED, *GPU)
 EVERY = (REFERENCE, *KERNELS)

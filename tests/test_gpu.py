@@ -5,23 +5,21 @@ make gpu
 
 import itertools
 
+import backends
 import pytest
 import torch
 from lif_cases import CHARGES, TAUS
 
 import snnfast
 from snnfast import reference
-from snnfast.ops.select import implementation
 
 pytestmark = pytest.mark.gpu
 
 
-@pytest.fixture(params=["triton", "cuda"])
+@pytest.fixture(params=backends.GPU, ids=str)
 def backend(request):
-    why_not = implementation(request.param).available()
-    if why_not:
-        pytest.skip(why_not)
-    return request.param
+    with request.param.entered():
+        yield request.param.name
 
 
 def on_cpu(x, **layer):
