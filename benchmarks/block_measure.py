@@ -300,10 +300,14 @@ def launches(case: Case, backend: str, residual: bool) -> dict[str, Callable[[in
     """The passes of norm_lif on preallocated outputs, by name; run them in order at first."""
     functions = implementation(backend)
     inner = case.height * case.width
-    mean, var, inv_std = (torch.empty(case.channels, device=case.device) for _ in range(3))
-    a, b, c = (torch.full_like(mean, value) for value in (0.5, 0.1, 0.2))
-    bias = torch.full_like(mean, 0.3)
-    norm = specs.Norm(mean, inv_std, bias, case.channels, inner)
+    vectors = torch.empty(8, case.channels, device=case.device)
+    mean, var, inv_std, scale, dweight, dbias, b, c = vectors
+    count = case.count // case.channels
+    running = torch.zeros_like(mean), torch.ones_like(mean)
+    unbias, eps = count / max(1, count - 1), 1e-5
+    prepared = specs.Prepared(inv_std, scale, case.weight, *running, 0.1, unbias, eps)
+    finished = specs.Finished(scale, inv_std, count, dweight, dbias, b, c)
+    norm = specs.Norm(mean, scale, case.bias, case.channels, inner)
     layer = lif_layer(case.steps, surrogate=SURROGATE)
     s, dx, dy = ([torch.empty_like(y) for y in case.y] for _ in range(3))
     sums = mean.new_empty((2, case.channels))
@@ -315,9 +319,7 @@ def launches(case: Case, backend: str, residual: bool) -> dict[str, Callable[[in
         return case.spikes[i].detach() if residual else None
 
     def stats(i):
-        functions.norm_stats(case.y[i % sets], case.channels, inner, mean, var)
-        if i == 0:
-            torch.rsqrt(var + 1e-5, out=inv_std)
+        functions.norm_stats(case.y[i % sets], case.channels, inner, mean, var, prepared)
 
     def apply(i):
         i %= sets
@@ -326,10 +328,10 @@ def launches(case: Case, backend: str, residual: bool) -> dict[str, Callable[[in
     def backward_1(i):
         i %= sets
         tensors = (case.y[i], None, None, borders[i], case.ds[i], None, dx[i], None, None)
-        functions.lif_backward(layer, *tensors, norm, r(i), sums)
+        functions.lif_backward(layer, *tensors, norm, r(i), sums, finished)
 
     def backward_2(i):
         i %= sets
-        functions.norm_dy(case.y[i], dx[i], norm, a, b, c, dy[i])
+        functions.norm_dy(case.y[i], dx[i], norm, scale, b, c, dy[i])
 
     return dict(zip(PASSES, (stats, apply, backward_1, backward_2)))
