@@ -11,10 +11,10 @@ A launch takes a fixed time, and then the longer of
                  before it first waits, times the threads that registers let be there at once
     instructions of all warps / (multiprocessors x 4 a cycle x what is reached of that)
 
-The constants below are data sheets' and what copies are known to reach. A case's tensors lie outside
-the L2, as the benchmarks' do; a layer is its launches, without the host's time. Rows are those of
-bench_lif.json and bench_block.json; with --measured the times that stand there are shown beside.
-Writes predicted.json where --output says.
+The constants below are data sheets' and what copies are known to reach. A case's tensors lie
+outside the L2, as the benchmarks' do; a layer is its launches, without the host's time. Rows are
+those of bench_lif.json and bench_block.json; with --measured the times that stand there are shown
+beside. Writes predicted.json where --output says.
 """
 
 import argparse

@@ -66,7 +66,8 @@ def parse(name: str, argv: list[str] | None = None, doc: str = "") -> argparse.N
     p.add_argument("--backends", type=list_of(str), help="cpu, or triton,cuda")
     p.add_argument("--quick", action="store_true", help="small and few cases, no compile")
     p.add_argument("--output", type=Path, help="folder; default benchmarks/results/<device>/")
-    p.add_argument("--plot", action=argparse.BooleanOptionalAction, default=True)
+    p.add_argument("--plot", action=argparse.BooleanOptionalAction, default=True,
+                   help="draw a PNG beside the JSON")  # fmt: skip
     _bench(name).options(p)
     args = p.parse_args(argv)
     defaults = {"rounds": 5 if args.quick else 15}

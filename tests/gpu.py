@@ -158,8 +158,8 @@ def document(folder: Path) -> dict:
             found[test] = {"test": test, "outcome": "failed", "why": "it crashed or did not end"}
     listed = folder / "selected"
     selected = listed.read_text().splitlines() if listed.exists() else []
-    if not selected:
-        found.setdefault("", {"test": "", "outcome": "failed", "why": "no test was collected"})
+    if all(each["outcome"] == "skipped" for each in found.values()):
+        found[""] = {"test": "", "outcome": "failed", "why": "no test ran"}
     skipped: dict[str, int] = defaultdict(int)
     for each in found.values():
         if each["outcome"] == "skipped":
@@ -189,6 +189,8 @@ def main(argv: list[str] | None = None) -> int:
     found = run(args.paths, args.workers, args.seconds)
     if args.output:
         args.output.write_text(json.dumps(found, indent=1) + "\n")
+    for why, count in found["skipped"].items():
+        print(f"{count} {why}")
     for each in found["failed"]:
         print(f"FAILED {each['test']}\n{each['why']}")
     print(", ".join(f"{found[key]} {key.replace('_', ' ')}" for key in ("passed", "not_begun")),

@@ -12,6 +12,7 @@ from lif_cases import CHARGES, TAUS
 
 import snnfast
 from snnfast import reference
+from snnfast.ops.select import implementation
 
 pytestmark = pytest.mark.gpu
 
@@ -20,6 +21,14 @@ pytestmark = pytest.mark.gpu
 def backend(request):
     with request.param.entered():
         yield request.param.name
+
+
+@pytest.mark.parametrize("name", ["triton", "cuda"])
+def test_the_backend_is_there(name):
+    """One that is not is no failure, but it is said."""
+    why_not = implementation(name).available()
+    if why_not:
+        pytest.skip(f"{name}: {why_not}")
 
 
 def on_cpu(x, **layer):

@@ -131,6 +131,15 @@ def test_what_hangs_is_ended_and_the_rest_is_said_to_be_left(tmp_path, monkeypat
     assert found["not_begun"] == 1 and found["passed"] == 0
 
 
+def test_skipped_tests_alone_show_nothing(tmp_path):
+    path = tmp_path / "test_skipped.py"
+    path.write_text("import pytest\n@pytest.mark.gpu\ndef test_a():\n    pytest.skip('why')\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu\n")
+    for paths in ([str(path)], [str(tmp_path / "pytest.ini")]):
+        found = gpu.run(paths, 1, 60.0)
+        assert [each["why"] for each in found["failed"]] == ["no test ran"]
+
+
 def test_a_file_that_does_not_import_fails(tmp_path):
     path = tmp_path / "test_broken.py"
     path.write_text("import no_such_package\n")
