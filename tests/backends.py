@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
+from snnfast.backends import cuda, triton
 from snnfast.backends.cuda import launch
-from snnfast.ops.select import implementation
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -82,6 +82,12 @@ def at_first_use():
         yield
 
 
+def _runs(backend: Backend) -> bool:
+    functions = {"triton": triton, "cuda": cuda}[backend.name]
+    with backend.entered():
+        return torch.cuda.is_available() and functions.available.__wrapped__() is None
+
+
 GPU = tuple(
     backend
     for backend in (
@@ -89,7 +95,7 @@ GPU = tuple(
         Backend("cuda on a GPU", "cuda", "cuda"),
         Backend("cuda at first use on a GPU", "cuda", "cuda", entered=at_first_use),
     )
-    if torch.cuda.is_available() and implementation(backend.name).available() is None
+    if _runs(backend)
 )
 KERNELS = (*CPU, INTERPRETED, *GPU)
 EVERY = (REFERENCE, *KERNELS)

@@ -22,7 +22,7 @@ ABSENT = (
 
 # A CUDA device as far as the collection of tests looks at one.
 BARE = f"""
-import sys
+import functools, sys
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
@@ -32,9 +32,8 @@ class Absent:
 sys.meta_path.insert(0, Absent())
 import torch
 torch.cuda.is_available = lambda: True
-from snnfast.ops import select
-for name in ("triton", "cuda"):
-    select.implementation(name).available = lambda: None
+from snnfast.backends import cuda, triton
+cuda.available = triton.available = functools.cache(lambda: None)
 import pytest
 sys.exit(pytest.main(["-m", "gpu", "--collect-only", "-q", *sys.argv[1:]]))
 """
