@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
+from snnfast.ops import select
 from snnfast.ops.select import implementation
 
 HALF = (torch.float16, torch.bfloat16)
@@ -63,11 +64,25 @@ def _baseline():
     _C.use_baseline(False)
 
 
+@contextmanager
+def _on_the_host():
+    import _cuda_host
+
+    refuse = select._refuse
+    with pytest.MonkeyPatch.context() as patch:
+        _cuda_host.install(patch)
+        patch.setattr(
+            select, "_refuse", lambda name, *a: None if name == "cuda" else refuse(name, *a)
+        )
+        yield
+
+
 REFERENCE = Backend("reference", "reference", doubles=True)
 CPU = (
     Backend("cpu", "cpu", doubles=True),
     Backend("cpu baseline", "cpu", doubles=True, entered=_baseline),
 )
+HOST = Backend("cuda on the host", "cuda", slow=True, entered=_on_the_host)
 INTERPRETED = Backend(
     "triton interpreted", "triton", slow=True, environment={"TRITON_INTERPRET": "1"}
 )
@@ -76,7 +91,7 @@ GPU = tuple(
     for name in ("triton", "cuda")
     if torch.cuda.is_available() and implementation(name).available() is None
 )
-KERNELS = (*CPU, INTERPRETED, *GPU)
+KERNELS = (*CPU, HOST, INTERPRETED, *GPU)
 EVERY = (REFERENCE, *KERNELS)
 
 
