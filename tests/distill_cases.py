@@ -3,6 +3,7 @@ of a call against the specification in float64.
 """
 
 import functools
+import inspect
 import itertools
 from typing import Any, NamedTuple
 
@@ -45,6 +46,14 @@ OPTIONS = {
         {"aux_per_step": False, "temperature": 0.5, "target": "probabilities"},
     ),
 }
+
+
+TERMS = {"twkd": "ce kl self", "tser": "ce kl entropy", "tssd": "task temporal spatial"}
+
+
+def function_of(loss):
+    """The public function of one of LOSSES."""
+    return getattr(snnfast, f"{loss.split()[0]}_loss")
 
 
 def permuted(z, *order):
@@ -220,14 +229,14 @@ class Result(NamedTuple):
 
 def run(loss, z, target, other, scale=1.0, **options) -> Result:
     """One of LOSSES, or an objective by its name, and the gradients of ``scale`` times it."""
-    loss, options = loss.split()[0], LOSSES[loss] | options
+    options = LOSSES[loss] | options
     if "student_steps" in options:
         options["student_steps"] = min(options["student_steps"], len(z))
     leaves = {"logits": z.detach().requires_grad_()}
-    if loss == "tssd" and other is not None:
+    if "student_steps" in options and other is not None:
         leaves["aux_logits"] = other = other.detach().requires_grad_()
-    function = getattr(snnfast, f"{loss}_loss")
-    value, terms = function(leaves["logits"], target, other, return_terms=True, **options)
+    how = {"return_terms": True, **options}
+    value, terms = function_of(loss)(leaves["logits"], target, other, **how)
     found = torch.autograd.grad(scale * value, list(leaves.values()), materialize_grads=True)
     return Result(value.detach(), terms, dict(zip(leaves, found)))
 
@@ -283,7 +292,8 @@ def case(loss, shape, dtype="float32", layout="contiguous", other_layout=None, s
         specified(functools.partial(cast, to))
         for to in (torch.promote_types(dtype, torch.float32), torch.float64)
     )
-    tau = options.get("temperature", {"twkd": 3.0, "tser": 4.0, "tssd": 2.0}[loss[:4]])
+    default = inspect.signature(function_of(loss)).parameters["temperature"].default
+    tau = options.get("temperature", default)
     return Case((z, y, other), layouts, {"loss": loss, **options}, tau, own, exact)
 
 

@@ -14,8 +14,10 @@ from distill_cases import (
     LAYOUTS,
     LOSSES,
     PAPERS,
+    TERMS,
     WRITTEN,
     check,
+    function_of,
     probabilities,
     problem,
     products,
@@ -25,8 +27,8 @@ from distill_cases import (
 
 import snnfast
 from snnfast import distill, tser_loss, tssd_loss, twkd_loss
+from snnfast.ops.distill import loss_options
 
-FUNCTIONS = {"twkd": twkd_loss, "tser": tser_loss, "tssd": tssd_loss}
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 T, B, C = 5, 7, 6
 
@@ -74,13 +76,13 @@ def named(arguments):
 # The specification.
 
 
-@pytest.mark.parametrize("arguments", table(), ids=named)
+@pytest.mark.parametrize("arguments", [*table()], ids=named)
 def test_equals_the_specification(backend, arguments):
     check(backend, **arguments)
 
 
 @quick
-@pytest.mark.parametrize("arguments", products(), ids=named)
+@pytest.mark.parametrize("arguments", [*products()], ids=named)
 def test_options(backend, arguments):
     check(backend, **arguments)
 
@@ -149,7 +151,7 @@ def test_is_the_papers(backend, loss, options, kind):
     other = w if loss == "tssd" else teacher
     expected = WRITTEN[loss](z, y, other, **options)
     unused = options.get("beta" if loss == "tssd" else "alpha") == 0.0
-    ours = FUNCTIONS[loss](z, y, None if unused else other, **options)
+    ours = function_of(loss)(z, y, None if unused else other, **options)
     assert_same(ours, expected, *((z, w) if loss == "tssd" and not unused else (z,)))
 
 
@@ -230,13 +232,13 @@ def test_rows_without_a_right_step_are_drawn_to_the_uniform_distribution(backend
 @every_loss
 def test_terms_add_up(backend, loss):
     z, y, *others = problem()
-    other = others[loss[:4] == "tssd"].detach()
-    terms = functools.partial(run, loss, z, y, other)
-    weights = {"twkd": (1, 0.2, 0.5), "tser": (1, 0.2, -0.05), "tssd": (1, 1, 1)}[loss[:4]]
-    names = {"twkd": "ce kl self", "tser": "ce kl entropy", "tssd": "task temporal spatial"}
-    scaled, plain = (terms(scale_by_temperature=on, temperature=3.0) for on in (True, False))
+    other = others["student_steps" in LOSSES[loss]].detach()
+    scaled, plain = (
+        run(loss, z, y, other, scale_by_temperature=on, temperature=3.0) for on in (True, False)
+    )
+    weights = [w for w in loss_options(function_of(loss), **LOSSES[loss]).weights if w]
     for result in scaled, plain:
-        assert " ".join(result.terms) == names[loss[:4]]
+        assert " ".join(result.terms) == TERMS[loss.split()[0]]
         assert all(not term.requires_grad and term > 0 for term in result.terms.values())
         total = sum(weight * term for weight, term in zip(weights, result.terms.values()))
         torch.testing.assert_close(result.loss, total, **EXACT)
@@ -384,7 +386,7 @@ def test_the_first_of_equal_logits_counts(backend):
 @every_loss
 def test_gradients_only_where_they_are_wanted(backend, loss):
     z, y, other = inputs(backend, loss, (5, 4, 33))
-    function = functools.partial(FUNCTIONS[loss[:4]], **LOSSES[loss])
+    function = functools.partial(function_of(loss), **LOSSES[loss])
     both = run(loss, z, y, other)
     value = function(z, y, other)
     assert torch.equal(value, both.loss) and not value.requires_grad
