@@ -359,7 +359,7 @@ def table():
 
 
 def products():
-    """More arguments of ``check`` by objective, for backends that are not slow to compile."""
+    """More arguments of ``check``, for backends that are quick."""
     for scaled, self_target, skip in itertools.product(
         (True, False), ("mean", "correct"), (False, True)
     ):
@@ -395,3 +395,14 @@ def products():
         yield how | dict(loss="twkd correct", layout=layout)
         yield how | dict(loss="tssd", layout=layout, other_layout="contiguous", student_steps=3)
         yield how | dict(loss="tssd", other_layout=layout, student_steps=3)
+
+
+def grouped(cases) -> dict[str, list]:
+    """By what they are about, so that a test has many."""
+    found = {}
+    for each in cases:
+        names = ("loss", "self_target", "convex", "ce_steps", "layout", "other_layout")
+        found.setdefault(" ".join(str(each[name]) for name in names if name in each), []).append(
+            each
+        )
+    return found
