@@ -96,6 +96,8 @@ def _stepwise(op, options, names, logits, target, teacher_logits, return_terms, 
         check.check_logits(op, "teacher_logits", teacher_logits, logits, shape)
         if options.kl_weight == 0 and not return_terms:
             teacher_logits = None
+        elif teacher_logits.requires_grad:
+            teacher_logits = teacher_logits.detach()
     elif options.kl_weight != 0:
         raise ValueError(f"{op}: teacher_logits must be given where alpha is not 0, got None")
     name = select(op, backend, logits.device.type, logits.dtype, False)
