@@ -94,6 +94,21 @@ def test_ahead_of_time(io):
                 assert (code.widths("STG").get(128, 0) > 0) == ("ELi1E" not in name), name
 
 
+@needs_nvcc
+def test_totals():
+    """What 8 blocks have left is under way at once, 16 bytes of each with statistics, and found
+    without a division."""
+    for kernels in of_the_module("norm_lif_totals"):
+        assert len(kernels) == 2
+        for name, code in kernels.items():
+            assert code.spills == 0 and code.stack == 0, name
+            assert code.registers <= 80, f"{name}: {code.registers}"
+            bits, each = (128, 1) if "PreparedArgs" in name else (32, 2)
+            loop = next(b for b in code.loops if b.widths("LDG").get(bits) == 8 * each)
+            assert loop.loads_ahead() == 8 * each
+            assert loop.count("CALL") == loop.count("I2F") == 0, name
+
+
 @needs_nvrtc
 @pytest.mark.parametrize(
     "names",
@@ -102,7 +117,8 @@ def test_ahead_of_time(io):
         scan("backward", 20, torch.bfloat16, cuda.HAS_BORDERS | cuda.HAS_DS | cuda.HAS_DX),
         ("-DSNN_NORM_STATS", "-DSNN_IO=Float16", "-DSNN_LANES=8"),
         ("-DSNN_NORM_DY", "-DSNN_IO=Float32", "-DSNN_LANES=1"),
-        ("-DSNN_NORM_TOTALS",),
+        ("-DSNN_NORM_TOTALS=PreparedArgs",),
+        ("-DSNN_NORM_TOTALS=FinishedArgs",),
     ],
     ids=lambda names: names[0],
 )

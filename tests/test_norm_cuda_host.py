@@ -12,7 +12,15 @@ import torch
 from snnfast import norm_lif, reference, surrogate
 from snnfast.backends.cuda import lif as cuda
 from snnfast.backends.cuda import norm_lif as backend
-from snnfast.backends.spec import DECAY_INPUT, DECAY_STATE, INTEGRATE, Norm, segments
+from snnfast.backends.spec import (
+    DECAY_INPUT,
+    DECAY_STATE,
+    INTEGRATE,
+    Finished,
+    Norm,
+    Prepared,
+    segments,
+)
 from snnfast.ops import select
 from snnfast.ops.layer import lif_layer
 
@@ -177,7 +185,7 @@ def test_shapes(shim, shape, wide, half, dtype):
         backward = shim.launches[-2]
         assert backward.choices[1] == (layout is not None)
         assert layout is None or backward.structs["NormArgs"].at.layout == layout
-        assert shim.names == ["norm_lif_forward", "norm_lif_backward", "norm_totals"] * (i + 1)
+        assert shim.names == ["norm_lif_forward", "norm_lif_backward", "norm_finish"] * (i + 1)
 
 
 @pytest.mark.parametrize("neuron", NEURONS, ids=str)
@@ -331,6 +339,77 @@ def test_stats_of_a_constant(shim):
         y[2, 1, 1, 0] = math.nan
         backend.norm_stats(y, *shape[1:], mean, var)
         assert mean.isnan().nonzero().tolist() == var.isnan().nonzero().tolist() == [[1]]
+
+
+def prepared_of(channels, weight, running, momentum=0.1):
+    g = torch.Generator().manual_seed(channels)
+    rows = torch.rand(3, channels, generator=g) + 0.5
+    statistics = (rows[1].clone(), rows[2].clone()) if running else (None, None)
+    outputs = nan(channels), nan(channels)
+    return Prepared(*outputs, rows[0] if weight else None, *statistics, momentum, 1.25, 1e-5)
+
+
+def assert_prepared(mean, var, ours, before):
+    """Bit for bit what torch makes of mean and var in separate steps."""
+    inv_std = reference.inverse_std(var, ours.eps)
+    assert torch.equal(ours.inv_std, inv_std)
+    assert torch.equal(ours.scale, inv_std if ours.weight is None else ours.weight * inv_std)
+    if ours.running_mean is not None:
+        assert torch.equal(ours.running_mean, before.running_mean.lerp(mean, ours.momentum))
+        var = var * torch.tensor(ours.unbias)
+        assert torch.equal(ours.running_var, before.running_var.lerp(var, ours.momentum))
+
+
+@pytest.mark.parametrize("shape", [(40, 16, 32), (7, 1500, 1), (3, 5, 7)], ids=str)
+@pytest.mark.parametrize("weight,running", [(True, True), (False, True), (True, False)])
+def test_prepared(shim, shape, weight, running):
+    """In the launch that ends the statistics, or in one of its own where they are given."""
+    c = case(4, shape, torch.bfloat16)
+    for momentum in (0.1, 0.9):
+        mean, var = nan(shape[1]), nan(shape[1])
+        ours, again, before = (prepared_of(shape[1], weight, running, momentum) for _ in range(3))
+        backend.norm_stats(c.y, *shape[1:], mean, var, ours)
+        assert_prepared(mean, var, ours, before)
+        backend.norm_prepare(mean, var, again)
+        assert_prepared(mean, var, again, before)
+    assert shim.names == ["norm_stats", "norm_prepare", "norm_prepare"] * 2
+    assert shim.last.bytes["first"] == 4 * shape[1]
+
+
+@pytest.mark.parametrize("shape", [(40, 16, 32), (7, 1500, 1), (3, 5, 7)], ids=str)
+@pytest.mark.parametrize("count", [0, 1, 4 * 40 * 32])
+def test_finished(shim, shape, count):
+    """In the launch that ends the sums, or in one of its own where they are given."""
+    c = case(4, shape, torch.float32)
+    inv_std = torch.rand(shape[1]) + 0.5
+    ours, again = (
+        Finished(c.norm.scale, inv_std, count, *(nan(shape[1]) for _ in range(3))) for _ in "ab"
+    )
+    sums = nan(2, shape[1])
+    cuda.lif_backward(spec_of(4), c.y, None, None, None, c.ds, None, torch.empty_like(c.y), None,
+                      None, c.norm, None, sums, ours)  # fmt: skip
+    backend.norm_finish(sums, again)
+    assert shim.names == ["norm_lif_backward", "norm_finish", "norm_finish"]
+    for found in (ours, again):
+        assert torch.equal(found.dweight, sums[1] * inv_std)
+        by = -float(count) if count else math.inf
+        want_b = c.norm.scale * inv_std * inv_std * sums[1] / by
+        assert torch.equal(found.b, want_b if count else torch.zeros_like(want_b))
+        want_c = c.norm.scale * sums[0] / by
+        assert torch.equal(found.c, want_c if count else torch.zeros_like(want_c))
+
+
+@pytest.mark.parametrize("steps,samples,channels,inner", [(4, 128, 512, 16), (4, 128, 64, 1024)])
+@pytest.mark.parametrize("lanes", [4, 8])
+def test_partial_sums_are_few(lanes, steps, samples, channels, inner):
+    """Channels-last, layers of a ResNet: a quarter of y where it is small, else a fiftieth; and no
+    thread adds up more than 16 of them."""
+    neurons, read = samples * channels * inner, samples * channels * inner * steps * 16 // lanes
+    for width in (4, 2):
+        at = backend.tiles(neurons, lanes, channels, 1, True, width)
+        assert at.blocks >= 256
+        assert 4 * width * at.blocks * at.slots <= read / (4 if channels == 512 else 30)
+        assert at.blocks / (256 / 8) <= 40
 
 
 @pytest.mark.parametrize("shape", [(40, 16, 32), (130, 24, 1), (10, 5, 63)], ids=str)
@@ -490,8 +569,8 @@ def test_compiled_at_first_use(shim, monkeypatch):
         backend.norm_stats(c.y, *shape[1:], mean, var)
         backend.norm_dy(c.y, c.ds, c.norm, mean, mean, mean, torch.empty_like(c.y))
         assert not mean.isnan().any() and not var.isnan().any()
-    # T = 3 and 4 share theirs: two pairs of scans, of stats and of dy; one adds up.
-    assert len(built) == 9
+    # T = 3 and 4 share theirs: two pairs of scans, of stats and of dy; two add up.
+    assert len(built) == 10
 
 
 def test_constants_are_those_of_the_headers():
@@ -514,7 +593,7 @@ def test_tiles(lanes):
         for inner in (1, 16, 49, 64, 1024, 3136):
             for samples in (1, 37, 4096):
                 neurons = samples * channels * inner
-                at = backend.tiles.__wrapped__(neurons, lanes, channels, inner, True, True)
+                at = backend.tiles.__wrapped__(neurons, lanes, channels, inner, True, 4)
                 tile = 128 * lanes
                 assert at.tiles == -(-neurons // tile) and 0 < at.blocks <= at.tiles
                 assert at.blocks == at.tiles or at.blocks * tile % (channels * inner) == 0

@@ -73,11 +73,11 @@ void def_rows(py::module_& m, const char* name,
   });
 }
 
-// name(device, stream, struct).
-template <class Args>
-void def_sums(py::module_& m, const char* name, int (*launcher)(void*, const Args&)) {
-  m.def(name, [=](int device, std::uintptr_t stream, std::string_view args) {
-    return run(launcher, device, stream, unpack<Args>(args));
+// name(device, stream, structs...).
+template <class... Args>
+void def_sums(py::module_& m, const char* name, int (*launcher)(void*, const Args&...)) {
+  m.def(name, [=](int device, std::uintptr_t stream, Bytes<Args>... args) {
+    return run(launcher, device, stream, unpack<Args>(args)...);
   });
 }
 
@@ -100,7 +100,8 @@ PYBIND11_MODULE(_cuda, m) {
                                                   SNN_EACH(norm_lif_backward));
   def_neurons<MapArgs, NormArgs>(m, "norm_stats", SNN_EACH(norm_stats));
   def_neurons<MapArgs, NormArgs>(m, "norm_dy", SNN_EACH(norm_dy));
-  def_sums(m, "norm_totals", launchers::norm_totals);
+  def_sums(m, "norm_prepare", launchers::norm_prepare);
+  def_sums(m, "norm_finish", launchers::norm_finish);
   def_rows<StepwiseNumbers>(m, "stepwise_rows", SNN_EACH(stepwise_rows));
   def_rows<TssdNumbers>(m, "tssd_rows", SNN_EACH(tssd_rows));
   def_sums(m, "finish_loss", launchers::finish_loss);
@@ -116,6 +117,7 @@ PYBIND11_MODULE(_cuda, m) {
   sizes["ForwardArgs"] = sizeof(ForwardArgs), sizes["BackwardArgs"] = sizeof(BackwardArgs);
   sizes["NeuronArgs"] = sizeof(NeuronArgs), sizes["NormArgs"] = sizeof(NormArgs);
   sizes["MapArgs"] = sizeof(MapArgs), sizes["TotalArgs"] = sizeof(TotalArgs);
+  sizes["PreparedArgs"] = sizeof(PreparedArgs), sizes["FinishedArgs"] = sizeof(FinishedArgs);
   sizes["RowArgs"] = sizeof(RowArgs), sizes["StepwiseNumbers"] = sizeof(StepwiseNumbers);
   sizes["TssdNumbers"] = sizeof(TssdNumbers), sizes["FinishArgs"] = sizeof(FinishArgs);
   sizes["ScaleArgs"] = sizeof(ScaleArgs), sizes["SpikesArgs"] = sizeof(SpikesArgs);

@@ -33,7 +33,8 @@ template <class Io>
 int norm_stats(void* stream, bool vector, const MapArgs& p, const NormArgs& q);
 template <class Io>
 int norm_dy(void* stream, bool vector, const MapArgs& p, const NormArgs& q);
-int norm_totals(void* stream, const TotalArgs& p);
+int norm_prepare(void* stream, const TotalArgs& p, const PreparedArgs& q);
+int norm_finish(void* stream, const TotalArgs& p, const FinishedArgs& q);
 
 template <class Io>
 int stepwise_rows(void* stream, const RowGrid& grid, const RowArgs& p, const StepwiseNumbers& a);

@@ -9,7 +9,7 @@ from snnfast.backends.channels import norm_finish, norm_prepare
 from snnfast.backends.cuda.distill import scale_gradient, stepwise_loss, tssd_loss
 from snnfast.backends.cuda.launch import available, details
 from snnfast.backends.cuda.lif import lif_backward, lif_forward, norm_lif_dy
-from snnfast.backends.cuda.norm_lif import norm_dy, norm_stats
+from snnfast.backends.cuda.norm_lif import norm_dy, norm_finish, norm_prepare, norm_stats
 from snnfast.backends.cuda.spikes import pack_if_spikes, pack_spikes, unpack_spikes
 
 __all__ = [

@@ -12,6 +12,7 @@ from snnfast.backends.channels import norm_finish
 from snnfast.backends.cuda import launch as driver
 from snnfast.backends.cuda.launch import IO, Float, Int, Kernel, Long, Pointer
 from snnfast.backends.cuda.norm_lif import Launch as _NormLaunch
+from snnfast.backends.cuda.norm_lif import finished as _finished
 from snnfast.backends.layout import DTYPES
 from snnfast.backends.spec import INTEGRATE, Finished, LifLayer, Norm
 
@@ -115,9 +116,7 @@ def lif_backward(
     finished: Finished | None = None,
 ) -> None:
     gradients = (borders, ds, dv, dx, dv0, drate)
-    _backward(layer, x, v0, rate, *gradients, norm, residual, sums)
-    if finished is not None:
-        norm_finish(sums, finished)
+    _backward(layer, x, v0, rate, *gradients, norm, residual, sums, finished)
 
 
 def norm_lif_dy(
@@ -139,8 +138,9 @@ def norm_lif_dy(
 
 
 def _backward(
-    layer, x, v0, rate, borders, ds, dv, dx, dv0, drate, norm, residual=None, sums=None, **rows
-) -> None:
+    layer, x, v0, rate, borders, ds, dv, dx, dv0, drate, norm, residual=None, sums=None,
+    finished=None, **rows,
+) -> None:  # fmt: skip
     neurons, strides = x.numel() // layer.steps, _time_strides(x, ds, residual)
     per_channel = rate is not None and layer.channels > 1
     flags = _flags(layer, x, v0, rate, dv)
@@ -164,8 +164,7 @@ def _backward(
         launch = _NormLaunch("backward", x, neurons, vector, norm, residual, **rows)
     _run("backward", layer, x, vector, args, launch)
     if sums is not None:
-        at = driver.pointer(sums)
-        launch.total(at, at + 4 * norm.channels)
+        launch.total("norm_finish", *sums, _finished(finished))
     if per_channel and drate is not None:
         drate.copy_(parts.view(-1, layer.channels, layer.inner).sum((0, 2)))
     elif drate is not None:

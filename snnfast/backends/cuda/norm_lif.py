@@ -12,14 +12,16 @@ from torch import Tensor
 
 from snnfast.backends.channels import norm_prepare
 from snnfast.backends.cuda import launch as driver
-from snnfast.backends.cuda.launch import IO, Double, Int, Kernel, Long, Pointer
+from snnfast.backends.cuda.launch import IO, Double, Float, Int, Kernel, Long, Pointer
 from snnfast.backends.layout import DTYPES
-from snnfast.backends.spec import Norm, Prepared
+from snnfast.backends.spec import Finished, Norm, Prepared
 
 ANY_CHANNELS, ONE_CHANNEL, ROW_OF_CHANNELS = 0, 1, 2
 _THREADS, _TOTAL_THREADS = 128, 256
 _BLOCKS = 1024
-"""As many as keep a GPU busy: beyond, a block takes several tiles and leaves no more numbers."""
+"""As many as keep a GPU busy: beyond, a block takes several tiles and leaves no more numbers..."""
+_PARTS = 2**18
+"""...and before, where its channels are many: these in all, 1 MB, or _BLOCKS of each channel."""
 
 
 class Tiles(NamedTuple):
@@ -69,24 +71,47 @@ class TotalArgs(NamedTuple):
     at: Tiles
 
 
+class PreparedArgs(NamedTuple):
+    inv_std: Pointer
+    scale: Pointer
+    weight: Pointer
+    running_mean: Pointer
+    running_var: Pointer
+    momentum: Float
+    unbias: Float
+    eps: Float
+    unused: Int = 0
+
+
+class FinishedArgs(NamedTuple):
+    scale: Pointer
+    inv_std: Pointer
+    dweight: Pointer
+    b: Pointer
+    c: Pointer
+    count: Float
+    unused: Int = 0
+
+
 @lru_cache(maxsize=256)
-def tiles(neurons: int, lanes: int, channels: int, inner: int, aligned: bool, sums: bool) -> Tiles:
-    """How the neurons of a launch fall into blocks; ``sums``: whether blocks add up channels.
+def tiles(neurons: int, lanes: int, channels: int, inner: int, aligned: bool, width: int) -> Tiles:
+    """How the neurons of a launch fall into blocks, which leave ``width`` numbers of a channel.
 
     ``aligned``: vectors of channels lie at a multiple of 16 bytes.
     """
     tile = _THREADS * lanes
     count = blocks = -(-neurons // tile)
-    if sums and count > _BLOCKS:
-        # Tiles that many apart hold the same channels.
-        period = channels * inner // gcd(channels * inner, tile)
-        rounds = count // _BLOCKS
-        blocks = min(count, -(-count // rounds // period) * period)
     if tile % inner == 0 or inner % tile == 0:
         slots = max(1, tile // inner)
     else:
         slots = 1 - (1 - tile) // inner
     slots = min(slots, channels)
+    most = min(_BLOCKS, max(_BLOCKS, _PARTS // slots) // width) if width else count
+    if count > most:
+        # Tiles that many apart hold the same channels.
+        period = channels * inner // gcd(channels * inner, tile)
+        rounds = count // most
+        blocks = min(count, -(-count // rounds // period) * period)
     group = 1
     while group < 32 and 2 * group * slots <= _THREADS:
         group *= 2
@@ -122,11 +147,11 @@ class Launch:
         rows = (norm.mean, norm.scale, norm.bias, *(abc.get(name) for name in "abc"))
         pointers = [driver.pointer(t) for t in rows]
         aligned = all(p % 16 == 0 for p in pointers)
-        sums = kind == "stats" or (kind == "backward" and not abc)
-        self.at = tiles(neurons, self.lanes, norm.channels, norm.inner, aligned, sums)
+        width = 0 if abc else {"stats": 4, "backward": 2}.get(kind, 0)
+        self.at = tiles(neurons, self.lanes, norm.channels, norm.inner, aligned, width)
         self.parts = None
-        if sums:
-            shape = (self.at.blocks, self.at.slots, 2 if kind == "backward" else 4)
+        if width:
+            shape = (self.at.blocks, self.at.slots, width)
             self.parts = torch.empty(shape, dtype=torch.float32, device=x.device)
         stride = 0 if residual is None or residual.shape[0] == 1 else residual.stride(0)
         pointers += [driver.pointer(residual), driver.pointer(self.parts)]
@@ -143,19 +168,51 @@ class Launch:
         choices = (DTYPES[self.x.dtype], self.vector)
         driver.run("norm_lif", self.x, name, choices, kernel, *args, self.args)
 
-    def total(self, first: int, second: int, y: Tensor | None = None, count: int = 1) -> None:
-        """Adds up ``parts``: to two vectors [channels], of statistics where y is given."""
-        pointers = (driver.pointer(self.parts), driver.pointer(y), first, second)
-        lanes = 32 if self.at.inner == 1 else 1  # side by side, as the channels are
-        tile = _THREADS * self.lanes
-        args = TotalArgs(*pointers, count, tile, DTYPES[self.x.dtype], lanes, self.at)
+    def total(self, name: str, first: Tensor, second: Tensor, follows: tuple, **of) -> None:
+        """Adds up ``parts``, to two vectors [C] and what follows from them."""
+        sizes = {"tile": _THREADS * self.lanes, "dtype": DTYPES[self.x.dtype], "at": self.at}
+        _total(name, first, second, follows, parts=driver.pointer(self.parts), **sizes, **of)
 
-        def kernel() -> Kernel:
-            blocks = -(-self.at.channels // lanes)
-            names = ("-DSNN_NORM_TOTALS",)
-            return Kernel("norm_lif", names, blocks, _TOTAL_THREADS, 8 * _TOTAL_THREADS)
 
-        driver.run("norm_lif", self.x, "norm_totals", (), kernel, driver.packed(args))
+def _total(name: str, first: Tensor, second: Tensor, follows: tuple, **of) -> None:
+    """The launch of that name; without parts the two vectors are given."""
+    of = {"parts": 0, "y": 0, "count": 1, "tile": 0, "dtype": 0} | of
+    of.setdefault("at", Tiles(first.numel(), 1, 0, 0, 0, 0, ANY_CHANNELS))
+    channels = of["at"].channels
+    # As many side by side as a line of the parts holds.
+    lanes = _TOTAL_THREADS if not of["parts"] else 8 if of["at"].inner == 1 else 1
+    args = TotalArgs(first=driver.pointer(first), second=driver.pointer(second), lanes=lanes, **of)
+
+    def kernel() -> Kernel:
+        names = (f"-DSNN_NORM_TOTALS={type(follows).__name__}",)
+        shared = 3 * 8 * _TOTAL_THREADS if args.parts else 0
+        return Kernel("norm_lif", names, -(-channels // lanes), _TOTAL_THREADS, shared)
+
+    structs = driver.packed(args), driver.packed(follows)
+    driver.run("norm_lif", first, name, (), kernel, *structs)
+
+
+_NOT_PREPARED, _NOT_FINISHED = PreparedArgs(*[0] * 8), FinishedArgs(*[0] * 6)
+
+
+def _prepared(p: Prepared | None) -> PreparedArgs:
+    return PreparedArgs(*map(driver.pointer, p[:5]), *p[5:]) if p else _NOT_PREPARED
+
+
+def finished(f: Finished | None) -> FinishedArgs:
+    """What follows from sums, as the launch that ends them takes it."""
+    if f is None:
+        return _NOT_FINISHED
+    pointers = map(driver.pointer, (f.scale, f.inv_std, f.dweight, f.b, f.c))
+    return FinishedArgs(*pointers, f.count)
+
+
+def norm_prepare(mean: Tensor, var: Tensor, prepared: Prepared) -> None:
+    _total("norm_prepare", mean, var, _prepared(prepared))
+
+
+def norm_finish(sums: Tensor, f: Finished) -> None:
+    _total("norm_finish", *sums, finished(f))
 
 
 def _map_names(launch: Launch) -> tuple[str, ...]:
@@ -172,17 +229,20 @@ def _time_stride(t: Tensor) -> int:
 
 
 def norm_stats(
-    y: Tensor, channels: int, inner: int, mean: Tensor, var: Tensor,
+    y: Tensor,
+    channels: int,
+    inner: int,
+    mean: Tensor,
+    var: Tensor,
     prepared: Prepared | None = None,
-) -> None:  # fmt: skip
+) -> None:
     steps, neurons, stride = y.shape[0], y.numel() // y.shape[0], _time_stride(y)
     vector = _vector(y, neurons, stride)
     launch = Launch("stats", y, neurons, vector, Norm(mean, mean, var, channels, inner))
     args = driver.packed(MapArgs(driver.pointer(y), 0, 0, steps, neurons, stride))
     launch.run("norm_stats", lambda: _map_names(launch), args)
-    launch.total(driver.pointer(mean), driver.pointer(var), y, y.numel() // channels)
-    if prepared is not None:
-        norm_prepare(mean, var, prepared)
+    of = {"y": driver.pointer(y), "count": y.numel() // channels}
+    launch.total("norm_prepare", mean, var, _prepared(prepared), **of)
 
 
 def norm_dy(x: Tensor, dx: Tensor, norm: Norm, a: Tensor, b: Tensor, c: Tensor, dy: Tensor) -> None:
