@@ -11,17 +11,16 @@ import importlib.util
 import os
 import shutil
 import subprocess
-import sys
 import sysconfig
 import tempfile
 import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy
 import pybind11
+import torch
 
-from snnfast.backends.cuda import launch
+from snnfast.backends.cuda import launch, nvrtc
 
 ROOT = Path(__file__).resolve().parents[1]
 CUDA, SHIM = ROOT / "csrc" / "cuda", ROOT / "tests" / "cuda_shim"
@@ -174,6 +173,7 @@ def install(monkeypatch) -> Host:
     host = Host()
     for name in ("place", "pointer", "packed"):
         monkeypatch.setattr(launch, name, getattr(host, name))
+    monkeypatch.setattr(launch, "on", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(launch, "ahead_of_time", lambda: host)
     return host
 
@@ -191,42 +191,64 @@ def one_kernel(header: str, name: str, options: tuple[str, ...]) -> ctypes.CDLL:
     return library(out)
 
 
+class Driver:
+    """libcuda: a kernel is loaded from what stands for its cubin, and runs here. ``contexts`` are
+    the devices whose context was made current; before, there is none."""
+
+    def __init__(self, host):
+        self.host, self.kernels, self.images, self.contexts = host, [], {}, []
+
+    def cuGetErrorString(self, status, text):
+        text._obj.value = b"an illegal memory access was encountered"
+        return 0
+
+    def cuDeviceGet(self, handle, device):
+        handle._obj.value = 10 + device
+        return 0
+
+    def cuDevicePrimaryCtxRetain(self, context, handle):
+        context._obj.value = 100 + handle.value
+        return 0
+
+    def cuCtxSetCurrent(self, context):
+        self.contexts.append(context.value - 110)
+        return 0
+
+    def cuModuleLoadData(self, module, image):
+        if not self.contexts:
+            return nvrtc.NO_CONTEXT
+        self.images[len(self.images) + 1] = image
+        module._obj.value = len(self.images)
+        return 0
+
+    def cuModuleGetFunction(self, function, module, name):
+        header, *options = self.images[module.value].decode().split()
+        self.kernels.append((name.decode(), one_kernel(header, name.decode(), tuple(options))))
+        function._obj.value = len(self.kernels)
+        return 0
+
+    def cuLaunchKernel(self, function, x, y, z, bx, by, bz, shared, stream, pointers, extra):
+        assert y == z == by == bz == 1 and extra is None and stream.value == self.host.STREAM
+        name, library = self.kernels[function.value - 1]
+        sizes = (ctypes.c_int64 * 8)()
+        library.shim_parameters(sizes)
+        addresses = ctypes.cast(pointers, ctypes.POINTER(ctypes.c_void_p))
+        structs = [ctypes.string_at(addresses[k], sizes[k]) for k in range(len(pointers))]
+        run = functools.partial(library.shim_run, x, bx, shared, pointers)
+        return self.host.watch(library, name, structs, run)
+
+
 def without_module(host: Host, monkeypatch) -> list[tuple[str, ...]]:
-    """No snnfast._cuda, but CuPy, whose kernels run here; the list grows with what is compiled."""
-    built = []
+    """No snnfast._cuda, but NVRTC, whose kernels run here; the list grows with what is compiled."""
+    built, driver = [], Driver(host)
 
-    class FakeKernel:
-        """cupy.RawKernel."""
+    def cubin(text, options):
+        built.append(tuple(o for o in options if o.startswith("-D")))
+        return " ".join((text.split('"')[1], *built[-1])).encode()
 
-        def __init__(self, text, name, options):
-            self.header, self.name = text.split('"')[1], name
-            self.options = tuple(o for o in options if o.startswith("-D"))
-            built.append(self.options)
-
-        def compile(self):
-            self.library = one_kernel(self.header, self.name, self.options)
-
-        def __call__(self, grid, block, args, shared_mem):
-            assert all(isinstance(each, numpy.ndarray) and each.size == 1 for each in args)
-            addresses = (ctypes.c_void_p * len(args))(*(each.ctypes.data for each in args))
-            structs = [each.tobytes() for each in args]
-            status = host.watch(
-                self.library,
-                self.name,
-                structs,
-                lambda: self.library.shim_run(*grid, *block, shared_mem, addresses),
-            )
-            assert not status, status
-
-    @contextlib.contextmanager
-    def current(*device):
-        assert device[-1] == host.DEVICE
-        yield
-
-    fake = types.ModuleType("cupy")
-    fake.cuda = types.SimpleNamespace(Device=current, ExternalStream=current)
-    fake.RawKernel = FakeKernel
-    monkeypatch.setitem(sys.modules, "cupy", fake)
+    monkeypatch.setattr(nvrtc, "cubin", cubin)
+    monkeypatch.setattr(nvrtc, "driver", lambda: driver)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(launch, "ahead_of_time", lambda: None)
     monkeypatch.setattr(launch, "compiled", functools.cache(launch.compiled.__wrapped__))
     return built

@@ -281,7 +281,7 @@ def test_a_failed_launch_raises(shim):
 
 
 def test_compiled_at_first_use(shim, monkeypatch):
-    """Without snnfast._cuda: one kernel a configuration through CuPy, and the same results."""
+    """Without snnfast._cuda: one kernel a configuration by NVRTC, and the same results."""
 
     built = _cuda_host.without_module(shim, monkeypatch)
     for steps, n in ((4, 256), (4, 512), (3, 8), (20, 77)):
@@ -316,11 +316,12 @@ def test_fields_are_those_of_the_headers():
 
 
 def test_device_and_stream(shim):
-    """A launch happens on its device and stream, and the current device stays as it was."""
+    """A launch happens on its device and stream, and no other device is waken up."""
+    shim.library.shim_contexts()
     x, _, _, _ = inputs(4, 64, torch.float32, 8)
     cuda.lif_forward(spec_of(4), x, None, None, nan(4, 64), None, None)
     assert (shim.last.device, shim.last.stream) == (shim.DEVICE, shim.STREAM)
-    assert shim.library.shim_device() == 0
+    assert shim.library.shim_contexts() == 1 << shim.DEVICE
     shim.DEVICE = 9
     with pytest.raises(RuntimeError, match="lif: the CUDA launch failed: invalid device ordinal"):
         cuda.lif_forward(spec_of(4), x, None, None, nan(4, 64), None, None)

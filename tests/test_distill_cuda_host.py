@@ -447,7 +447,7 @@ def test_the_shim_notices_threads_that_part(shim):
 
 
 def test_compiled_at_first_use(shim, layout, monkeypatch):
-    """Without snnfast._cuda: one kernel an objective, dtype and layout through CuPy."""
+    """Without snnfast._cuda: one kernel an objective, dtype and layout by NVRTC."""
 
     built = _cuda_host.without_module(shim, monkeypatch)
     for dtype in (torch.float32, torch.bfloat16):

@@ -106,7 +106,7 @@ def test_totals():
             bits, each = (128, 1) if "PreparedArgs" in name else (32, 2)
             loop = next(b for b in code.loops if b.widths("LDG").get(bits) == 8 * each)
             assert loop.loads_ahead() == 8 * each
-            assert loop.count("CALL") == loop.count("I2F") == 0, name
+            assert loop.size <= 480, name
 
 
 @needs_nvrtc

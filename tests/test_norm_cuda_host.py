@@ -559,7 +559,7 @@ def test_the_spikes_of_all_backends_are_the_same(shim, public):
 
 
 def test_compiled_at_first_use(shim, monkeypatch):
-    """Without snnfast._cuda: one kernel a configuration through CuPy, and the same results."""
+    """Without snnfast._cuda: one kernel a configuration by NVRTC, and the same results."""
 
     built = _cuda_host.without_module(shim, monkeypatch)
     for steps, shape in ((4, (2, 16, 32)), (3, (9, 16, 1)), (20, (1, 7, 11))):

@@ -26,16 +26,13 @@ Args unpack(std::string_view bytes) {
   return args;
 }
 
-// launcher(stream, choices and structs...) with `device` as the current one.
+// launcher(stream, choices and structs...) on `device`, which is torch's current one: to put back
+// another here would make a context there.
 template <class Launcher, class... Args>
 int run(Launcher launcher, int device, std::uintptr_t stream, const Args&... args) {
   py::gil_scoped_release release;
-  int before = device;
-  if (const int status = cudaGetDevice(&before)) return status;
   if (const int status = cudaSetDevice(device)) return status;
-  const int status = launcher(reinterpret_cast<void*>(stream), args...);
-  if (before != device) cudaSetDevice(before);
-  return status;
+  return launcher(reinterpret_cast<void*>(stream), args...);
 }
 
 template <class Launcher>
@@ -111,6 +108,8 @@ PYBIND11_MODULE(_cuda, m) {
   });
   def_spikes(m, "pack_spikes", launchers::pack_spikes);
   def_spikes(m, "unpack_spikes", launchers::unpack_spikes);
+  m.def("probe",
+        [](int device) { return run([](void*) { return launchers::probe(); }, device, 0); });
   m.def("error_string",
         [](int status) { return cudaGetErrorString(static_cast<cudaError_t>(status)); });
   py::dict sizes;  // of the structs, for those who pack them

@@ -19,7 +19,8 @@
 #define SNN_HOST_ACCESS(p, bytes)
 #endif
 
-extern __shared__ double snnfast_shared[];  // of a block, as large as its launch says
+// Of a block, as large as its launch says. Vectors of four floats lie in it.
+extern __shared__ __align__(16) double snnfast_shared[];
 
 namespace snnfast {
 namespace cuda {

@@ -48,6 +48,9 @@ int finish_loss(void* stream, const FinishArgs& p);
 int pack_spikes(void* stream, int size, const SpikesArgs& p);
 int unpack_spikes(void* stream, int size, const SpikesArgs& p);
 
+// Whether the current device and its driver take a kernel of this module.
+int probe();
+
 }  // namespace launchers
 }  // namespace cuda
 }  // namespace snnfast

@@ -12,6 +12,7 @@ __global__ void __launch_bounds__(kTotalThreads)
 
 template <class Follows>
 static int launch_totals(void* stream, const TotalArgs& p, const Follows& q) {
+  if (p.lanes <= 0) return cudaErrorInvalidValue;
   const i64 blocks = (p.at.channels + p.lanes - 1) / p.lanes;
   const int shared = p.parts ? kTotalBytes : 0;
   return launch(norm_totals_of<Follows>, {blocks, kTotalThreads, shared}, stream, p, q);

@@ -1,7 +1,7 @@
 """CUDA C++, on CUDA tensors, where asked for.
 
 ``snnfast._cuda`` holds the kernels where nvcc was found at install. Without it the same sources
-(``csrc/cuda``) are compiled through CuPy when a configuration is first used, and kept. Neither
+(``csrc/cuda``) are compiled by NVRTC when a configuration is first used, and kept. Neither
 knows torch: pointers, sizes, strides and a stream go in, packed as ``csrc`` has the structs.
 """
 

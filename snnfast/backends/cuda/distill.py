@@ -20,7 +20,8 @@ _SCRATCH = 16
 """Numbers that a reduction over a block needs."""
 _RESIDENT_BYTES = 48 * 1024
 """Shared memory that a block may have without asking."""
-_FINISH_THREADS = _SCALE_THREADS = 256
+_FINISH_THREADS, _SCALE_THREADS = 1024, 256
+_FINISH_BYTES = 2 * _FINISH_THREADS // 32 * 8
 
 
 class RowArgs(NamedTuple):
@@ -225,7 +226,7 @@ class _Rows:
         )
         pointers = [driver.pointer(t) for t in (self.parts, self.labels, value, terms, unit)]
         finish = FinishArgs(*pointers, rows, self.loss.ignore_index, *weights, terms.numel())
-        kernel = Kernel("distill", ("-DSNN_FINISH",), 1, _FINISH_THREADS, 8 * _SCRATCH)
+        kernel = Kernel("distill", ("-DSNN_FINISH",), 1, _FINISH_THREADS, _FINISH_BYTES)
         args = driver.packed(finish)
         driver.run("distill", self.logits, "finish_loss", (), lambda: kernel, args)
 

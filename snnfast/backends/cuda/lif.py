@@ -244,7 +244,7 @@ def _run(
     driver.run("lif", x, f"lif_{direction}", choices, kernel, *structs)
 
 
-# Compiled at first use: NVRTC through CuPy, one kernel for each configuration.
+# Compiled at first use by NVRTC, one kernel for each configuration.
 
 
 def defines(
