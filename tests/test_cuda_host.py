@@ -327,6 +327,51 @@ def test_device_and_stream(shim):
         cuda.lif_forward(spec_of(4), x, None, None, nan(4, 64), None, None)
 
 
+def test_another_device_is_put_back_by_torch(monkeypatch):
+    """Nothing where the device is current: torch alone knows which others have a context."""
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "device", lambda index: ("torch.cuda.device", index))
+    assert launch.on(0) == ("torch.cuda.device", 0)
+    with launch.on(1) as nothing:
+        assert nothing is None
+
+
+ZEROED = {
+    "lif_forward": ((0, True), ("ForwardArgs", "NeuronArgs")),
+    "lif_backward": ((0, True), ("BackwardArgs", "NeuronArgs")),
+    "norm_lif_forward": ((2, False), ("ForwardArgs", "NeuronArgs", "NormArgs")),
+    "norm_lif_backward": ((3, True), ("BackwardArgs", "NeuronArgs", "NormArgs")),
+    "norm_stats": ((3, True), ("MapArgs", "NormArgs")),
+    "norm_dy": ((0, False), ("MapArgs", "NormArgs")),
+    "norm_prepare": ((), ("TotalArgs", "PreparedArgs")),
+    "norm_finish": ((), ("TotalArgs", "FinishedArgs")),
+    "stepwise_rows": ((0, True, 32, 1024), ("RowArgs", "StepwiseNumbers")),
+    "tssd_rows": ((2, False, 32, 64), ("RowArgs", "TssdNumbers")),
+    "finish_loss": ((), ("FinishArgs",)),
+    "scale_gradient": ((3,), ("ScaleArgs",)),
+    "pack_spikes": ((4,), ("SpikesArgs",)),
+    "unpack_spikes": ((2,), ("SpikesArgs",)),
+}
+
+
+def modules():
+    """snnfast._cuda on the host, and the one that nvcc made where there is one."""
+    found = [pytest.param(lambda: _cuda_host.module()[0], id="host")]
+    return found + [pytest.param(launch.ahead_of_time, id="nvcc")] * (launch.not_built() is None)
+
+
+@pytest.mark.parametrize("module", modules())
+def test_structs_of_zeros_get_a_status(module):
+    """From each function of the bindings, wherever it runs: nothing to do is refused."""
+    module = module()
+    for name, (choices, structs) in ZEROED.items():
+        status = getattr(module, name)(*choices, 0, 0, *(bytes(module.SIZES[s]) for s in structs))
+        assert status and module.error_string(status), name
+    names = set(dir(module)) - {"probe", "error_string", "SIZES"}
+    assert {name for name in names if not name.startswith("_")} == set(ZEROED)
+    assert isinstance(module.probe(0), int)
+
+
 def test_the_module_refuses(shim):
     """Structs of another size, and what is no dtype of a GPU."""
     for choices, structs, message in (
@@ -352,8 +397,14 @@ def test_rounding(library, dtype):
 
 @pytest.mark.parametrize("tau_max", [1.001, 2.0, 100.0])
 def test_exact_quotient(shim, tau_max):
-    """The multiply and two FMAs give IEEE division's quotient, tau from 1.0000001."""
+    """The multiply and two FMAs give IEEE division's quotient of all from 2^-102 on, tau from
+    1.0000001; below it is next to it."""
     assert shim.library.shim_wrong_quotients(10_000_000, 88172645463325252, tau_max) == 0
+    small = torch.randn(1000, generator=torch.Generator().manual_seed(1)) * 2.0**-104
+    for d in torch.cat([small, small * 2.0**-16, small * 2.0**-40]):
+        ours = torch.tensor(shim.library.shim_quotient(d.item(), tau_max))
+        exact = d / torch.tensor(tau_max)
+        assert ours in (exact, *(torch.nextafter(exact, to) for to in torch.tensor([-1.0, 1.0])))
 
 
 def test_exact_quotient_of_infinities(shim):

@@ -8,8 +8,9 @@ import types
 import _cuda_host
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from snnfast import norm_lif, reference, surrogate
+from snnfast import lif, norm_lif, reference, surrogate
 from snnfast.backends.cuda import lif as cuda
 from snnfast.backends.cuda import norm_lif as backend
 from snnfast.backends.spec import (
@@ -544,6 +545,54 @@ def test_public_function(shim, public, last, residual, training):
     for ours, want in zip(running, others, strict=True):
         torch.testing.assert_close(ours.double(), want, rtol=1e-6, atol=1e-7)
     assert ("norm_stats" in shim.names) == training
+
+
+class Launching(TorchDispatchMode):
+    """The names of torch's own ops that write to memory."""
+
+    QUIET = ("empty", "new_empty", "empty_like", "empty_strided", "detach", "view", "select",
+             "_unsafe_view", "alias", "as_strided", "expand", "unbind", "unsqueeze")  # fmt: skip
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if func.namespace == "aten" and name not in self.QUIET:
+            self.names.append(name)
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.unpoisoned
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
+@pytest.mark.parametrize("residual", [False, True])
+def test_launches_of_a_training_step(shim, public, residual, last):
+    """Three forward, three backward, and none of torch's in between."""
+    y = torch.randn(4, 3, 16, 5, 4)
+    y = y.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3) if last else y
+    r = torch.ones_like(y).requires_grad_() if residual else None
+    y.requires_grad_()
+    rows = {n: torch.rand(16) + 0.5 for n in ("weight", "bias", "running_mean", "running_var")}
+    rows["weight"].requires_grad_(), rows["bias"].requires_grad_()
+    with Launching() as forward:
+        s = norm_lif(y, r, training=True, backend="cuda", **rows)
+    assert shim.names == ["norm_stats", "norm_prepare", "norm_lif_forward"]
+    assert forward.names == []
+    ds, leaves = torch.ones_like(s), [y, rows["weight"], rows["bias"], *([r] if residual else ())]
+    with Launching() as backward:
+        torch.autograd.grad(s, leaves, ds)
+    second = "norm_dy" if residual else "norm_lif_backward"  # dX computed again
+    assert shim.names[3:] == ["norm_lif_backward", "norm_finish", second]
+    assert backward.names == []
+
+
+@pytest.mark.unpoisoned
+def test_launches_of_lif(shim, public):
+    x, ds = torch.randn(4, 3, 16).requires_grad_(), torch.ones(4, 3, 16)
+    with Launching() as both:
+        torch.autograd.grad(lif(x, backend="cuda"), x, ds)
+    assert shim.names == ["lif_forward", "lif_backward"] and both.names == []
 
 
 def test_the_spikes_of_all_backends_are_the_same(shim, public):

@@ -45,6 +45,15 @@ SNN_DEVICE unsigned bits_of(float value) {
 #endif
 }
 
+// The upper half of a product.
+SNN_DEVICE unsigned high_product(unsigned a, unsigned b) {
+#if defined(__CUDA_ARCH__)
+  return __umulhi(a, b);
+#else
+  return unsigned((unsigned long long)a * b >> 32);
+#endif
+}
+
 // Each dtype: its element, and a 32-bit word of 1 or 2 elements to and from fp32. Rounding is to
 // nearest even.
 struct Float32 {

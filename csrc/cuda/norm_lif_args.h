@@ -24,7 +24,9 @@ enum Layout : int {
 // `group` threads, a power of two of at most 32, add up a slot.
 struct Tiles {
   i64 channels, inner, tiles, blocks;
-  int slots, group, layout, unused;
+  int slots, group, layout, channels_shift, inner_shift;
+  unsigned channels_factor, inner_factor;  // quotient() of norm_sums.cuh
+  int unused;
 };
 
 // X = (Y - mean) scale + bias [+ residual]; dY = a dX + b (Y - mean) + c.

@@ -18,6 +18,12 @@ namespace cuda {
 // Shared memory of a block with so many numbers a thread.
 constexpr int shared_bytes(int numbers) { return numbers * kThreads * int(sizeof(float)); }
 
+// n / by: a product and a shift, as 32 bits do nearly always (Granlund and Montgomery 1994).
+SNN_DEVICE i64 quotient(i64 n, i64 by, unsigned factor, int shift) {
+  if (n >> 31) return n / by;
+  return (high_product(unsigned(n), factor) + unsigned(n)) >> shift;
+}
+
 // The channels of kLanes neighbouring neurons.
 template <int kLanes>
 struct Place {
@@ -25,11 +31,11 @@ struct Place {
   int layout;
 
   SNN_DEVICE Place(const Tiles& at, i64 i)
-      : channel(i / at.inner % at.channels),
-        offset(i % at.inner),
-        channels(at.channels),
-        inner(at.inner),
-        layout(at.layout) {}
+      : channels(at.channels), inner(at.inner), layout(at.layout) {
+    const i64 run = quotient(i, inner, at.inner_factor, at.inner_shift);
+    offset = i - run * inner;
+    channel = run - quotient(run, channels, at.channels_factor, at.channels_shift) * channels;
+  }
 
   // n vectors [channels]: the loads of all are under way before one is waited for.
   template <int n>
@@ -122,10 +128,10 @@ struct SlotSums {
   int lane;
 
   SNN_DEVICE SlotSums(const Tiles& at, float* shared)
-      : at(at),
-        shared(shared),
-        before(i64(blockIdx.x) * kTile % at.inner),
-        lane(int(threadIdx.x) & (at.group - 1)) {}
+      : at(at), shared(shared), lane(int(threadIdx.x) & (at.group - 1)) {
+    const i64 first = i64(blockIdx.x) * kTile;
+    before = first - quotient(first, at.inner, at.inner_factor, at.inner_shift) * at.inner;
+  }
 
   SNN_DEVICE float load(int at) const {
     SNN_HOST_ACCESS(shared + at, 4);

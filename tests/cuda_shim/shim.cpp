@@ -123,9 +123,9 @@ std::int64_t shim_wrong_quotients(std::int64_t n, std::uint64_t seed, float tau_
   };
   for (std::int64_t i = 0; i < n; ++i) {
     const float tau = 1.0000001f + (tau_max - 1.0f) * float(next() >> 40) * 0x1p-24f;
-    // Any sign and mantissa, exponents from 2^-60 to 2^60.
+    // Any sign and mantissa, exponents from 2^-102 to the last.
     const std::uint32_t bits = std::uint32_t(next() >> 32) & 0x807fffffu;
-    const float d = float_of(bits | std::uint32_t(67 + next() % 121) << 23);
+    const float d = float_of(bits | std::uint32_t(25 + next() % 230) << 23);
     wrong += exact_quotient(d, tau, reciprocal_(tau)) != d / tau;
   }
   return wrong;

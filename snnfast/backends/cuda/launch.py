@@ -25,6 +25,7 @@ IO = {torch.float32: "Float32", torch.float16: "Float16", torch.bfloat16: "BFloa
 Pointer = Annotated[int, "Q"]
 Long = Annotated[int, "q"]
 Int = Annotated[int, "i"]
+Unsigned = Annotated[int, "I"]
 Float = Annotated[float, "f"]
 Double = Annotated[float, "d"]
 

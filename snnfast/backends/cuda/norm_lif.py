@@ -12,7 +12,7 @@ from torch import Tensor
 
 from snnfast.backends.channels import norm_prepare
 from snnfast.backends.cuda import launch as driver
-from snnfast.backends.cuda.launch import IO, Double, Float, Int, Kernel, Long, Pointer
+from snnfast.backends.cuda.launch import IO, Double, Float, Int, Kernel, Long, Pointer, Unsigned
 from snnfast.backends.layout import DTYPES
 from snnfast.backends.spec import Finished, Norm, Prepared
 
@@ -34,6 +34,10 @@ class Tiles(NamedTuple):
     slots: Int
     group: Int
     layout: Int
+    channels_shift: Int = 0
+    inner_shift: Int = 0
+    channels_factor: Unsigned = 0
+    inner_factor: Unsigned = 0
     unused: Int = 0
 
 
@@ -120,7 +124,17 @@ def tiles(neurons: int, lanes: int, channels: int, inner: int, aligned: bool, wi
         layout = ONE_CHANNEL
     elif inner == 1 and channels % lanes == 0 and aligned:
         layout = ROW_OF_CHANNELS
-    return Tiles(channels, inner, count, blocks, slots, group, layout)
+    (of_channels, channels_shift), (of_inner, inner_shift) = _divisor(channels), _divisor(inner)
+    factors = (channels_shift, inner_shift, of_channels, of_inner)
+    return Tiles(channels, inner, count, blocks, slots, group, layout, *factors)
+
+
+def _divisor(by: int) -> tuple[int, int]:
+    """The factor and the shift with which kernels divide what is below 2^31."""
+    if by >= 2**31:
+        return 0, 31
+    shift = (by - 1).bit_length()
+    return (2**32 * (2**shift - by)) // by + 1, shift
 
 
 def shared_bytes(kind: str, lanes: int) -> int:
