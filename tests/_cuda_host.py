@@ -20,7 +20,7 @@ from pathlib import Path
 import pybind11
 import torch
 
-from snnfast.backends.cuda import launch, nvrtc
+from snnfast.backends.cuda import distill, launch, lif, norm_lif, nvrtc, spikes
 
 ROOT = Path(__file__).resolve().parents[1]
 CUDA, SHIM = ROOT / "csrc" / "cuda", ROOT / "tests" / "cuda_shim"
@@ -87,7 +87,35 @@ def library(path: Path) -> ctypes.CDLL:
     return found
 
 
-_packed, _structs = launch.packed, {}
+_run = launch.run
+_NEURON = (lif.NeuronArgs,)
+STRUCTS = {
+    "lif_forward": (lif.ForwardArgs, *_NEURON),
+    "lif_backward": (lif.BackwardArgs, *_NEURON),
+    "norm_lif_forward": (lif.ForwardArgs, *_NEURON, norm_lif.NormArgs),
+    "norm_lif_backward": (lif.BackwardArgs, *_NEURON, norm_lif.NormArgs),
+    "norm_stats": (norm_lif.MapArgs, norm_lif.NormArgs),
+    "norm_dy": (norm_lif.MapArgs, norm_lif.NormArgs),
+    "norm_prepare": (norm_lif.TotalArgs, norm_lif.PreparedArgs),
+    "norm_finish": (norm_lif.TotalArgs, norm_lif.FinishedArgs),
+    "stepwise_rows": (distill.RowArgs, distill.StepwiseNumbers),
+    "tssd_rows": (distill.RowArgs, distill.TssdNumbers),
+    "finish_loss": (distill.FinishArgs,),
+    "scale_gradient": (distill.ScaleArgs,),
+    "pack_spikes": (spikes.SpikesArgs,),
+    "unpack_spikes": (spikes.SpikesArgs,),
+}
+"""What each function of the module takes."""
+
+
+def unpacked(kind, data):
+    """The struct of bytes."""
+    return _nested(kind, list(launch.layout(kind).unpack(data)))
+
+
+def _nested(kind, flat):
+    kinds = kind.__annotations__.values()
+    return kind(*(_nested(k, flat) if hasattr(k, "_fields") else flat.pop(0) for k in kinds))
 
 
 class Launched(types.SimpleNamespace):
@@ -120,10 +148,9 @@ class Host:
             del self.tensors[next(iter(self.tensors))]
         return at
 
-    def packed(self, value):
-        data = _packed(value)
-        _structs[data] = value
-        return data
+    def run(self, launched, like, *structs):
+        self.called = launched.name
+        _run(launched, like, *structs)
 
     def __getattr__(self, name):
         function = getattr(self.module, name)
@@ -133,7 +160,8 @@ class Host:
 
     def watch(self, library, name, args, call):
         """call() with the tensors allowed, noted as a launch."""
-        structs = [_structs[data] for data in args if isinstance(data, bytes)]
+        data = [each for each in args if isinstance(each, bytes)]
+        structs = [unpacked(*each) for each in zip(STRUCTS[self.called], data, strict=True)]
         library.shim_clear()
         if self.allows:
             for at, t in self.tensors.items():
@@ -171,7 +199,7 @@ class Host:
 def install(monkeypatch) -> Host:
     """backend="cuda" takes CPU tensors."""
     host = Host()
-    for name in ("place", "pointer", "packed"):
+    for name in ("place", "pointer", "run"):
         monkeypatch.setattr(launch, name, getattr(host, name))
     monkeypatch.setattr(launch, "on", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(launch, "ahead_of_time", lambda: host)

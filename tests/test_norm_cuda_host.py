@@ -8,18 +8,15 @@ import types
 import _cuda_host
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from snnfast import lif, norm_lif, reference, surrogate
+from snnfast import norm_lif, reference, surrogate
 from snnfast.backends.cuda import lif as cuda
 from snnfast.backends.cuda import norm_lif as backend
 from snnfast.backends.spec import (
     DECAY_INPUT,
     DECAY_STATE,
     INTEGRATE,
-    Finished,
     Norm,
-    Prepared,
     segments,
 )
 from snnfast.ops import select
@@ -27,6 +24,11 @@ from snnfast.ops.layer import lif_layer
 
 DTYPES = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 ONE, ROW, ANY = backend.ONE_CHANNEL, backend.ROW_OF_CHANNELS, backend.ANY_CHANNELS
+
+
+def forget_plans():
+    for cached in (backend.plan, backend._map, cuda._plan):
+        cached.cache_clear()
 
 
 @pytest.fixture
@@ -205,12 +207,12 @@ def test_neurons(shim, neuron):
 def test_several_tiles_a_block(shim, monkeypatch, dtype, shape, blocks):
     """Blocks that go from sample to sample add up as many of them as are."""
     monkeypatch.setattr(backend, "_BLOCKS", blocks)
-    backend.tiles.cache_clear()
+    forget_plans()
     for residual in (False, True):
         check(spec_of(3), case(3, shape, dtype, residual))
         at = shim.last.structs["TotalArgs"].at
         assert at.blocks < at.tiles
-    backend.tiles.cache_clear()
+    forget_plans()
 
 
 @pytest.mark.parametrize("divide", [True, False], ids=["tau", "inv_tau"])
@@ -318,7 +320,7 @@ def test_stats(shim, monkeypatch, dtype, shape, blocks):
     """Relative to the spread of the values: with the mean 1e4 of it away, and where a channel's
     first element lies far from all others, however few threads share the channel."""
     monkeypatch.setattr(backend, "_BLOCKS", blocks)
-    backend.tiles.cache_clear()
+    forget_plans()
     g = torch.Generator().manual_seed(3)
     for steps, offset, outlier in ((4, 0.0, 0.0), (9, 1e4, 0.0), (3, 0.0, 300.0), (1, -7.0, 3e3)):
         y = (torch.randn(steps, *shape, generator=g) + offset).to(dtype)
@@ -328,7 +330,7 @@ def test_stats(shim, monkeypatch, dtype, shape, blocks):
         exact_var, exact_mean = torch.var_mean(y.double(), (0, 1, 3), correction=0)
         assert ((mean - exact_mean).abs() <= 2.0**-23 * y.double().abs().amax((0, 1, 3))).all()
         torch.testing.assert_close(var.double(), exact_var, rtol=1e-6, atol=1e-30)
-    backend.tiles.cache_clear()
+    forget_plans()
 
 
 def test_stats_of_a_constant(shim):
@@ -342,82 +344,11 @@ def test_stats_of_a_constant(shim):
         assert mean.isnan().nonzero().tolist() == var.isnan().nonzero().tolist() == [[1]]
 
 
-def prepared_of(channels, weight, running, momentum=0.1):
-    g = torch.Generator().manual_seed(channels)
-    rows = torch.rand(3, channels, generator=g) + 0.5
-    statistics = (rows[1].clone(), rows[2].clone()) if running else (None, None)
-    outputs = nan(channels), nan(channels)
-    return Prepared(*outputs, rows[0] if weight else None, *statistics, momentum, 1.25, 1e-5)
-
-
-def assert_prepared(mean, var, ours, before):
-    """Bit for bit what torch makes of mean and var in separate steps."""
-    inv_std = reference.inverse_std(var, ours.eps)
-    assert torch.equal(ours.inv_std, inv_std)
-    assert torch.equal(ours.scale, inv_std if ours.weight is None else ours.weight * inv_std)
-    if ours.running_mean is not None:
-        assert torch.equal(ours.running_mean, before.running_mean.lerp(mean, ours.momentum))
-        var = var * torch.tensor(ours.unbias)
-        assert torch.equal(ours.running_var, before.running_var.lerp(var, ours.momentum))
-
-
-@pytest.mark.parametrize("shape", [(40, 16, 32), (7, 1500, 1), (3, 5, 7)], ids=str)
-@pytest.mark.parametrize("weight,running", [(True, True), (False, True), (True, False)])
-def test_prepared(shim, shape, weight, running):
-    """In the launch that ends the statistics, or in one of its own where they are given."""
-    c = case(4, shape, torch.bfloat16)
-    for momentum in (0.1, 0.9):
-        mean, var = nan(shape[1]), nan(shape[1])
-        ours, again, before = (prepared_of(shape[1], weight, running, momentum) for _ in range(3))
-        backend.norm_stats(c.y, *shape[1:], mean, var, ours)
-        assert_prepared(mean, var, ours, before)
-        backend.norm_prepare(mean, var, again)
-        assert_prepared(mean, var, again, before)
-    assert shim.names == ["norm_stats", "norm_prepare", "norm_prepare"] * 2
-    assert shim.last.bytes["first"] == 4 * shape[1]
-
-
-@pytest.mark.parametrize("shape", [(40, 16, 32), (7, 1500, 1), (3, 5, 7)], ids=str)
-@pytest.mark.parametrize("count", [0, 1, 4 * 40 * 32])
-def test_finished(shim, shape, count):
-    """In the launch that ends the sums, or in one of its own where they are given."""
-    c = case(4, shape, torch.float32)
-    inv_std = torch.rand(shape[1]) + 0.5
-    ours, again = (
-        Finished(c.norm.scale, inv_std, count, *(nan(shape[1]) for _ in range(3))) for _ in "ab"
-    )
-    sums = nan(2, shape[1])
-    cuda.lif_backward(spec_of(4), c.y, None, None, None, c.ds, None, torch.empty_like(c.y), None,
-                      None, c.norm, None, sums, ours)  # fmt: skip
-    backend.norm_finish(sums, again)
-    assert shim.names == ["norm_lif_backward", "norm_finish", "norm_finish"]
-    for found in (ours, again):
-        assert torch.equal(found.dweight, sums[1] * inv_std)
-        by = -float(count) if count else math.inf
-        want_b = c.norm.scale * inv_std * inv_std * sums[1] / by
-        assert torch.equal(found.b, want_b if count else torch.zeros_like(want_b))
-        want_c = c.norm.scale * sums[0] / by
-        assert torch.equal(found.c, want_c if count else torch.zeros_like(want_c))
-
-
-@pytest.mark.parametrize("steps,samples,channels,inner", [(4, 128, 512, 16), (4, 128, 64, 1024)])
-@pytest.mark.parametrize("lanes", [4, 8])
-def test_partial_sums_are_few(lanes, steps, samples, channels, inner):
-    """Channels-last, layers of a ResNet: a quarter of y where it is small, else a fiftieth; and no
-    thread adds up more than 16 of them."""
-    neurons, read = samples * channels * inner, samples * channels * inner * steps * 16 // lanes
-    for width in (4, 2):
-        at = backend.tiles(neurons, lanes, channels, 1, True, width)
-        assert at.blocks >= 256
-        assert 4 * width * at.blocks * at.slots <= read / (4 if channels == 512 else 30)
-        assert at.blocks / (256 / 8) <= 40
-
-
 @pytest.mark.parametrize("shape", [(40, 16, 32), (130, 24, 1), (10, 5, 63)], ids=str)
 def test_same_bits_in_any_order(shim, monkeypatch, shape):
     """Threads run forwards or backwards: sums are a fixed sequence of additions."""
     monkeypatch.setattr(backend, "_BLOCKS", 4)
-    backend.tiles.cache_clear()
+    forget_plans()
     results = []
     for backwards in (False, True):
         shim.library.shim_backwards(backwards)
@@ -427,7 +358,7 @@ def test_same_bits_in_any_order(shim, monkeypatch, shape):
         backend.norm_stats(c.y, *shape[1:], mean, var)
         results.append((out["sums"], out["dx"], mean, var))
     shim.library.shim_backwards(0)
-    backend.tiles.cache_clear()
+    forget_plans()
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
@@ -513,7 +444,7 @@ def public(monkeypatch):
     """backend="cuda" runs on CPU tensors: on the shim."""
     monkeypatch.setattr(select, "_refuse", lambda *args: None)
     yield
-    backend.tiles.cache_clear()
+    forget_plans()
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -545,54 +476,6 @@ def test_public_function(shim, public, last, residual, training):
     for ours, want in zip(running, others, strict=True):
         torch.testing.assert_close(ours.double(), want, rtol=1e-6, atol=1e-7)
     assert ("norm_stats" in shim.names) == training
-
-
-class Launching(TorchDispatchMode):
-    """The names of torch's own ops that write to memory."""
-
-    QUIET = ("empty", "new_empty", "empty_like", "empty_strided", "detach", "view", "select",
-             "_unsafe_view", "alias", "as_strided", "expand", "unbind", "unsqueeze")  # fmt: skip
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        if func.namespace == "aten" and name not in self.QUIET:
-            self.names.append(name)
-        return func(*args, **kwargs or {})
-
-
-@pytest.mark.unpoisoned
-@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
-@pytest.mark.parametrize("residual", [False, True])
-def test_launches_of_a_training_step(shim, public, residual, last):
-    """Three forward, three backward, and none of torch's in between."""
-    y = torch.randn(4, 3, 16, 5, 4)
-    y = y.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3) if last else y
-    r = torch.ones_like(y).requires_grad_() if residual else None
-    y.requires_grad_()
-    rows = {n: torch.rand(16) + 0.5 for n in ("weight", "bias", "running_mean", "running_var")}
-    rows["weight"].requires_grad_(), rows["bias"].requires_grad_()
-    with Launching() as forward:
-        s = norm_lif(y, r, training=True, backend="cuda", **rows)
-    assert shim.names == ["norm_stats", "norm_prepare", "norm_lif_forward"]
-    assert forward.names == []
-    ds, leaves = torch.ones_like(s), [y, rows["weight"], rows["bias"], *([r] if residual else ())]
-    with Launching() as backward:
-        torch.autograd.grad(s, leaves, ds)
-    second = "norm_dy" if residual else "norm_lif_backward"  # dX computed again
-    assert shim.names[3:] == ["norm_lif_backward", "norm_finish", second]
-    assert backward.names == []
-
-
-@pytest.mark.unpoisoned
-def test_launches_of_lif(shim, public):
-    x, ds = torch.randn(4, 3, 16).requires_grad_(), torch.ones(4, 3, 16)
-    with Launching() as both:
-        torch.autograd.grad(lif(x, backend="cuda"), x, ds)
-    assert shim.names == ["lif_forward", "lif_backward"] and both.names == []
 
 
 def test_the_spikes_of_all_backends_are_the_same(shim, public):
@@ -642,7 +525,7 @@ def test_tiles(lanes):
         for inner in (1, 16, 49, 64, 1024, 3136):
             for samples in (1, 37, 4096):
                 neurons = samples * channels * inner
-                at = backend.tiles.__wrapped__(neurons, lanes, channels, inner, True, 4)
+                at = backend.tiles(neurons, lanes, channels, inner, True, 4)
                 tile = 128 * lanes
                 assert at.tiles == -(-neurons // tile) and 0 < at.blocks <= at.tiles
                 assert at.blocks == at.tiles or at.blocks * tile % (channels * inner) == 0

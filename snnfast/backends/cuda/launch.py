@@ -6,7 +6,6 @@ import hashlib
 import importlib
 import importlib.util
 import struct
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
@@ -52,15 +51,42 @@ def packed(value: NamedTuple) -> bytes:
     return layout(type(value)).pack(*flat)
 
 
+@cache
+def _addresses(count: int) -> struct.Struct:
+    return struct.Struct(f"={count}Q")
+
+
+def behind(kind: type, *values) -> bytes:
+    """What follows the addresses that a struct begins with."""
+    count = len(kind._fields) - len(values)
+    return packed(kind(*[0] * count, *values))[8 * count :]
+
+
+def addressed(pointers: list[int], rest: bytes) -> bytes:
+    """A struct of addresses and what is ``behind`` them."""
+    return _addresses(len(pointers)).pack(*pointers) + rest
+
+
+def aligned(*pointers: int) -> bool:
+    """To the 16 bytes of a vector access."""
+    every = 0
+    for at in pointers:
+        every |= at
+    return every % 16 == 0
+
+
 def place(x: Tensor) -> tuple[int, int]:
     """The index of x's device and its current stream."""
     device = x.get_device()
     return device, torch._C._cuda_getCurrentRawStream(device)
 
 
+_HERE = nullcontext()
+
+
 def on(device: int) -> AbstractContextManager:
     """Where that device is the current one; torch restores another without waking it up."""
-    return nullcontext() if torch.cuda.current_device() == device else torch.cuda.device(device)
+    return _HERE if torch._C._cuda_getDevice() == device else torch.cuda.device(device)
 
 
 @cache
@@ -103,20 +129,26 @@ class Kernel(NamedTuple):
     """Bytes of shared memory of a block."""
 
 
-def run(
-    op: str, like: Tensor, name: str, choices: tuple, kernel: Callable[[], Kernel], *structs: bytes
-) -> None:
-    """``snnfast._cuda.name(*choices, ...)``, or without it ``kernel()``, on like's device and
-    stream. Raises RuntimeError where the launch is refused."""
+class Launch(NamedTuple):
+    """A launch but for its addresses: ``snnfast._cuda.name(*choices, ...)``, or ``kernel``."""
+
+    op: str
+    name: str
+    choices: tuple
+    kernel: Kernel
+
+
+def run(launch: Launch, like: Tensor, *structs: bytes) -> None:
+    """On like's device and stream. Raises RuntimeError where the launch is refused."""
     device, stream = place(like)
     module = ahead_of_time()
     with on(device):
         if module is None:
-            launch_compiled(op, kernel(), device, stream, structs)
+            launch_compiled(launch.op, launch.kernel, device, stream, structs)
             return
-        status = getattr(module, name)(*choices, device, stream, *structs)
+        status = getattr(module, launch.name)(*launch.choices, device, stream, *structs)
     if status:
-        raise RuntimeError(f"{op}: the CUDA launch failed: {module.error_string(status)}")
+        raise RuntimeError(f"{launch.op}: the CUDA launch failed: {module.error_string(status)}")
 
 
 @cache

@@ -2,7 +2,6 @@
 the two passes that need no neuron. Structs are those of ``csrc/cuda/norm_lif_args.h``.
 """
 
-from collections.abc import Callable
 from functools import lru_cache
 from math import gcd
 from typing import NamedTuple
@@ -12,7 +11,17 @@ from torch import Tensor
 
 from snnfast.backends.channels import norm_prepare
 from snnfast.backends.cuda import launch as driver
-from snnfast.backends.cuda.launch import IO, Double, Float, Int, Kernel, Long, Pointer, Unsigned
+from snnfast.backends.cuda.launch import (
+    IO,
+    Double,
+    Float,
+    Int,
+    Kernel,
+    Launch,
+    Long,
+    Pointer,
+    Unsigned,
+)
 from snnfast.backends.layout import DTYPES
 from snnfast.backends.spec import Finished, Norm, Prepared
 
@@ -97,7 +106,6 @@ class FinishedArgs(NamedTuple):
     unused: Int = 0
 
 
-@lru_cache(maxsize=256)
 def tiles(neurons: int, lanes: int, channels: int, inner: int, aligned: bool, width: int) -> Tiles:
     """How the neurons of a launch fall into blocks, which leave ``width`` numbers of a channel.
 
@@ -143,103 +151,171 @@ def shared_bytes(kind: str, lanes: int) -> int:
     return 4 * _THREADS * numbers
 
 
-class Launch:
-    """One launch over the neurons of x, and that of the totals where it has any."""
+class Plan(NamedTuple):
+    """What a launch with channels has besides its addresses."""
 
-    def __init__(
-        self,
-        kind: str,
-        x: Tensor,
-        neurons: int,
-        vector: bool,
-        norm: Norm,
-        residual: Tensor | None = None,
-        **abc: Tensor,
-    ):
-        self.kind, self.x, self.vector = kind, x, vector
-        self.lanes = 16 // x.element_size() if vector else 1
-        rows = (norm.mean, norm.scale, norm.bias, *(abc.get(name) for name in "abc"))
-        pointers = [driver.pointer(t) for t in rows]
-        aligned = all(p % 16 == 0 for p in pointers)
-        width = 0 if abc else {"stats": 4, "backward": 2}.get(kind, 0)
-        self.at = tiles(neurons, self.lanes, norm.channels, norm.inner, aligned, width)
-        self.parts = None
-        if width:
-            shape = (self.at.blocks, self.at.slots, width)
-            self.parts = torch.empty(shape, dtype=torch.float32, device=x.device)
-        stride = 0 if residual is None or residual.shape[0] == 1 else residual.stride(0)
-        pointers += [driver.pointer(residual), driver.pointer(self.parts)]
-        self.args = driver.packed(NormArgs(*pointers, stride, self.at))
-
-    def run(self, name: str, names: Callable[[], tuple[str, ...]], *args: bytes) -> None:
-        """``names``: the -D options of the kernel, besides its kind."""
-
-        def kernel() -> Kernel:
-            options = (f"-DSNN_NORM_{self.kind.upper()}", *names())
-            shared = shared_bytes(self.kind, self.lanes)
-            return Kernel("norm_lif", options, self.at.blocks, _THREADS, shared)
-
-        choices = (DTYPES[self.x.dtype], self.vector)
-        driver.run("norm_lif", self.x, name, choices, kernel, *args, self.args)
-
-    def total(self, name: str, first: Tensor, second: Tensor, follows: tuple, **of) -> None:
-        """Adds up ``parts``, to two vectors [C] and what follows from them."""
-        sizes = {"tile": _THREADS * self.lanes, "dtype": DTYPES[self.x.dtype], "at": self.at}
-        _total(name, first, second, follows, parts=driver.pointer(self.parts), **sizes, **of)
+    rest: bytes
+    """Of NormArgs."""
+    at: Tiles
+    parts: tuple[int, int, int]
+    """The shape of what blocks leave; its last is 0 where they leave nothing."""
 
 
-def _total(name: str, first: Tensor, second: Tensor, follows: tuple, **of) -> None:
-    """The launch of that name; without parts the two vectors are given."""
-    of = {"parts": 0, "y": 0, "count": 1, "tile": 0, "dtype": 0} | of
-    of.setdefault("at", Tiles(first.numel(), 1, 0, 0, 0, 0, ANY_CHANNELS))
-    channels = of["at"].channels
+@lru_cache(maxsize=1024)
+def plan(
+    neurons: int,
+    lanes: int,
+    channels: int,
+    inner: int,
+    aligned: bool,
+    width: int,
+    residual_stride: int = 0,
+) -> Plan:
+    at = tiles(neurons, lanes, channels, inner, aligned, width)
+    rest = driver.behind(NormArgs, residual_stride, at)
+    return Plan(rest, at, (at.blocks, at.slots, width))
+
+
+class Total(NamedTuple):
+    """The launch that ends a reduction."""
+
+    launch: Launch
+    rest: bytes
+    """Of TotalArgs."""
+
+
+@lru_cache(maxsize=1024)
+def _total(name: str, at: Tiles, count: int = 1, tile: int = 0, dtype: int = 0) -> Total:
+    """``at`` without tiles: the two vectors are given."""
     # As many side by side as a line of the parts holds.
-    lanes = _TOTAL_THREADS if not of["parts"] else 8 if of["at"].inner == 1 else 1
-    args = TotalArgs(first=driver.pointer(first), second=driver.pointer(second), lanes=lanes, **of)
-
-    def kernel() -> Kernel:
-        names = (f"-DSNN_NORM_TOTALS={type(follows).__name__}",)
-        shared = 3 * 8 * _TOTAL_THREADS if args.parts else 0
-        return Kernel("norm_lif", names, -(-channels // lanes), _TOTAL_THREADS, shared)
-
-    structs = driver.packed(args), driver.packed(follows)
-    driver.run("norm_lif", first, name, (), kernel, *structs)
+    lanes = _TOTAL_THREADS if not at.tiles else 8 if at.inner == 1 else 1
+    follows = {"norm_prepare": "PreparedArgs", "norm_finish": "FinishedArgs"}[name]
+    shared = 3 * 8 * _TOTAL_THREADS if at.tiles else 0
+    blocks, names = -(-at.channels // lanes), (f"-DSNN_NORM_TOTALS={follows}",)
+    kernel = Kernel("norm_lif", names, blocks, _TOTAL_THREADS, shared)
+    rest = driver.behind(TotalArgs, count, tile, dtype, lanes, at)
+    return Total(Launch("norm_lif", name, (), kernel), rest)
 
 
-_NOT_PREPARED, _NOT_FINISHED = PreparedArgs(*[0] * 8), FinishedArgs(*[0] * 6)
+def _run_total(
+    total: Total, like: Tensor, follows: bytes, first: int, second: int, parts=None, y=None
+) -> None:
+    pointers = [driver.pointer(parts), driver.pointer(y), first, second]
+    driver.run(total.launch, like, driver.addressed(pointers, total.rest), follows)
 
 
-def _prepared(p: Prepared | None) -> PreparedArgs:
-    return PreparedArgs(*map(driver.pointer, p[:5]), *p[5:]) if p else _NOT_PREPARED
+def _run_finish(total: Total, sums: Tensor, finished: Finished | None, parts=None) -> None:
+    first = driver.pointer(sums)
+    second = first + 4 * sums.shape[1]
+    _run_total(total, sums, _finished(finished), first, second, parts)
 
 
-def finished(f: Finished | None) -> FinishedArgs:
-    """What follows from sums, as the launch that ends them takes it."""
+def _run_prepare(total: Total, mean, var, prepared: Prepared | None, parts=None, y=None) -> None:
+    rows = driver.pointer(mean), driver.pointer(var)
+    _run_total(total, mean, _prepared(prepared), *rows, parts, y)
+
+
+@lru_cache(maxsize=256)
+def _given(name: str, channels: int) -> Total:
+    return _total(name, Tiles(channels, 1, 0, 0, 0, 0, ANY_CHANNELS))
+
+
+_NOT_PREPARED = driver.packed(PreparedArgs(*[0] * 8))
+_NOT_FINISHED = driver.packed(FinishedArgs(*[0] * 7))
+_numbers = lru_cache(maxsize=256)(driver.behind)
+
+
+def _prepared(p: Prepared | None) -> bytes:
+    if p is None:
+        return _NOT_PREPARED
+    pointers = [driver.pointer(t) for t in p[:5]]
+    return driver.addressed(pointers, _numbers(PreparedArgs, *p[5:], 0))
+
+
+def _finished(f: Finished | None) -> bytes:
     if f is None:
         return _NOT_FINISHED
-    pointers = map(driver.pointer, (f.scale, f.inv_std, f.dweight, f.b, f.c))
-    return FinishedArgs(*pointers, f.count)
+    pointers = [driver.pointer(t) for t in (f.scale, f.inv_std, *f[3:])]
+    return driver.addressed(pointers, _numbers(FinishedArgs, f.count, 0))
 
 
 def norm_prepare(mean: Tensor, var: Tensor, prepared: Prepared) -> None:
-    _total("norm_prepare", mean, var, _prepared(prepared))
+    _run_prepare(_given("norm_prepare", mean.numel()), mean, var, prepared)
 
 
-def norm_finish(sums: Tensor, f: Finished) -> None:
-    _total("norm_finish", *sums, finished(f))
+def norm_finish(sums: Tensor, finished: Finished) -> None:
+    _run_finish(_given("norm_finish", sums.shape[1]), sums, finished)
 
 
-def _map_names(launch: Launch) -> tuple[str, ...]:
-    return f"-DSNN_IO={IO[launch.x.dtype]}", f"-DSNN_LANES={launch.lanes}"
+def rows(norm: Norm, a=None, b=None, c=None) -> list[int]:
+    """The addresses of the vectors of channels."""
+    return [driver.pointer(t) for t in (norm.mean, norm.scale, norm.bias, a, b, c)]
 
 
-def _vector(y: Tensor, neurons: int, stride: int, *tensors: Tensor) -> bool:
-    lanes = 16 // y.element_size()
-    return (neurons | stride) % lanes == 0 and all(t.data_ptr() % 16 == 0 for t in (y, *tensors))
+def arguments(
+    plan: Plan, rows: list[int], like: Tensor, residual: Tensor | None = None
+) -> tuple[bytes, Tensor | None]:
+    """NormArgs, and the parts that the launch fills."""
+    parts = None
+    if plan.parts[2]:
+        parts = torch.empty(plan.parts, dtype=torch.float32, device=like.device)
+    pointers = [*rows, driver.pointer(residual), driver.pointer(parts)]
+    return driver.addressed(pointers, plan.rest), parts
 
 
-def _time_stride(t: Tensor) -> int:
-    return t.stride(0) if t.shape[0] > 1 else 0
+def add_up(plan: Plan, lanes: int, parts: Tensor, sums: Tensor, finished: Finished | None) -> None:
+    """The parts of the first pass of backward into ``sums`` [2, C], and what follows from them."""
+    total = _total("norm_finish", plan.at, tile=_THREADS * lanes)
+    _run_finish(total, sums, finished, parts)
+
+
+class _Map(NamedTuple):
+    """A pass without a neuron, but for its addresses."""
+
+    launch: Launch
+    rest: bytes
+    """Of MapArgs."""
+    plan: Plan
+    total: Total | None
+
+
+@lru_cache(maxsize=1024)
+def _map(
+    kind: str,
+    dtype: torch.dtype,
+    steps: int,
+    neurons: int,
+    stride: int,
+    channels: int,
+    inner: int,
+    aligned: bool,
+    aligned_rows: bool,
+) -> _Map:
+    lanes = 16 // dtype.itemsize
+    vector = aligned and (neurons | stride) % lanes == 0
+    lanes = lanes if vector else 1
+    stats = kind == "stats"
+    own = plan(neurons, lanes, channels, inner, aligned_rows, 4 if stats else 0)
+    names = (f"-DSNN_NORM_{kind.upper()}", f"-DSNN_IO={IO[dtype]}", f"-DSNN_LANES={lanes}")
+    kernel = Kernel("norm_lif", names, own.at.blocks, _THREADS, shared_bytes(kind, lanes))
+    launch = Launch("norm_lif", f"norm_{kind}", (DTYPES[dtype], vector), kernel)
+    total = None
+    if stats:
+        sizes = (steps * neurons // channels, _THREADS * lanes, DTYPES[dtype])
+        total = _total("norm_prepare", own.at, *sizes)
+    return _Map(launch, driver.behind(MapArgs, steps, neurons, stride), own, total)
+
+
+def _run_map(kind: str, x: Tensor, dx: Tensor | None, dy: Tensor | None, norm: Norm, **abc):
+    """Launches the pass over x; returns it and the parts that it leaves."""
+    steps, pointers = x.shape[0], [driver.pointer(t) for t in (x, dx, dy)]
+    at_rows, stride = rows(norm, **abc), x.stride(0) if steps > 1 else 0
+    alignment = (driver.aligned(*pointers), driver.aligned(*at_rows))
+    sizes = (steps, x.numel() // steps, stride, norm.channels, norm.inner)
+    found = _map(kind, x.dtype, *sizes, *alignment)
+    args, parts = arguments(found.plan, at_rows, x)
+    driver.run(found.launch, x, driver.addressed(pointers, found.rest), args)
+    return found, parts
 
 
 def norm_stats(
@@ -250,19 +326,9 @@ def norm_stats(
     var: Tensor,
     prepared: Prepared | None = None,
 ) -> None:
-    steps, neurons, stride = y.shape[0], y.numel() // y.shape[0], _time_stride(y)
-    vector = _vector(y, neurons, stride)
-    launch = Launch("stats", y, neurons, vector, Norm(mean, mean, var, channels, inner))
-    args = driver.packed(MapArgs(driver.pointer(y), 0, 0, steps, neurons, stride))
-    launch.run("norm_stats", lambda: _map_names(launch), args)
-    of = {"y": driver.pointer(y), "count": y.numel() // channels}
-    launch.total("norm_prepare", mean, var, _prepared(prepared), **of)
+    found, parts = _run_map("stats", y, None, None, Norm(mean, mean, var, channels, inner))
+    _run_prepare(found.total, mean, var, prepared, parts, y)
 
 
 def norm_dy(x: Tensor, dx: Tensor, norm: Norm, a: Tensor, b: Tensor, c: Tensor, dy: Tensor) -> None:
-    steps, neurons, stride = x.shape[0], x.numel() // x.shape[0], _time_stride(x)
-    vector = _vector(x, neurons, stride, dx, dy)
-    launch = Launch("dy", x, neurons, vector, norm, a=a, b=b, c=c)
-    pointers = [driver.pointer(t) for t in (x, dx, dy)]
-    args = driver.packed(MapArgs(*pointers, steps, neurons, stride))
-    launch.run("norm_dy", lambda: _map_names(launch), args)
+    _run_map("dy", x, dx, dy, norm, a=a, b=b, c=c)
