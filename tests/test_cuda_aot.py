@@ -2,15 +2,10 @@
 spills, 16-byte accesses, the bytes of the floor, few instructions, loads in flight.
 """
 
-import subprocess
-
 import pytest
 import torch
 from _cuda_aot import (
     ARCHS,
-    FLAGS,
-    INCLUDES,
-    NVCC,
     ROOT,
     each_compiler,
     needs_nvcc,
@@ -136,18 +131,8 @@ def test_cubins_are_kept(monkeypatch, tmp_path):
 
 @needs_nvrtc
 def test_nvrtc_says_what_is_wrong():
-    with pytest.raises(RuntimeError, match=r"snnfast.cu\(1\): error: .*nonsense"):
+    with pytest.raises(RuntimeError, match=r"snnfast.cu\(1\): error: this declaration has no"):
         nvrtc.compile_cubin("nonsense;", ("--gpu-architecture=sm_90",))
-
-
-@needs_nvcc
-def test_shared_memory_is_aligned(tmp_path):
-    """To the vectors of four floats that lie in it."""
-    (tmp_path / "one.cu").write_text(launch.source("norm_lif.cuh")[0])
-    names = ("-DSNN_NORM_STATS", "-DSNN_IO=Float32", "-DSNN_LANES=4", "-arch=sm_90", "-ptx")
-    command = [NVCC, *FLAGS, *INCLUDES, *names, "one.cu", "-o", "one.ptx"]
-    subprocess.run(command, check=True, cwd=tmp_path)
-    assert ".shared .align 16 .b8 snnfast_shared[]" in (tmp_path / "one.ptx").read_text()
 
 
 def test_constants_are_those_of_the_headers():

@@ -73,6 +73,7 @@ struct Own {
     float value[kPart];
   };
   float* const shared;
+  static_assert(__alignof__(snnfast_shared) % sizeof(Part) == 0, "where a vector begins");
 
   // Where neuron k of the tile lies in a vector.
   SNN_DEVICE static int place(int k) {
