@@ -220,11 +220,11 @@ def one_kernel(header: str, name: str, options: tuple[str, ...]) -> ctypes.CDLL:
 
 
 class Driver:
-    """libcuda: a kernel is loaded from what stands for its cubin, and runs here. ``contexts`` are
-    the devices whose context was made current; before, there is none."""
+    """libcuda: a kernel is loaded from what stands for its cubin, and runs here, once the context
+    of the device is the current one."""
 
     def __init__(self, host):
-        self.host, self.kernels, self.images, self.contexts = host, [], {}, []
+        self.host, self.kernels, self.images, self.context = host, [], {}, 0
 
     def cuGetErrorString(self, status, text):
         text._obj.value = b"an illegal memory access was encountered"
@@ -239,12 +239,13 @@ class Driver:
         return 0
 
     def cuCtxSetCurrent(self, context):
-        self.contexts.append(context.value - 110)
+        self.context = context.value
         return 0
 
     def cuModuleLoadData(self, module, image):
-        if not self.contexts:
+        if not self.context:
             return nvrtc.NO_CONTEXT
+        assert self.context == 110 + self.host.DEVICE
         self.images[len(self.images) + 1] = image
         module._obj.value = len(self.images)
         return 0
@@ -257,6 +258,8 @@ class Driver:
 
     def cuLaunchKernel(self, function, x, y, z, bx, by, bz, shared, stream, pointers, extra):
         assert y == z == by == bz == 1 and extra is None and stream.value == self.host.STREAM
+        if not self.context:
+            return nvrtc.NO_CONTEXT
         name, library = self.kernels[function.value - 1]
         sizes = (ctypes.c_int64 * 8)()
         library.shim_parameters(sizes)

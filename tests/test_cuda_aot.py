@@ -15,8 +15,8 @@ from _cuda_aot import (
     one_kernel,
 )
 
-from snnfast.backends.cuda import launch, nvrtc
 from snnfast.backends.cuda import lif as cuda
+from snnfast.backends.cuda import nvrtc
 from snnfast.backends.spec import DECAY_INPUT, DECAY_STATE
 from snnfast.ops.layer import lif_layer
 

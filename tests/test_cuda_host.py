@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from snnfast import reference, surrogate
-from snnfast.backends.cuda import distill, launch, norm_lif, spikes
+from snnfast.backends.cuda import distill, launch, norm_lif, nvrtc, spikes
 from snnfast.backends.cuda import lif as cuda
 from snnfast.backends.layout import DTYPES as DTYPES_OF
 from snnfast.backends.spec import DECAY_INPUT, DECAY_STATE, INTEGRATE, segments
@@ -288,6 +288,11 @@ def test_compiled_at_first_use(shim, monkeypatch):
         x, v0, ds, dv = inputs(steps, n, torch.bfloat16, n)
         check(shim, spec_of(steps), x, v0=v0, ds=ds, dv=dv)
     assert len(built) == 4  # T = 3 and 4 share kernels, whatever N is
+    nvrtc.driver().context = 0  # another thread
+    check(shim, spec_of(20), x, v0=v0, ds=ds, dv=dv)
+    shim.allows = False
+    with pytest.raises(RuntimeError, match="lif: the CUDA launch failed: an illegal memory"):
+        run(spec_of(20), x, v0=v0, ds=ds, dv=dv)
 
 
 def test_structs(shim):

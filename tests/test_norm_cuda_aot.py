@@ -2,9 +2,21 @@
 read: no spills, 16-byte accesses, the bytes of the floor in every pass.
 """
 
+import subprocess
+
 import pytest
 import torch
-from _cuda_aot import ARCHS, needs_nvcc, needs_nvrtc, nvrtc_kernel, of_the_module, one_kernel
+from _cuda_aot import (
+    ARCHS,
+    FLAGS,
+    INCLUDES,
+    NVCC,
+    needs_nvcc,
+    needs_nvrtc,
+    nvrtc_kernel,
+    of_the_module,
+    one_kernel,
+)
 from test_cuda_aot import spec_of
 
 from snnfast.backends.cuda import launch
@@ -107,6 +119,17 @@ def test_totals():
             loop = next(b for b in code.loops if b.widths("LDG").get(bits) == 8 * each)
             assert loop.loads_ahead() == 8 * each
             assert loop.size <= 480, name
+
+
+@needs_nvcc
+def test_root_and_quotient_are_exact(tmp_path):
+    """As on every other backend: an approximate 1 / sqrt would flip spikes in evaluation."""
+    (tmp_path / "one.cu").write_text(launch.source("norm_lif.cuh")[0])
+    names = ("-DSNN_NORM_TOTALS=PreparedArgs", "-arch=sm_90", "-ptx")
+    command = [NVCC, *FLAGS, *INCLUDES, *names, "one.cu", "-o", "one.ptx"]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    text = (tmp_path / "one.ptx").read_text()
+    assert "sqrt.rn.f32" in text and "approx" not in text and ".ftz" not in text
 
 
 @needs_nvrtc
