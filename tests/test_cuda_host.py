@@ -334,12 +334,11 @@ def test_device_and_stream(shim):
 
 def test_only_addresses_are_new(shim):
     """What a launch has besides them is worked out once for a layer."""
+    cuda._plan.cache_clear()
     for turn in range(3):
         x, v0, ds, _ = inputs(4, 64, torch.float32, turn)
         run(spec_of(4), x, v0=v0, ds=ds)
-        if turn == 0:
-            before = cuda._plan.cache_info().misses
-    assert cuda._plan.cache_info().misses == before and len(shim.launches) == 6
+    assert cuda._plan.cache_info()[:2] == (4, 2) and len(shim.launches) == 6
 
 
 def test_another_device_is_put_back_by_torch(monkeypatch):
