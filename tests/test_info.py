@@ -65,6 +65,16 @@ def test_a_module_that_does_not_load(monkeypatch, gpu, tmp_path):
     assert "reinstall snnfast" in text and cuda.details() in text
 
 
+def test_a_module_of_older_sources(monkeypatch, gpu, tmp_path):
+    (tmp_path / "_cuda.py").write_text("SIZES = {}")
+    monkeypatch.setattr(snnfast, "__path__", [str(tmp_path)])
+    monkeypatch.setattr(snnfast, "_cuda", None, raising=False)
+    monkeypatch.delitem(sys.modules, "snnfast._cuda", raising=False)
+    text = cuda.available()
+    sys.modules.pop("snnfast._cuda", None)
+    assert text.startswith("snnfast._cuda was built from older sources; reinstall snnfast")
+
+
 @pytest.mark.parametrize(
     "status,said",
     [

@@ -97,19 +97,19 @@ def ahead_of_time():
 
 @cache
 def broken() -> str | None:
-    """Why the ``snnfast._cuda`` that is there cannot be loaded."""
+    """Why the ``snnfast._cuda`` that is there cannot be used."""
     if importlib.util.find_spec("snnfast._cuda") is None:
         return None
     try:
-        importlib.import_module("snnfast._cuda")
+        module = importlib.import_module("snnfast._cuda")
     except ImportError as error:
         return f"snnfast._cuda does not load: {error}"
-    return None
+    return None if hasattr(module, "probe") else "snnfast._cuda was built from older sources"
 
 
 @cache
 def not_built() -> str | None:
-    """Why there is no ``snnfast._cuda``: what the installation noted, or why it does not load."""
+    """Why there is no ``snnfast._cuda``: what the installation noted, or why it cannot be used."""
     if importlib.util.find_spec("snnfast._cuda") is not None:
         return broken()
     note = Path(__file__).resolve().parents[2] / "_no_cuda.txt"
