@@ -81,6 +81,7 @@ struct FinishedArgs {
   const float* scale;
   const float* inv_std;
   float* dweight;  // null: nothing does
+  float* dbias;
   float* b;
   float* c;
   float count;

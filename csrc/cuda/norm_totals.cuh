@@ -94,6 +94,7 @@ SNN_DEVICE void follow(const FinishedArgs& q, i64 c, float sum, float moment) {
   load_element(q.scale + c, scale);
   load_element(q.inv_std + c, inv_std);
   store_element(q.dweight + c, moment * inv_std);
+  store_element(q.dbias + c, sum);
   store_element(q.b + c, slope_of(scale, inv_std, moment, q.count));
   store_element(q.c + c, shift_of(scale, sum, q.count));
 }

@@ -97,7 +97,7 @@ class Norm(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """What normalising needs besides the statistics, and where it goes: all [C]."""
+    """What normalising takes besides the statistics: tensors [C] in the state's dtype."""
 
     inv_std: Tensor
     """Out: 1 / sqrt(var + eps), root and quotient as IEEE rounds them."""
@@ -105,26 +105,30 @@ class Prepared(NamedTuple):
     """Out: weight * inv_std."""
     weight: Tensor | None
     running_mean: Tensor | None
-    """In and out, as running_var: a share ``momentum`` of the way to mean, and to var * unbias."""
+    """In and out, as ``running_var``: takes a share ``momentum`` of the mean."""
     running_var: Tensor | None
     momentum: float
     unbias: float
-    """count / (count - 1), of all ranks."""
+    """What makes the variance unbiased: n / (n - 1), of n values."""
     eps: float
 
 
 class Finished(NamedTuple):
-    """What follows from the sums of the first pass of backward: all [C]."""
+    """What follows from the sums of the first pass of backward, sums[0] of dX and sums[1] of
+    dX (y - mean): tensors [C] in the state's dtype."""
 
     scale: Tensor
     inv_std: Tensor
     count: int
-    """Values that the statistics were taken of; 0: they are constants."""
+    """Values that the statistics were taken of; 0: they are constants, and b = c = 0."""
     dweight: Tensor
     """Out: sums[1] * inv_std."""
+    dbias: Tensor
+    """Out: sums[0]."""
     b: Tensor
-    """Out, as c: dy = scale dX + b (y - mean) + c."""
+    """Out, as ``c``, for ``norm_dy``: scale * inv_std * inv_std * sums[1] / -count."""
     c: Tensor
+    """scale * sums[0] / -count."""
 
 
 class StepwiseLoss(NamedTuple):

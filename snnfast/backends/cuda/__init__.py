@@ -5,7 +5,6 @@
 knows torch: pointers, sizes, strides and a stream go in, packed as ``csrc`` has the structs.
 """
 
-from snnfast.backends.channels import norm_finish, norm_prepare
 from snnfast.backends.cuda.distill import scale_gradient, stepwise_loss, tssd_loss
 from snnfast.backends.cuda.launch import available, details
 from snnfast.backends.cuda.lif import lif_backward, lif_forward, norm_lif_dy

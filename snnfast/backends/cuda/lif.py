@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from snnfast.backends.channels import norm_finish
 from snnfast.backends.cuda import launch as driver
 from snnfast.backends.cuda import norm_lif as norms
 from snnfast.backends.cuda.launch import IO, Float, Int, Kernel, Launch, Long, Pointer

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from snnfast.backends.channels import norm_prepare
 from snnfast.backends.cuda import launch as driver
 from snnfast.backends.cuda.launch import (
     IO,
@@ -100,6 +99,7 @@ class FinishedArgs(NamedTuple):
     scale: Pointer
     inv_std: Pointer
     dweight: Pointer
+    dbias: Pointer
     b: Pointer
     c: Pointer
     count: Float

@@ -1,5 +1,5 @@
-"""Device code compiled at first use and launched by the driver, both through ctypes: NVRTC comes with
-every torch for CUDA. Cubins are kept in the user's cache folder.
+"""Device code compiled at first use and launched by the driver, both through ctypes: NVRTC comes
+with every torch for CUDA. Cubins are kept in the user's cache folder.
 """
 
 import ctypes
