@@ -16,6 +16,7 @@ from _cuda_aot import (
 )
 
 from snnfast.backends.cuda import lif as cuda
+from snnfast.backends.cuda import nvrtc
 from snnfast.backends.spec import DECAY_INPUT, DECAY_STATE
 from snnfast.ops.layer import lif_layer
 
@@ -103,6 +104,35 @@ def test_nvrtc_compiles_the_source():
     for direction, flags in (("forward", cuda.HAS_BORDERS), ("backward", cuda.HAS_DS)):
         names = cuda.defines(direction, spec, torch.bfloat16, True, flags)
         assert nvrtc_kernel("lif", names).spills == 0
+
+
+@needs_nvrtc
+def test_nvrtc_flushes_no_denormals():
+    """As everywhere: with tau = 2 a silent state settles at 1.4e-45, not at 0."""
+    for steps in (4, 20):
+        code = nvrtc_kernel("lif", cuda.defines("forward", spec_of(steps), torch.float32, True, 0))
+        assert any(i.base == "FADD" for i in code.instructions)
+        assert not any("FTZ" in i.opcode for i in code.instructions)
+
+
+@needs_nvrtc
+def test_cubins_are_kept(monkeypatch, tmp_path):
+    """By source, options and compiler: the second process compiles nothing."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    text, options = 'extern "C" __global__ void f() {}', ("--gpu-architecture=sm_90",)
+    first = nvrtc.cubin(text, options)
+    compiled = []
+    monkeypatch.setattr(nvrtc, "compile_cubin", lambda *args: compiled.append(args) or b"other")
+    assert nvrtc.cubin(text, options) == first and not compiled
+    assert nvrtc.cubin(text, ("--gpu-architecture=sm_80",)) == b"other" and len(compiled) == 1
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    assert nvrtc.cubin(text, options) == b"other"
+
+
+@needs_nvrtc
+def test_nvrtc_says_what_is_wrong():
+    with pytest.raises(RuntimeError, match=r"snnfast.cu\(1\): error: this declaration has no"):
+        nvrtc.compile_cubin("nonsense;", ("--gpu-architecture=sm_90",))
 
 
 def test_constants_are_those_of_the_headers():

@@ -142,7 +142,7 @@ def test_the_shim_notices_threads_that_part(shim):
 
 @pytest.mark.parametrize("resident", [True, False])
 def test_compiled_at_first_use(shim, request, resident, monkeypatch):
-    """Without snnfast._cuda: one kernel an objective, dtype and layout through CuPy."""
+    """Without snnfast._cuda: one kernel an objective, dtype and layout by NVRTC."""
     if not resident:
         request.getfixturevalue("streaming")
     built = _cuda_host.without_module(shim, monkeypatch)
