@@ -15,7 +15,9 @@
 #include "channels.h"
 #include "distill.h"
 #include "lif.h"
+#include "norm_lif.h"
 #include "spikes.h"
+#include "unpack.h"
 
 namespace py = pybind11;
 namespace snnfast {
@@ -60,16 +62,6 @@ T* pointer(uintptr_t address) {
 
 std::unique_ptr<double[]> scratch(int64_t n) {
   return std::unique_ptr<double[]>(new double[size_t(n)]);  // not set to 0
-}
-
-template <class Args>
-Args unpack(std::string_view bytes) {
-  Args args;
-  if (bytes.size() != sizeof args)
-    throw std::invalid_argument("snnfast._C: expected " + std::to_string(sizeof args) +
-                                " bytes of arguments, got " + std::to_string(bytes.size()));
-  std::memcpy(&args, bytes.data(), sizeof args);
-  return args;
 }
 
 LifLayer layer_of(std::string_view layer, int dtype, int threads, int64_t n, uintptr_t rates) {

@@ -53,12 +53,4 @@ void SNN_ISA_NAME(lif_backward)(const LifLayer& layer, const LifBackward& io) {
   }
 }
 
-void SNN_ISA_NAME(norm_stats)(const NormStats& job) {
-  job.dtype == kFloat64 ? channel_stats<double>(job) : channel_stats<float>(job);
-}
-
-void SNN_ISA_NAME(norm_dy)(const NormDy& job) {
-  job.dtype == kFloat64 ? normalisation_dy<double>(job) : normalisation_dy<float>(job);
-}
-
 }  // namespace snnfast

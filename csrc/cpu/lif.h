@@ -56,29 +56,6 @@ struct LifBackward {
   LifNorm norm;     // dx is the gradient of X then, and of the residual
 };
 
-// Mean and biased variance of every channel over all steps and neurons.
-struct NormStats {
-  int dtype, threads;
-  int64_t steps, n;
-  const void* y;  // [T, N]
-  int64_t stride;
-  int64_t channels, inner;
-  void *mean, *var;  // [channels]
-  double* partial;   // scratch, [kMaxChunks, 2, channels]
-};
-
-// The gradient of Y: dy = a dx + b (y - mean) + c, everything but dx and y one value per channel.
-struct NormDy {
-  int dtype, threads;
-  int64_t steps, n;
-  const void* y;  // [T, N]
-  int64_t stride;
-  const void* dx;  // [T, N]
-  void* dy;        // [T, N], may be dx
-  int64_t channels, inner;
-  const void *mean, *a, *b, *c;  // [channels]
-};
-
 // Sums over neurons are taken per chunk, then over chunks: the order, and so every bit of the
 // result, depends on the sizes alone and not on the number of threads.
 constexpr int64_t kMaxChunks = 64;
@@ -90,10 +67,6 @@ constexpr int64_t kMaxChunks = 64;
 
 void lif_forward_baseline(const LifLayer&, const LifForward&);
 void lif_backward_baseline(const LifLayer&, const LifBackward&);
-void norm_stats_baseline(const NormStats&);
-void norm_dy_baseline(const NormDy&);
-void norm_stats_avx2(const NormStats&);
-void norm_dy_avx2(const NormDy&);
 void lif_forward_avx2(const LifLayer&, const LifForward&);
 void lif_backward_avx2(const LifLayer&, const LifBackward&);
 

@@ -13,6 +13,7 @@
 #include "neuron.h"
 #include "norm.h"
 #include "rows.h"
+#include "tiles.h"
 
 namespace snnfast {
 inline namespace SNN_ISA {
@@ -225,31 +226,6 @@ void backward_tile(const Neuron neuron, const Rates& rates, const LifLayer& laye
   }
 }
 
-// A thread is worth waking for some ten microseconds of work: so many elements.
-constexpr int64_t kGrain = 32768;
-
-// Two grains each: every chunk has sums of its own for all channels, to be cleared and added up.
-template <class Job>
-int64_t chunk_count(const Job& job) {
-  const int64_t tiles = (job.n + kTile - 1) / kTile;
-  return std::min({tiles, kMaxChunks, std::max<int64_t>(1, job.n * job.steps / (2 * kGrain))});
-}
-
-// Runs f(chunk, begin, size) over all tiles, chunks in parallel.
-template <class Job, class F>
-void for_each_tile(const Job& job, F&& f) {
-  const int64_t tiles = (job.n + kTile - 1) / kTile, chunks = chunk_count(job);
-  const int threads = int(std::min<int64_t>(job.threads, chunks));
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    for (int64_t tile = tiles * chunk / chunks; tile < tiles * (chunk + 1) / chunks; ++tile) {
-      const int64_t begin = tile * kTile;
-      f(chunk, begin, std::min(kTile, job.n - begin));
-    }
-    finish_streaming();
-  }
-}
-
 template <bool kSmooth, class R, class Neuron>
 void scan_forward(const Neuron& neuron, const LifLayer& layer, const LifForward& io) {
   for_each_tile(layer, [&](int64_t, int64_t begin, int64_t tile) {
@@ -257,13 +233,6 @@ void scan_forward(const Neuron& neuron, const LifLayer& layer, const LifForward&
       forward_tile<kSmooth, R>(tuned, rates, layer, io, begin, tile);
     });
   });
-}
-
-// Adds up what every chunk has left in partial [chunks, count], in the first.
-inline const double* add_chunks(double* partial, int64_t chunks, int64_t count) {
-  for (int64_t chunk = 1; chunk < chunks; ++chunk)
-    for (int64_t i = 0; i < count; ++i) partial[i] += partial[chunk * count + i];
-  return partial;
 }
 
 template <bool kSmooth, bool kWantRate, class R, class Neuron>
@@ -282,93 +251,6 @@ void scan_backward(const Neuron& neuron, const LifLayer& layer, const LifBackwar
   }
   const double* total = add_chunks(io.norm.partial, chunks, sums);
   std::copy(total, total + sums, static_cast<R*>(io.norm.sums));
-}
-
-// Mean and variance from sums of Y - k, k near the mean: the mean of a few of the channel's values.
-template <class R>
-void channel_stats(const NormStats& job) {
-  const int64_t C = job.channels, inner = job.inner, chunks = chunk_count(job);
-  constexpr int64_t kFew = 16;
-  const int64_t of_channel = job.n / C, few = std::min(kFew, of_channel);
-  R* const mean = static_cast<R*>(job.mean);
-  R* const var = static_cast<R*>(job.var);
-  with_storage(job.dtype, [&](auto* null) {
-    const auto* const y = static_cast<decltype(null)>(job.y);
-    for (int64_t c = 0; c < C; ++c) {
-      double k = 0;
-      for (int64_t j = 0, row = c * inner; j < few; row += C * inner) {
-        const int64_t end = std::min(inner, few - j);
-        for (int64_t i = 0; i < end; ++i) k += double(widen(y[row + i]));
-        j += end;
-      }
-      mean[c] = R(k / double(few));
-    }
-  });
-  std::fill(job.partial, job.partial + chunks * 2 * C, 0.0);
-  for_each_tile(job, [&](int64_t chunk, int64_t begin, int64_t tile) {
-    using V = Lanes<R>;
-    const Channels channels(C, inner, begin, tile);
-    Reader<R> y(job.y, job.dtype, job.stride, begin, tile);
-    TileRow<R> k[1], sum, square;
-    channels.spread({job.mean}, k);
-    const R* rows[kSegment];
-    for (int64_t first = 0; first < job.steps; first += kSegment) {
-      const int steps = int(std::min<int64_t>(kSegment, job.steps - first));
-      Ahead next[kSegment];
-      for (int t = 0; t < steps; ++t)
-        rows[t] = y.read(first + t), next[t] = y.ahead_of_tile(first + t);
-      for (int64_t i = 0; i < tile; i += V::kCount) {
-        const V k_i = load(k[0].at + i);
-        V sum_i(0), square_i(0);
-        if (first > 0) sum_i = load(sum.at + i), square_i = load(square.at + i);
-        for (int t = 0; t < steps; ++t) {
-          next[t].fetch(i);
-          const V d = load(rows[t] + i) - k_i;
-          sum_i = sum_i + d;
-          square_i = mad_(d, d, square_i);
-        }
-        store(sum.at + i, sum_i), store(square.at + i, square_i);
-      }
-    }
-    double* sums = job.partial + chunk * 2 * C;
-    channels.add(sum.at, sums);
-    channels.add(square.at, sums + C);
-  });
-  const double count = double(of_channel) * double(job.steps);
-  const double* total = add_chunks(job.partial, chunks, 2 * C);
-  for (int64_t c = 0; c < C; ++c) {
-    const double shift = total[c] / count, square = total[C + c] / count;
-    mean[c] = R(double(mean[c]) + shift);
-    var[c] = R(std::max(0.0, square - shift * shift));
-  }
-}
-
-template <class R>
-void normalisation_dy(const NormDy& job) {
-  for_each_tile(job, [&](int64_t, int64_t begin, int64_t tile) {
-    using V = Lanes<R>;
-    const Channels channels(job.channels, job.inner, begin, tile);
-    Reader<R> y(job.y, job.dtype, job.stride, begin, tile);
-    Reader<R> dx(job.dx, job.dtype, job.n, begin, tile);
-    // What is overwritten where it was read is in cache already.
-    Writer<R> dy(job.dy, job.dtype, job.n, begin, tile,
-                 job.dy == job.dx ? 0 : 3 * job.steps * job.n);
-    TileRow<R> rows[4];
-    channels.spread({job.mean, job.a, job.b, job.c}, rows);
-    const auto& [mean, a, b, c] = rows;
-    for (int64_t t = 0; t < job.steps; ++t) {
-      const Ahead next = t + 1 < job.steps ? y.ahead(t + 1) : y.ahead_of_tile(0);
-      const Ahead next_d = t + 1 < job.steps ? dx.ahead(t + 1) : dx.ahead_of_tile(0);
-      const R *row = y.read(t), *d = dx.read(t);
-      const Out<R> out = dy.row(t);
-      for (int64_t i = 0; i < tile; i += V::kCount) {
-        next.fetch(i), next_d.fetch(i);
-        const V centred = mad_(load(b.at + i), load(row + i) - load(mean.at + i), load(c.at + i));
-        out.put(i, mad_(load(a.at + i), load(d + i), centred));
-      }
-      dy.write(t);
-    }
-  });
 }
 
 }  // namespace SNN_ISA

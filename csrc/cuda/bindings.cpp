@@ -10,21 +10,13 @@
 #include <tuple>
 
 #include "launch.h"
+#include "unpack.h"
 
 namespace py = pybind11;
 using namespace snnfast::cuda;
+using snnfast::unpack;
 
 namespace {
-
-template <class Args>
-Args unpack(std::string_view bytes) {
-  Args args;
-  if (bytes.size() != sizeof args)
-    throw std::invalid_argument("snnfast._cuda: expected " + std::to_string(sizeof args) +
-                                " bytes of arguments, got " + std::to_string(bytes.size()));
-  std::memcpy(&args, bytes.data(), sizeof args);
-  return args;
-}
 
 // launcher(stream, choices and structs...) on `device`, which is torch's current one: to put back
 // another here would make a context there.
