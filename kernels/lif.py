@@ -15,9 +15,8 @@ The trick: V lives in registers from the first step to the last, and so do the H
 tuple that the compiler unrolls away. Backward therefore needs no H from forward. It recomputes the
 H of a segment with forward's own code, from the kept V, and walks the segment backwards.
 
-Tensors are dense in each timestep: neuron i of step t lies at t * stride + i. T is a runtime
-argument: up to 8 steps are unrolled to the next power of two, more run in a loop over segments
-of 8.
+Tensors are dense in each timestep: neuron i of step t lies at t * stride + i. Up to 8
+steps are unrolled, more run in a loop over segments of 8.
 
 With mean, scale and bias, x is normalised on the way in, X = (x - mean) scale + bias [+ residual],
 b more bytes each way for a residual. A tile then lies along the channels (norm_lif.py), without
@@ -28,7 +27,7 @@ need not write dX; or it writes a dX + b (x - mean) + c in its place.
 import triton
 import triton.language as tl
 
-from .norm_lif import keep_sum, normalise, per_channel, place
+from .norm_lif import keep_sum, normalise, per_channel, place, this_program
 
 
 @triton.jit
@@ -65,6 +64,12 @@ def _within(t, steps, WHOLE: tl.constexpr):
     and its results are dropped. A predicate of its own would keep the load from being issued early.
     """
     return t if WHOLE else tl.minimum(t, steps - 1)
+
+
+@triton.jit
+def _next(row, stride, t, steps, WHOLE: tl.constexpr):
+    """The row of the step to read after t."""
+    return row + (stride if WHOLE else tl.where(t + 1 < steps, stride, 0))
 
 
 @triton.jit(do_not_specialize=["steps", "channels", "inner", "rows", "chunks"])
@@ -113,7 +118,8 @@ def lif_forward(
         rate_channel = None if channels is None else _channel(first, lane, channels, inner)
         mean_c, scale_c, bias_c = None, None, None
     else:
-        first, lane, inside, channel, _ = place(rows, chunks, channels, inner, TILE)
+        program = tl.program_id(0)
+        first, lane, inside, channel, _ = place(program, 0, rows, chunks, channels, inner, TILE)
         rate_channel = channel if TILE.rates else None
         mean_c = per_channel(mean, channel, inner, TILE)
         scale_c = per_channel(scale, channel, inner, TILE)
@@ -162,7 +168,7 @@ def lif_forward(
             tl.store(v + first + lane, state, mask=inside)
 
 
-@triton.jit(do_not_specialize=["steps", "channels", "inner", "rows", "chunks"])
+@triton.jit(do_not_specialize=["steps", "channels", "inner", "rows", "chunks", "items"])
 def lif_backward(
     x,  # [T, N], time stride x_stride
     v0,  # [N] float32, or None: V started at r
@@ -172,13 +178,13 @@ def lif_backward(
     dv,  # [N] or, where V_ALL, [T, N] float32, or None: zeros
     dx,  # [T, N] or, where SUM, [N]; or None
     dv0,  # [N] float32, or None
-    drate,  # float32, or None: [N] (with mean: a sum per slot) for a rate per channel, else one sum
+    drate,  # float32, or None: [N] for a rate per channel (with mean: row 2 of sums), else one sum
     # per program
     mean,  # [channels] float32, as scale and bias; or None: x is what comes in
     scale,
     bias,
     residual,  # [T, N], time stride residual_stride, or None
-    sums,  # [2, slots] float32: dX and dX (x - mean) by ``place``'s slots; or None
+    sums,  # [2 or 3, slots] float32: dX and dX (x - mean) by ``place``'s slots; or None
     out_a,  # [channels] float32, as out_b and out_c, the a, b, c of what dx gets; or None: 1, 0, 0
     out_b,
     out_c,
@@ -191,6 +197,7 @@ def lif_backward(
     chunks,
     channels,
     inner,
+    items,  # tiles of a program, where MANY
     tau,
     factor,
     theta,
@@ -211,15 +218,18 @@ def lif_backward(
     STEPS: tl.constexpr,
     BLOCK: tl.constexpr,
     TILE: tl.constexpr,  # with mean, else None
+    MANY: tl.constexpr,  # a program has several tiles, and adds up all of them
+    BACKWARDS: tl.constexpr,
 ):
+    program = this_program(BACKWARDS)
     if TILE is None:
-        first = tl.program_id(0).to(tl.int64) * BLOCK
+        first = program.to(tl.int64) * BLOCK
         lane = tl.arange(0, BLOCK)
         inside = lane < tl.minimum(n - first, BLOCK).to(tl.int32)
         rate_channel = None if channels is None else _channel(first, lane, channels, inner)
         mean_c, scale_c, bias_c = None, None, None
     else:
-        first, lane, inside, channel, slot = place(rows, chunks, channels, inner, TILE)
+        first, lane, inside, channel, slot = place(program, 0, rows, chunks, channels, inner, TILE)
         rate_channel = channel if TILE.rates else None
         mean_c = per_channel(mean, channel, inner, TILE)
         scale_c = per_channel(scale, channel, inner, TILE)
@@ -228,10 +238,6 @@ def lif_backward(
     P = (tau, factor, theta, r, a, b)
 
     zeros = tl.zeros(lane.shape, tl.float32)
-    dstate = zeros
-    if dv is not None:
-        if not V_ALL:
-            dstate = tl.load(dv + first + lane, mask=inside)
     dx_sum = zeros
     drate_sum = zeros
     moment = zeros
@@ -239,93 +245,109 @@ def lif_backward(
         a_c = per_channel(out_a, channel, inner, TILE)
         b_c = per_channel(out_b, channel, inner, TILE)
         c_c = per_channel(out_c, channel, inner, TILE)
-    if STATIC:
-        x_once = tl.load(x + first + lane, mask=inside)
-    segments = tl.cdiv(steps, STEPS) if LONG else 1
-    for j in range(segments):
-        k = segments - 1 - j
-        start = tl.cast(k, tl.int64) * STEPS
-        xs = ()
-        dss = ()
-        residuals = ()
-        for i in tl.static_range(STEPS):
-            if STATIC:
-                xs += (x_once,)
-            else:
-                row = x + _within(start + i, steps, WHOLE) * x_stride + first
-                xs += (tl.load(row + lane, mask=inside),)
-            if ds is not None:
-                row = ds + _within(start + i, steps, WHOLE) * ds_stride + first
-                dss += (tl.load(row + lane, mask=inside),)
-            if residual is not None:
-                row = residual + _within(start + i, steps, WHOLE) * residual_stride + first
-                residuals += (tl.load(row + lane, mask=inside),)
+    for item in range(items if MANY else 1):
+        if TILE is not None:
+            first, _, inside, _, _ = place(program, item, rows, chunks, channels, inner, TILE)
+        dstate = zeros
+        if dv is not None:
+            if not V_ALL:
+                dstate = tl.load(dv + first + lane, mask=inside)
+        if STATIC:
+            x_once = tl.load(x + first + lane, mask=inside)
+        segments = tl.cdiv(steps, STEPS) if LONG else 1
+        for j in range(segments):
+            k = segments - 1 - j
+            start = tl.cast(k, tl.int64) * STEPS
+            xs = ()
+            dss = ()
+            residuals = ()
+            # From step to step rather than by products, which the loop over tiles would keep.
+            x_row = x + start * x_stride + first
+            ds_row = None if ds is None else ds + start * ds_stride + first
+            residual_row = None if residual is None else residual + start * residual_stride + first
+            for i in tl.static_range(STEPS):
+                xs += (x_once if STATIC else tl.load(x_row + lane, mask=inside),)
+                x_row = _next(x_row, x_stride, start + i, steps, WHOLE)
+                if ds is not None:
+                    dss += (tl.load(ds_row + lane, mask=inside),)
+                    ds_row = _next(ds_row, ds_stride, start + i, steps, WHOLE)
+                if residual is not None:
+                    residuals += (tl.load(residual_row + lane, mask=inside),)
+                    residual_row = _next(residual_row, residual_stride, start + i, steps, WHOLE)
 
-        # V before the segment.
-        state = zeros + r
-        if v0 is not None:
-            state = tl.load(v0 + first + lane, mask=tl.where(k == 0, inside, False))
-        if borders is not None:
-            row = borders + (tl.cast(k, tl.int64) - 1) * n + first
-            kept = tl.load(row + lane, mask=tl.where(k > 0, inside, False))
-            state = tl.where(k > 0, kept, state)
-        begin = state
-        hs = ()
-        for i in tl.static_range(STEPS):
-            residual_t = None if residual is None else residuals[i]
-            x_t = normalise(xs[i], residual_t, mean_c, scale_c, bias_c)
-            h = CHARGE(x_t, state, P, FLAGS)
-            state = RESET(h, FIRE(h, P, FLAGS), P, FLAGS)
-            hs += (h,)
+            # V before the segment.
+            state = zeros + r
+            if v0 is not None:
+                state = tl.load(v0 + first + lane, mask=tl.where(k == 0, inside, False))
+            if borders is not None:
+                row = borders + (tl.cast(k, tl.int64) - 1) * n + first
+                kept = tl.load(row + lane, mask=tl.where(k > 0, inside, False))
+                state = tl.where(k > 0, kept, state)
+            begin = state
+            hs = ()
+            for i in tl.static_range(STEPS):
+                residual_t = None if residual is None else residuals[i]
+                x_t = normalise(xs[i], residual_t, mean_c, scale_c, bias_c)
+                h = CHARGE(x_t, state, P, FLAGS)
+                state = RESET(h, FIRE(h, P, FLAGS), P, FLAGS)
+                hs += (h,)
 
-        for i in tl.static_range(STEPS - 1, -1, -1):
-            live = inside if WHOLE else tl.where(start + i < steps, inside, False)
-            residual_t = None if residual is None else residuals[i]
-            x_t = normalise(xs[i], residual_t, mean_c, scale_c, bias_c)
-            # From H rather than kept: V_{t-1} is needed for drate alone.
-            before = begin if i == 0 else RESET(hs[i - 1], FIRE(hs[i - 1], P, FLAGS), P, FLAGS)
-            ds_t = zeros if ds is None else dss[i].to(tl.float32)
-            dv_t = dstate
-            if dv is not None:
-                if V_ALL:
-                    row = dv + _within(start + i, steps, WHOLE) * n + first
-                    dv_t = dv_t + tl.load(row + lane, mask=inside)
-            dx_t, dv_t, drate_t = ADJOINT(x_t, before, hs[i], ds_t, dv_t, P, FLAGS)
-            if WHOLE:
-                dstate = dv_t
-                dx_sum += dx_t
-                drate_sum += drate_t
-            else:
+            if dx is not None:
+                dx_row = dx + (start + STEPS - 1) * n + first
+            for i in tl.static_range(STEPS - 1, -1, -1):
+                live = inside if WHOLE else tl.where(start + i < steps, inside, False)
+                residual_t = None if residual is None else residuals[i]
+                x_t = normalise(xs[i], residual_t, mean_c, scale_c, bias_c)
+                # From H rather than kept: V_{t-1} is needed for drate alone.
+                before = begin if i == 0 else RESET(hs[i - 1], FIRE(hs[i - 1], P, FLAGS), P, FLAGS)
+                ds_t = zeros if ds is None else dss[i].to(tl.float32)
+                dv_t = dstate
+                if dv is not None:
+                    if V_ALL:
+                        row = dv + _within(start + i, steps, WHOLE) * n + first
+                        dv_t = dv_t + tl.load(row + lane, mask=inside)
+                dx_t, dv_t, drate_t = ADJOINT(x_t, before, hs[i], ds_t, dv_t, P, FLAGS)
                 taken = start + i < steps
-                dstate = tl.where(taken, dv_t, dstate)
-                dx_sum += tl.where(taken, dx_t, 0.0)
-                drate_sum += tl.where(taken, drate_t, 0.0)
-            if sums is not None and not SUM:
-                weight = dx_t if WHOLE else tl.where(taken, dx_t, 0.0)
-                moment = tl.fma(weight, xs[i].to(tl.float32) - mean_c, moment)
-            if dx is not None and not SUM:
-                if out_a is not None:
-                    centred = xs[i].to(tl.float32) - mean_c
-                    dx_t = tl.fma(a_c, dx_t, tl.fma(b_c, centred, c_c))
-                row = dx + (start + i) * n + first
-                tl.store(row + lane, dx_t.to(dx.dtype.element_ty), mask=live)
+                dstate = dv_t if WHOLE else tl.where(taken, dv_t, dstate)
+                if MANY or not WHOLE:
+                    counted = live if MANY else taken
+                    drate_t = tl.where(counted, drate_t, 0.0)
+                    weight = tl.where(counted, dx_t, 0.0)
+                else:
+                    weight = dx_t
+                dx_sum += weight
+                drate_sum += drate_t
+                if sums is not None and not SUM:
+                    moment = tl.fma(weight, xs[i].to(tl.float32) - mean_c, moment)
+                if dx is not None and not SUM:
+                    if out_a is not None:
+                        centred = xs[i].to(tl.float32) - mean_c
+                        dx_t = tl.fma(a_c, dx_t, tl.fma(b_c, centred, c_c))
+                    tl.store(dx_row + lane, dx_t.to(dx.dtype.element_ty), mask=live)
+                    dx_row -= n
 
+        if SUM:
+            if sums is not None:  # x is the same at every step
+                moment = dx_sum * (x_once.to(tl.float32) - mean_c)
+            dx_t = dx_sum
+            if out_a is not None:
+                centred = x_once.to(tl.float32) - mean_c
+                dx_t = tl.fma(a_c, dx_t, tl.fma(b_c, centred, c_c))
+            tl.store(dx + first + lane, dx_t.to(dx.dtype.element_ty), mask=inside)
+        if dv0 is not None:
+            tl.store(dv0 + first + lane, dstate, mask=inside)
+        if drate is not None and TILE is None:
+            if rate_channel is not None:
+                tl.store(drate + first + lane, drate_sum, mask=inside)
+    if not MANY:  # else only what counts has been added
+        dx_sum = tl.where(inside, dx_sum, 0.0)
+        moment = tl.where(inside, moment, 0.0)
+        drate_sum = tl.where(inside, drate_sum, 0.0)
     if sums is not None:
-        if SUM:  # x is the same at every step
-            moment = dx_sum * (x_once.to(tl.float32) - mean_c)
-        keep_sum(sums, 0, dx_sum, inside, slot, rows, channels, TILE)
-        keep_sum(sums, 1, moment, inside, slot, rows, channels, TILE)
-    if SUM:
-        if out_a is not None:
-            centred = x_once.to(tl.float32) - mean_c
-            dx_sum = tl.fma(a_c, dx_sum, tl.fma(b_c, centred, c_c))
-        tl.store(dx + first + lane, dx_sum.to(dx.dtype.element_ty), mask=inside)
-    if dv0 is not None:
-        tl.store(dv0 + first + lane, dstate, mask=inside)
+        keep_sum(sums, 0, dx_sum, slot, rows, chunks, channels, TILE)
+        keep_sum(sums, 1, moment, slot, rows, chunks, channels, TILE)
     if drate is not None:
         if rate_channel is None:
-            tl.store(drate + tl.program_id(0), tl.sum(tl.where(inside, drate_sum, 0.0)))
+            tl.store(drate + program, tl.sum(drate_sum))
         elif TILE is not None:
-            keep_sum(drate, 0, drate_sum, inside, slot, rows, channels, TILE)
-        else:
-            tl.store(drate + first + lane, drate_sum, mask=inside)
+            keep_sum(drate, 2, drate_sum, slot, rows, chunks, channels, TILE)

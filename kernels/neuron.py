@@ -37,7 +37,9 @@ class LifFlags(NamedTuple):
 
 @triton.jit
 def exact_quotient(d, tau, reciprocal):
-    """d / tau, exactly as IEEE division rounds it, from the rounded reciprocal of tau.
+    """d / tau from the rounded reciprocal of tau, exactly as IEEE division rounds it for 2^-102 <=
+    |d| (2e-31); below, the remainder may underflow and the quotient be one unit in the last place
+    off, which no threshold can see but one as small.
 
     Where d or tau is infinite the correction is NaN, and q stands.
     """

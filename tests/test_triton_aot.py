@@ -56,7 +56,8 @@ def make_call(T, dtype, *, backward, surrogate="atan", rate=None, states=None, *
     if not backward:
         return backend.forward_call(spec, x, v0, rates, s, v, borders)
     dx = tensor(*SHAPE, dtype=dtype) if static else tensor(T, *SHAPE, dtype=dtype)
-    parts = None if rates is None else backend.partial_sums(spec, x, rates)
+    place = backend.backward_place(spec, x, v0, rates, v, None, None, False)
+    parts = None if rates is None else backend.partial_sums(spec, x, rates, place)
     return backend.backward_call(spec, x, v0, rates, borders, ds, v, dx, v0, parts)
 
 

@@ -8,7 +8,7 @@ within a step; states are float32 (float64 for float64); b are the bytes of x's 
 
 from types import ModuleType
 
-from torch import Tensor
+from torch import Tensor, dtype
 
 from snnfast.backends import checks
 from snnfast.backends.spec import Finished, LifLayer, Norm, Prepared, StepwiseLoss, TssdLoss
@@ -18,12 +18,13 @@ class Backend:
     """One implementation of the ops. ``functions``: a module with the functions below, unchecked;
     ``available()`` gives None or one sentence that says how to enable it."""
 
-    def __init__(self, functions: ModuleType, *, recomputes_dx: bool = False):
+    def __init__(self, functions: ModuleType, *, recomputes_dx: tuple[dtype, ...] = ()):
         self.unchecked = functions
         """The functions themselves, for tensors that were checked or made just now."""
         self.recomputes_dx = recomputes_dx
-        """Memory is slow and arithmetic is not: ``norm_lif_dy`` computes the gradient of X again
-        instead of reading what the first pass wrote, 5b bytes an element instead of 6b."""
+        """Of which dtypes memory is slow and arithmetic is not: ``norm_lif_dy`` computes the
+        gradient of X again instead of reading what the first pass wrote, 5b bytes an element
+        instead of 6b."""
 
     def available(self) -> str | None:
         return self.unchecked.available()
@@ -74,7 +75,7 @@ class Backend:
     ) -> None:  # fmt: skip
         """dy = a dX + b (x - mean) + c, with the dX that ``lif_backward`` has for the same
         arguments computed again, not read; dy has no time axis where x is static. 3b bytes an
-        element. Only where ``recomputes_dx``."""
+        element. Only of dtypes in ``recomputes_dx``."""
         arguments = (layer, x, v0, rate, borders, ds, dv, dy, norm, a, b, c)
         checks.norm_lif_dy(*arguments)
         self.unchecked.norm_lif_dy(*arguments)

@@ -338,7 +338,7 @@ def norm_lif(
             inv_std, scale = norms.prepared(mean, var, weight, eps, call)
     inputs = (y, residual, weight, bias, v0, rate)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
-        again = residual is None and recomputes_dx(call.backend)
+        again = residual is None and recomputes_dx(call.backend, y.dtype)
         result = _NormLif.apply(*inputs, mean, inv_std, scale, call, batch, process_group, again)
     else:
         shift = torch.zeros_like(mean) if bias is None else bias

@@ -56,9 +56,9 @@ def _unavailable(name: str) -> str | None:
     return implementation(name).available()
 
 
-def recomputes_dx(name: str) -> bool:
+def recomputes_dx(name: str, dtype: torch.dtype) -> bool:
     """That capability of a backend."""
-    return implementation(name).recomputes_dx
+    return dtype in implementation(name).recomputes_dx
 
 
 # What torch.compiler.assume_constant_result does, without its import of the compiler (2 s).

@@ -22,4 +22,4 @@ __all__ = [
     "tssd_loss",
     "unpack_spikes",
 ]
-CAPABILITIES: dict[str, bool] = {}
+CAPABILITIES: dict[str, tuple] = {}

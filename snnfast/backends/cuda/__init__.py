@@ -5,6 +5,8 @@
 knows torch: pointers, sizes, strides and a stream go in, packed as ``csrc`` has the structs.
 """
 
+import torch
+
 from snnfast.backends.cuda.distill import scale_gradient, stepwise_loss, tssd_loss
 from snnfast.backends.cuda.launch import available, details
 from snnfast.backends.cuda.lif import lif_backward, lif_forward, norm_lif_dy
@@ -28,4 +30,4 @@ __all__ = [
     "tssd_loss",
     "unpack_spikes",
 ]
-CAPABILITIES = {"recomputes_dx": True}
+CAPABILITIES = {"recomputes_dx": (torch.float32, torch.float16, torch.bfloat16)}

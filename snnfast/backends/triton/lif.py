@@ -4,15 +4,18 @@
 call can be compiled ahead of time where there is no GPU.
 """
 
+import ctypes
 import functools
 
 import torch
 from torch import Tensor
 
-from snnfast.backends.channels import norm_finish
 from snnfast.backends.spec import INTEGRATE, SEGMENT, Finished, LifLayer, Norm
 from snnfast.backends.triton import norm_lif as norms
 from snnfast.backends.triton.launch import THREAD, WARPS, Call
+
+# Values that a thread of backward may hold.
+_HELD = 112
 
 
 @functools.lru_cache(maxsize=1024)
@@ -24,11 +27,13 @@ def _plan(
     v_all: bool,
     sum_: bool,
     tile=None,
+    many: bool = False,
+    backwards: bool = False,
 ) -> tuple[dict, dict, tuple]:
     """Constants of the forward and of the backward kernel, and the numbers that both take."""
     from snnfast.kernels import neuron
 
-    steps = min(SEGMENT, 1 << (layer.steps - 1).bit_length())
+    steps = min(SEGMENT, layer.steps)
     forward = {
         "CHARGE": neuron.NEURON["CHARGE"],
         "FIRE": neuron.NEURON["FIRE"],
@@ -53,34 +58,54 @@ def _plan(
         "enable_fp_fusion": False,
     }
     backward = {**forward, "ADJOINT": neuron.NEURON["ADJOINT"], "SUM": sum_}
+    backward |= {"MANY": many, "BACKWARDS": backwards}
     # The forward kernel knows nothing of the surrogate, nor of the reset's gradient.
     forward["FLAGS"] = forward["FLAGS"]._replace(detach_reset=False, surrogate=0)
 
     tau, factor = 1.0, 1.0
     if rate_dim is None and layer.charge != INTEGRATE:
         # 1/tau of tau as the kernel sees it, in float32.
-        tau = torch.tensor(layer.rate, dtype=torch.float32).item()
+        tau = ctypes.c_float(layer.rate).value
         factor = 1.0 / tau if layer.divide else layer.rate
     return forward, backward, (tau, factor, layer.theta, layer.reset, layer.a, layer.b)
 
 
 def _place(
-    layer: LifLayer, x: Tensor, rate: Tensor | None, norm: Norm | None, narrow: bool = False
+    layer: LifLayer, x: Tensor, rate: Tensor | None, norm: Norm | None, neurons: int | None = None
 ):
     """What a program has of one timestep."""
     n = x.numel() // layer.steps
     if norm is not None:
         rates = rate is not None and rate.dim() == 1
-        return norms.lay(norm.channels, norm.inner, n, x.dtype, rates, narrow)
+        return norms.lay(norm.channels, norm.inner, n, x.dtype, rates, neurons)
     channels = (layer.channels, layer.inner) if rate is not None and rate.dim() else (None, None)
     return norms.Place(None, -(-n // (THREAD[x.dtype] * 32 * WARPS)), (None, None, *channels))
 
 
-def backward_place(layer: LifLayer, x, v0, rate, dv, norm: Norm | None):
-    """The same for backward. With all that there can be, 8 steps of 8 neurons and the sums over
-    channels are more than a thread's registers: then its accesses are of 8 bytes."""
+def _neurons(layer: LifLayer, x, v0, rate, dv, residual) -> int:
+    """Neurons of a thread in backward, with a norm: as many as leave it at about 128 registers, of
+    which a multiprocessor has for four blocks; counted in the machine code. A thread holds the
+    steps of a segment of all that is read, and more in a loop over segments, and where the last of
+    them ends early."""
     more = not (v0 is None and rate is None and dv is None)
-    return _place(layer, x, rate, norm, more and x.dtype.itemsize == 2 and layer.steps > 4)
+    long, ragged = layer.steps > SEGMENT, layer.steps % SEGMENT != 0
+    streams = 2 + (residual is not None) + more + long + (long and ragged)
+    neurons = THREAD[x.dtype]
+    while neurons * min(layer.steps, SEGMENT) * streams > _HELD:
+        neurons //= 2
+    return neurons
+
+
+def backward_place(
+    layer: LifLayer, x, v0, rate, dv, norm: Norm | None, residual, summed: bool
+) -> norms.Place:
+    """The same for backward."""
+    if norm is None:
+        return _place(layer, x, rate, norm)
+    place = _place(layer, x, rate, norm, _neurons(layer, x, v0, rate, dv, residual))
+    # A program of a static input has one tile: what it sums over time is what it writes.
+    many = summed and layer.steps > 1 and x.stride(0) != 0
+    return norms.adding_up(place) if many else place
 
 
 def _affine(norm: Norm | None, residual: Tensor | None) -> tuple:
@@ -115,21 +140,20 @@ def backward_call(
     v_all = dv is not None and dv.dim() == x.dim()
     rate_dim = None if rate is None else rate.dim()
     sum_ = dx is not None and dx.dim() < x.dim()
-    place = backward_place(layer, x, v0, rate, dv, norm)
+    place = backward_place(layer, x, v0, rate, dv, norm, residual, sums is not None)
     static = stride == 0 or sum_
-    _, constants, numbers = _plan(layer, x.dtype, rate_dim, static, v_all, sum_, place.tile)
+    backwards = norms.BACKWARDS and out[0] is not None
+    choices = (static, v_all, sum_, place.tile, place.items > 1, backwards)
+    _, constants, numbers = _plan(layer, x.dtype, rate_dim, *choices)
     strides = (0 if ds is None else ds.stride(0), None if residual is None else residual.stride(0))
     tensors = (x, v0, rate, borders, ds, dv, dx, dv0, drate, *_affine(norm, residual), sums, *out)
-    arguments = (*tensors, layer.steps, n, stride, *strides, *place.sizes, *numbers)
+    arguments = (*tensors, layer.steps, n, stride, *strides, *place.sizes, place.items, *numbers)
     return Call(kernel, place.programs, arguments, constants)
 
 
-def partial_sums(layer: LifLayer, x: Tensor, rate: Tensor, place=None) -> Tensor:
+def partial_sums(layer: LifLayer, x: Tensor, rate: Tensor, place: norms.Place) -> Tensor:
     """Where backward puts its parts of the gradient of 1/tau: for a rate per channel one float32 a
-    neuron, with a norm one a row or column of a tile; else one a program."""
-    place = place or _place(layer, x, rate, None)
-    if rate.dim() and place.tile is not None:
-        return norms.partial_sums(place, 1, x.device)
+    neuron, else one a program."""
     size = x.numel() // layer.steps if rate.dim() else place.programs
     return torch.empty(size, dtype=torch.float32, device=x.device)
 
@@ -144,25 +168,27 @@ def lif_backward(
     layer: LifLayer, x, v0, rate, borders, ds, dv, dx, dv0, drate, norm: Norm | None = None,
     residual=None, sums=None, finished: Finished | None = None,
 ) -> None:  # fmt: skip
-    place = backward_place(layer, x, v0, rate, dv, norm)
-    parts = None if drate is None else partial_sums(layer, x, rate, place)
-    moments = None if sums is None else norms.partial_sums(place, 2, x.device)
+    place = backward_place(layer, x, v0, rate, dv, norm, residual, sums is not None)
+    # With a norm the sums for a rate per channel lie behind those for the norm.
+    beside = norm is not None and drate is not None and bool(drate.dim())
+    moments, parts = None, None
+    if sums is not None:
+        moments = norms.partial_sums(place, 3 if beside else 2, x.device)
+    if drate is not None:
+        parts = moments if beside else partial_sums(layer, x, rate, place)
     call = backward_call(
         layer, x, v0, rate, borders, ds, dv, dx, dv0, parts, norm, residual, moments
     )
     call.launch(x.device)
     if sums is not None:
-        norms.add_up(moments, sums)
-    if finished is not None:
-        norm_finish(sums, finished)
-    if drate is None:
+        rates = drate if beside else None
+        norms.finish_call(sums, finished, moments, rates).launch(x.device)
+    if drate is None or beside:
         return
-    if not rate.dim():
-        torch.sum(parts, dim=0, out=drate)
-    elif norm is not None:
-        norms.add_up(parts, drate[None])
-    else:
+    if drate.dim():
         torch.sum(parts.view(-1, layer.channels, layer.inner), dim=(0, 2), out=drate)
+    else:
+        torch.sum(parts, dim=0, out=drate)
 
 
 def norm_lif_dy(

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from snnfast.backends.channels import norm_prepare
-from snnfast.backends.spec import SEGMENT, Norm, Prepared
+from snnfast.backends.spec import SEGMENT, Finished, Norm, Prepared
 from snnfast.backends.triton.launch import THREAD, WARPS, Call
 
 _OPTIONS = {"num_warps": WARPS, "enable_fp_fusion": False}
@@ -21,6 +20,15 @@ _LINE = 128
 # only where y is smaller than 16 MB, which stays in the cache.
 _STATS_PROGRAMS = 512
 _LOADS = 8
+# Channels last, a program of the first pass of backward adds up at most so many tiles, and leaves
+# as many programs. Then its sums are half a megabyte for 64 channels, 0.4 % of what it reads of 32
+# x 32 x 128 neurons, T = 4, in half precision; with a sum for every tile they were 3 %.
+_SUM_TILES = 8
+_SUM_PROGRAMS = 1024
+# Channels side by side, a sector of the parts, and parts that a program adds up at a time.
+_ADDED = 8, 512
+# The second pass begins where the first one ended: what that read last is still in the L2 cache.
+BACKWARDS = True
 
 
 class Place(NamedTuple):
@@ -31,6 +39,8 @@ class Place(NamedTuple):
     programs: int
     sizes: tuple
     """The kernel's rows, chunks, channels, and width in units of tile.align."""
+    items: int = 1
+    """Tiles of a program."""
 
 
 def _pow2(number: int) -> int:
@@ -50,13 +60,18 @@ def _columns(width: int, most: int) -> int:
 
 @functools.lru_cache(maxsize=1024)
 def lay(
-    channels: int, inner: int, n: int, dtype: torch.dtype, rates: bool = False, narrow: bool = False
+    channels: int,
+    inner: int,
+    n: int,
+    dtype: torch.dtype,
+    rates: bool = False,
+    neurons: int | None = None,
 ) -> Place:
     """Tiles over n neurons, neuron i of channel (i // inner) % channels. ``rates``: the neuron's
-    rate is one per channel; ``narrow``: half as many neurons a thread."""
+    rate is one per channel; ``neurons``: of a thread, where it is not what 16 bytes hold."""
     from snnfast.kernels.norm_lif import Tile
 
-    block, itemsize = THREAD[dtype] * 32 * WARPS // (2 if narrow else 1), dtype.itemsize
+    block, itemsize = (neurons or THREAD[dtype]) * 32 * WARPS, dtype.itemsize
     last = inner == 1 and channels > 1
     if channels == 1:
         inner = n
@@ -70,39 +85,45 @@ def lay(
     return Place(tile, programs, (rows, chunks, channels, width // align))
 
 
-def partial_sums(place: Place, count: int, device) -> Tensor:
-    """Where backward puts ``count`` sums over each channel: one float32 for a row or column of a
-    tile, [count, ..., C, ...].
+def adding_up(place: Place) -> Place:
+    """The same tiles for a kernel that adds up: several a program where channels are last."""
+    rows, chunks, *_ = place.sizes
+    if not place.tile.last:
+        return place
+    blocks = -(-rows // place.tile.rows)
+    items = min(_SUM_TILES, max(1, place.programs // _SUM_PROGRAMS))
+    groups = -(-blocks // items)
+    return place._replace(programs=groups * chunks, items=-(-blocks // groups))
 
-    Two sums are written and read once: beside what the first pass reads of T = 4 steps, y and ds in
-    half precision, 3 % each way for planes of 4 x 4 and for channels last, 0.1 % for 32 x 32.
+
+def partial_sums(place: Place, count: int, device) -> Tensor:
+    """Where backward puts ``count`` sums over each channel, one float32 a row or, where channels
+    are last, one a program: [count, parts, C, chunks]. Of planes of 4 x 4, T = 4, in half
+    precision, two are 3 % of what the first pass reads; of 32 x 32, 0.1 %.
     """
     rows, chunks, channels, _ = place.sizes
     if place.tile.last:
-        shape = (count, -(-rows // place.tile.rows), channels, 1)
+        shape = (count, place.programs // chunks, channels, 1)
     else:
         shape = (count, rows // (channels * chunks), channels, chunks)
     return torch.empty(shape, dtype=torch.float32, device=device)
 
 
-def add_up(parts: Tensor, sums: Tensor) -> None:
-    """Partial sums into ``sums`` [count, C]."""
-    torch.sum(parts, dim=(1, 3), out=sums)
-
-
 def _steps(steps: int) -> dict:
     """How a kernel walks the timesteps."""
-    unrolled = min(SEGMENT, _pow2(steps))
+    unrolled = min(SEGMENT, steps)
     return {"STEPS": unrolled, "LONG": steps > SEGMENT, "WHOLE": steps % unrolled == 0}
 
 
-def stats_calls(y: Tensor, channels: int, inner: int, mean: Tensor, var: Tensor):
+def stats_calls(
+    y: Tensor, channels: int, inner: int, mean: Tensor, var: Tensor, prepared: Prepared | None
+) -> tuple[Call, Call]:
     """The two launches behind ``norm_stats``."""
-    from snnfast.kernels import norm_lif as kernels
+    from snnfast.kernels.norm_statistics import norm_stats as kernel
 
     steps = y.shape[0]
     n = y.numel() // steps
-    tile, _, (rows, chunks, channels, width) = lay(channels, inner, n, y.dtype)
+    tile, _, (rows, chunks, channels, width), _ = lay(channels, inner, n, y.dtype)
     if tile.last:
         items, across = -(-rows // tile.rows), chunks
     else:
@@ -119,22 +140,55 @@ def stats_calls(y: Tensor, channels: int, inner: int, mean: Tensor, var: Tensor)
     parts = torch.empty((4, channels, count), dtype=torch.float32, device=y.device)
     constants = {"TILE": tile, "EVEN": even, "ITEMS": at_once, **walk, **_OPTIONS}
     sizes = (steps, y.stride(0), items, per, groups, rows, chunks, channels, width)
-    take = Call(kernels.norm_stats, groups * across, (y, parts, *sizes), constants)
+    take = Call(kernel, groups * across, (y, parts, *sizes), constants)
+    return take, prepare_call(mean, var, prepared, parts)
+
+
+def prepare_call(
+    mean: Tensor, var: Tensor, prepared: Prepared | None, parts: Tensor | None = None
+) -> Call:
+    """The launch that ends the statistics, or behind ``norm_prepare``."""
+    from snnfast.kernels.norm_statistics import norm_prepare as kernel
+
+    count = 0 if parts is None else parts.shape[2]
+    numbers = (None,) * 5 + (0.0, 1.0, 0.0) if prepared is None else prepared
     constants = {"BLOCK": min(1024, max(128, _pow2(count))), **_OPTIONS}
-    finish = Call(
-        kernels.norm_stats_finish, channels, (parts, mean, var, count, channels), constants
-    )
-    return take, finish
+    arguments = (parts, mean, var, *numbers, count, mean.numel())
+    return Call(kernel, mean.numel(), arguments, constants)
+
+
+def finish_call(
+    sums: Tensor, finished: Finished | None, parts: Tensor | None = None, drate=None
+) -> Call:
+    """The launch that ends the sums of the first pass of backward, or behind ``norm_finish``."""
+    from snnfast.kernels.norm_statistics import norm_finish as kernel
+
+    channels = sums.shape[1]
+    outer, chunks = (1, 1) if parts is None else (parts.shape[1], parts.shape[3])
+    tensors, count = (None,) * 6, 0
+    if finished is not None:
+        scale, inv_std, count, *outputs = finished
+        tensors = (scale, inv_std, *outputs)
+    constants = {"CHANNELS": _ADDED[0], "BLOCK": min(_ADDED[1], _pow2(outer * chunks))}
+    constants |= {**_OPTIONS, "num_warps": 2 * WARPS}
+    arguments = (parts, sums, drate, *tensors, float(count), outer * chunks, channels, chunks)
+    return Call(kernel, -(-channels // _ADDED[0]), arguments, constants)
 
 
 def norm_stats(
     y: Tensor, channels: int, inner: int, mean: Tensor, var: Tensor,
     prepared: Prepared | None = None,
 ) -> None:  # fmt: skip
-    for call in stats_calls(y, channels, inner, mean, var):
+    for call in stats_calls(y, channels, inner, mean, var, prepared):
         call.launch(y.device)
-    if prepared is not None:
-        norm_prepare(mean, var, prepared)
+
+
+def norm_prepare(mean: Tensor, var: Tensor, prepared: Prepared) -> None:
+    prepare_call(mean, var, prepared).launch(mean.device)
+
+
+def norm_finish(sums: Tensor, finished: Finished) -> None:
+    finish_call(sums, finished).launch(sums.device)
 
 
 def norm_dy_call(y, dx, norm: Norm, a, b, c, dy) -> Call:
@@ -142,10 +196,15 @@ def norm_dy_call(y, dx, norm: Norm, a, b, c, dy) -> Call:
     from snnfast.kernels.norm_lif import norm_dy as kernel
 
     steps = y.shape[0]
-    tile, programs, places = lay(norm.channels, norm.inner, y.numel() // steps, y.dtype)
+    tile, programs, places, _ = lay(norm.channels, norm.inner, y.numel() // steps, y.dtype)
     strides = (y.stride(0), dx.stride(0), dy.stride(0))
     arguments = (y, dx, dy, norm.mean, a, b, c, steps, *strides, *places)
-    return Call(kernel, programs, arguments, {"TILE": tile, **_steps(steps), **_OPTIONS})
+    return Call(
+        kernel,
+        programs,
+        arguments,
+        {"TILE": tile, "BACKWARDS": BACKWARDS, **_steps(steps), **_OPTIONS},
+    )
 
 
 def norm_dy(y: Tensor, dx: Tensor, norm: Norm, a: Tensor, b: Tensor, c: Tensor, dy: Tensor) -> None:
