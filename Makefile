@@ -13,7 +13,7 @@ OLDEST_TRITON := 3.6.0
 TRITON_TESTS := $(addprefix tests/,test_triton_aot.py test_norm_triton_aot.py \
 	test_distill_triton_aot.py ops/test_lif.py ops/test_spikes.py)
 
-.PHONY: demo test fuzz oldest-triton resolve package lint format gpu peers clean
+.PHONY: demo test fuzz oldest-triton resolve package lint format gpu gpu-full peers clean
 
 demo: $(STAMP)
 	$(BIN)/snnfast train digits_twkd --output runs/demo --overwrite
@@ -63,13 +63,9 @@ format: $(STAMP)
 	$(BIN)/clang-format -i $(SOURCES)
 
 # On a machine with a GPU, in the environment that is active there: torch with CUDA is not replaced.
-gpu:
-	$(PYTHON) -m pip install --no-build-isolation --no-deps -e .
-	$(PYTHON) -m pytest -m gpu
-	$(PYTHON) benchmarks/bench_lif.py --device cuda
-	$(PYTHON) benchmarks/bench_block.py --device cuda
-	$(PYTHON) benchmarks/bench_distill.py --device cuda
-	$(PYTHON) benchmarks/bench_train.py --device cuda
+# Quick is ten minutes, full an hour. OUT: a folder in place of benchmarks/results/<device>.
+gpu gpu-full:
+	$(PYTHON) benchmarks/gpu_run.py $(if $(OUT),--output $(OUT)) $(if $(filter %-full,$@),--full)
 
 # The peers declare torchvision, which the neurons do not need and which asks for a torch of its own.
 peers: $(VENV)/.peers

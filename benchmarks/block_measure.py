@@ -240,11 +240,11 @@ class _Layer:
     def _step(self, inputs: list[Tensor], ds: Tensor, s: Tensor | None = None) -> tuple:
         # Not s.backward(): it copies a gradient that two leaves share, as no network does.
         s = self.forward(inputs) if s is None else s
-        return torch.autograd.grad(s, [*inputs, *self.parameters, *self.weights], ds)
+        return s.detach(), *torch.autograd.grad(s, [*inputs, *self.parameters, *self.weights], ds)
 
-    def train(self, i: int) -> None:
+    def train(self, i: int) -> tuple:
         i %= len(self.leaves)
-        self._step(self._inputs(i), self.case.ds[i])
+        return self._step(self._inputs(i), self.case.ds[i])
 
     def gate(self) -> tuple[Verdict, list[int]]:
         """One step, which is the warm-up too: the verdict over all parts, and how many functions
@@ -300,35 +300,38 @@ def launches(case: Case, backend: str, residual: bool) -> dict[str, Callable[[in
     """The passes of norm_lif on preallocated outputs, by name; run them in order at first."""
     functions = implementation(backend)
     inner = case.height * case.width
-    mean, var, inv_std = (torch.empty(case.channels, device=case.device) for _ in range(3))
-    a, b, c = (torch.full_like(mean, value) for value in (0.5, 0.1, 0.2))
-    bias = torch.full_like(mean, 0.3)
-    norm = specs.Norm(mean, inv_std, bias, case.channels, inner)
+    vectors = torch.empty(8, case.channels, device=case.device)
+    mean, var, inv_std, scale, dweight, dbias, b, c = vectors
+    count = case.count // case.channels
+    running = torch.zeros_like(mean), torch.ones_like(mean)
+    unbias, eps = count / max(1, count - 1), 1e-5
+    prepared = specs.Prepared(inv_std, scale, case.weight, *running, 0.1, unbias, eps)
+    finished = specs.Finished(scale, inv_std, count, dweight, dbias, b, c)
+    norm = specs.Norm(mean, scale, case.bias, case.channels, inner)
     layer = lif_layer(case.steps, surrogate=SURROGATE)
-    s, dx, dy = (torch.empty_like(case.y[0]) for _ in range(3))
+    s, dx, dy = ([torch.empty_like(y) for y in case.y] for _ in range(3))
     sums = mean.new_empty((2, case.channels))
     kept = specs.segments(case.steps) - 1
-    borders = torch.empty((kept, *case.shape[1:]), device=case.device) if kept else None
     sets = len(case.y)
+    borders = [mean.new_empty((kept, *case.shape[1:])) if kept else None for _ in range(sets)]
 
     def r(i):
         return case.spikes[i].detach() if residual else None
 
     def stats(i):
-        functions.norm_stats(case.y[i % sets], case.channels, inner, mean, var)
-        if i == 0:
-            torch.rsqrt(var + 1e-5, out=inv_std)
+        functions.norm_stats(case.y[i % sets], case.channels, inner, mean, var, prepared)
 
     def apply(i):
         i %= sets
-        functions.lif_forward(layer, case.y[i], None, None, s, None, borders, norm, r(i))
+        functions.lif_forward(layer, case.y[i], None, None, s[i], None, borders[i], norm, r(i))
 
     def backward_1(i):
         i %= sets
-        tensors = (case.y[i], None, None, borders, case.ds[i], None, dx, None, None)
-        functions.lif_backward(layer, *tensors, norm, r(i), sums)
+        tensors = (case.y[i], None, None, borders[i], case.ds[i], None, dx[i], None, None)
+        functions.lif_backward(layer, *tensors, norm, r(i), sums, finished)
 
     def backward_2(i):
-        functions.norm_dy(case.y[i % sets], dx, norm, a, b, c, dy)
+        i %= sets
+        functions.norm_dy(case.y[i], dx[i], norm, scale, b, c, dy[i])
 
     return dict(zip(PASSES, (stats, apply, backward_1, backward_2)))

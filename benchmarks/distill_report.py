@@ -37,7 +37,7 @@ def targets(rows: list[dict], device: str) -> list[dict]:
     for name in distinct(ours, "contender"):
         chosen = [row for row in pick(ours, contender=name) if "ms" in row]
         unit = "launches" if device == "cuda" else "op calls"
-        ops = max((row["ops_forward"] for row in chosen), default=None)
+        ops = max((n for row in chosen if (n := row["ops_forward"]) is not None), default=None)
         text = f"{name}: {unit} forward, most of all cases"
         found.append(target(text, "at most", MOST_OPS, ops))
         for dtype, need in (("float32", 4), ("bfloat16", 2), ("float16", 2)):

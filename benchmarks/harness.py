@@ -6,23 +6,26 @@ seconds; reported are the median and the 20th and 80th percentile of the samples
 is taken between two events behind a sleeping kernel, which lets the host queue all calls of the
 sample first: what is timed is the device, and the host's own time per call is reported beside it.
 (A loop that launches more kernels than the queue holds cannot be hidden so; it shows its host time,
-as it does to its users.)
+as it does to its users.) All calls of all contenders are numbered in turn, so that of buffers that
+rotate by that number none is used again before all others were.
 
 Bytes kept. Net allocations over ``s = layer(x)`` where x is made inside and dropped afterwards,
 minus s itself: exactly what the layer holds for its backward, its input included if it needs it.
+On CUDA the bytes asked for, not the blocks that the allocator rounds them up to.
 Peak: the most that was allocated at once over such a forward and its backward, inputs and gradients
 included.
 """
 
 import contextlib
 import gc
+import itertools
 import math
 import os
 import re
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 import torch
@@ -57,11 +60,17 @@ class Timing:
         return asdict(self)
 
 
-def _sample(fn: Callable[[int], object], calls: int, device: torch.device, backlog: float):
+def _sample(
+    fn: Callable[[int], object],
+    calls: int,
+    device: torch.device,
+    backlog: float,
+    turns: Iterator[int],
+):
     """Seconds per call, and the host's seconds per call (None on the CPU)."""
     if device.type != "cuda":
         begin = time.perf_counter()
-        for i in range(calls):
+        for i in itertools.islice(turns, calls):
             fn(i)
         return (time.perf_counter() - begin) / calls, None
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -70,7 +79,7 @@ def _sample(fn: Callable[[int], object], calls: int, device: torch.device, backl
     torch.cuda._sleep(int(2e9 * min(backlog * calls * 1.5 + 1e-4, 0.25)))
     start.record()
     begin = time.perf_counter()
-    for i in range(calls):
+    for i in itertools.islice(turns, calls):
         fn(i)
     host = (time.perf_counter() - begin) / calls
     stop.record()
@@ -86,15 +95,15 @@ def time_rounds(
 ) -> dict[str, Timing]:
     """Time all contenders, already warm, in the same interleaved rounds.
 
-    ``contenders`` maps a name to fn(i), i the number of the call within its sample (to choose among
-    rotating buffers). A contender that would need more than ``seconds`` takes part in fewer of the
-    ``rounds``, spread evenly, but never in fewer than two.
+    ``contenders`` maps a name to fn(i), i the number of the call among those of all (to choose
+    among rotating buffers). A contender that would need more than ``seconds`` takes part in fewer
+    of the ``rounds``, spread evenly, but never in fewer than two.
     """
     samples: dict[str, list] = {name: [] for name in contenders}
-    calls, taken = {}, {}
+    calls, taken, turns = {}, {}, itertools.count()
     for name, fn in contenders.items():
-        _, host = _sample(fn, 1, device, 0.0) if device.type == "cuda" else (0.0, None)
-        first = _sample(fn, 1, device, host or 0.0)
+        _, host = _sample(fn, 1, device, 0.0, turns) if device.type == "cuda" else (0.0, None)
+        first = _sample(fn, 1, device, host or 0.0, turns)
         calls[name] = max(1, min(MAX_CALLS, math.ceil(SLOT / first[0])))
         taken[name] = max(2, min(rounds, int(seconds / (first[0] * calls[name]))))
         if calls[name] == 1:
@@ -107,9 +116,9 @@ def time_rounds(
             if (r + 1) * n // rounds == r * n // rounds:
                 continue
             if calls[name] > 1:
-                contenders[name](0)  # brings its own data and code back into the caches
+                contenders[name](next(turns))  # brings its code, on a CPU its data into the caches
             host = samples[name][-1][1] if samples[name] else 0.0
-            samples[name].append(_sample(contenders[name], calls[name], device, host or 0.0))
+            samples[name].append(_sample(contenders[name], calls[name], device, host or 0.0, turns))
     return {name: _timing(samples[name]) for name in names}
 
 
@@ -175,13 +184,17 @@ def _watched(fn: Callable[[], object], x: Tensor) -> tuple:
     """fn(), the bytes that are allocated more behind it, and the most at any moment of it."""
     if x.is_cuda:
         torch.cuda.reset_peak_memory_stats(x.device)
-        before = torch.cuda.memory_allocated(x.device)
+        before = _requested(x.device, "current")
         found = fn()
-        net = torch.cuda.memory_allocated(x.device) - before
-        return found, net, torch.cuda.max_memory_allocated(x.device) - before
+        net = _requested(x.device, "current") - before
+        return found, net, _requested(x.device, "peak") - before
     with _profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
         found = fn()
     return found, *_allocations(run)
+
+
+def _requested(device: torch.device, when: str) -> int:
+    return torch.cuda.memory_stats(device)[f"requested_bytes.all.{when}"]
 
 
 def _allocations(run) -> tuple[int, int]:
@@ -196,7 +209,7 @@ def _allocations(run) -> tuple[int, int]:
 
 def shortest(fn: Callable[[], object], device: torch.device) -> float:
     """Seconds of the shorter of two calls; the first also builds what is built once."""
-    return min(_sample(lambda i: fn(), 1, device, 0.0)[0] for _ in range(2))
+    return min(_sample(lambda i: fn(), 1, device, 0.0, iter([0]))[0] for _ in range(2))
 
 
 def with_generated(fn: Callable[[], object], wanted: bool) -> tuple:
@@ -213,7 +226,7 @@ def ops(
     backward: Callable[[Tensor], object],
     device: torch.device,
     generated: list[int],
-) -> dict[str, int]:
+) -> dict[str, int | None]:
     """Columns with the ops of ``s = forward(); backward(s)``, those of ``with_generated`` added."""
     out: list[Tensor] = []
     counts = [
@@ -225,16 +238,22 @@ def ops(
     return dict(zip(("ops_forward", "ops_backward"), counts))
 
 
-def count_ops(fn: Callable[[], object], device: torch.device) -> int:
-    """Launches on CUDA; on the CPU the outermost ops that move data, so no views or allocations.
+def count_ops(fn: Callable[[], object], device: torch.device) -> int | None:
+    """Launches on CUDA, None where it cannot be profiled; on the CPU the outermost ops that move
+    data, so no views or allocations.
 
     An op of another library counts once if all it calls are allocations, else as what it calls.
     """
     cuda = device.type == "cuda"
-    with _profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as run:
-        fn()
-        if cuda:
-            torch.cuda.synchronize(device)
+    try:
+        with _profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as run:
+            fn()
+            if cuda:
+                torch.cuda.synchronize(device)
+    except Exception:
+        if cuda:  # drivers may keep it from users; what takes part is timed all the same
+            return None
+        raise
     events = run.events()
     if cuda:
         return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in events)

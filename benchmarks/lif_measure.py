@@ -72,7 +72,8 @@ class Bench(measure.Bench):
         """Kernels on preallocated outputs, beside copy_ and add(out=)."""
         s = [torch.empty_like(x) for x in case.x]
         dx = [torch.empty_like(x) for x in case.x]
-        sets, layer, borders = len(s), case.layer(), case.borders()
+        borders = [case.borders() for _ in s]
+        sets, layer = len(s), case.layer()
 
         def add(i):
             torch.add(case.x[i % sets], case.ds[i % sets], out=dx[i % sets])
@@ -82,13 +83,12 @@ class Bench(measure.Bench):
 
             def forward(i):
                 i %= sets
-                functions.lif_forward(layer, case.x[i], None, None, s[i], None, borders)
+                functions.lif_forward(layer, case.x[i], None, None, s[i], None, borders[i])
 
             def backward(i):
                 i %= sets
-                functions.lif_backward(
-                    layer, case.x[i], None, None, borders, case.ds[i], None, dx[i], None, None
-                )
+                given = (case.x[i], None, None, borders[i], case.ds[i], None)
+                functions.lif_backward(layer, *given, dx[i], None, None)
 
             s[0].fill_(float("nan"))
             dx[0].fill_(float("nan"))
@@ -141,7 +141,7 @@ class Bench(measure.Bench):
     def _too_big(self, case: Case, contender: Contender) -> str | None:
         """Why a contender is left out here, judged by what it took at the last smaller T."""
         key = (contender.name, case.dtype)
-        need = (1.3 * self._kept.get(key, 0.0) + (2 * len(case.x) + 4) * case.size) * case.count
+        need = (1.3 * self._kept.get(key, 0.0) + (4 * len(case.x) + 2) * case.size) * case.count
         if need > 0.6 * environment.total_memory(self.device):
             return f"would need about {need / 1e9:.0f} GB of memory"
         seconds = self._pace.get(key, 0.0) * case.count
@@ -198,12 +198,14 @@ class Bench(measure.Bench):
         return {"kept_bytes": round(kept, 4), **ops}
 
 
-def _train(layer, leaves, ds, i: int) -> None:
+def _train(layer, leaves, ds, i: int) -> Tensor:
     leaf = leaves[i % len(leaves)]
     leaf.grad = None
-    layer(leaf).backward(ds[i % len(ds)])
+    s = layer(leaf)
+    s.backward(ds[i % len(ds)])
+    return s.detach()
 
 
-def _infer(layer, x, i: int) -> None:
+def _infer(layer, x, i: int) -> Tensor:
     with torch.no_grad():
-        layer(x[i % len(x)])
+        return layer(x[i % len(x)])

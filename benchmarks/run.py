@@ -66,6 +66,8 @@ def parse(name: str, argv: list[str] | None = None, doc: str = "") -> argparse.N
     p.add_argument("--backends", type=list_of(str), help="cpu, or triton,cuda")
     p.add_argument("--quick", action="store_true", help="small and few cases, no compile")
     p.add_argument("--output", type=Path, help="folder; default benchmarks/results/<device>/")
+    p.add_argument("--plot", action=argparse.BooleanOptionalAction, default=True,
+                   help="draw a PNG beside the JSON")  # fmt: skip
     _bench(name).options(p)
     args = p.parse_args(argv)
     defaults = {"rounds": 5 if args.quick else 15}
@@ -100,32 +102,42 @@ def main(name: str, doc: str) -> None:
     if args.compile_seconds > 0:
         # The first compile of a process also builds inductor's headers, which is nobody's.
         torch.compile(lambda x: x * 2)(torch.ones(64, device=args.device))
+    path = args.output / f"bench_{name}.json"
+
+    # Timings on a GPU do not wait for the host, on which the run before may still be seen.
+    load = 0.0 if args.device.type == "cuda" else env["load_average"]
+
+    def write() -> dict:
+        document = {
+            "benchmark": name,
+            "environment": env,
+            "busy": report.busy(load, bench.other_work),
+            "other_work": bench.other_work,
+            "settings": {
+                **bench.settings(args),
+                **{limit: getattr(args, limit) for limit in kind.limits},
+                "rounds": args.rounds,
+                "seconds_per_contender": args.seconds,
+                "compile_seconds": args.compile_seconds,
+                "minutes": args.minutes,
+                "quick": args.quick,
+                "wall_seconds": round(time.perf_counter() - begin, 1),
+            },
+            "targets": shown.targets(bench.rows, args.device.type),
+            "losses": report.losses(bench.rows),
+            "left_out": bench.left_out,
+            "rows": bench.rows,
+        }
+        report.write_json(path, document)
+        return document
+
     for rows in bench.cases(args):
         if rows:
             print(f"\n{shown.case_table(rows)}", flush=True)
-    document = {
-        "benchmark": name,
-        "environment": env,
-        "busy": report.busy(env["load_average"], bench.other_work),
-        "other_work": bench.other_work,
-        "settings": {
-            **bench.settings(args),
-            **{limit: getattr(args, limit) for limit in kind.limits},
-            "rounds": args.rounds,
-            "seconds_per_contender": args.seconds,
-            "compile_seconds": args.compile_seconds,
-            "minutes": args.minutes,
-            "quick": args.quick,
-            "wall_seconds": round(time.perf_counter() - begin, 1),
-        },
-        "targets": shown.targets(bench.rows, args.device.type),
-        "losses": report.losses(bench.rows),
-        "left_out": bench.left_out,
-        "rows": bench.rows,
-    }
+            write()  # what there is, should the rest not come to an end
+    document = write()
     print("\n" + report.summary(document))
-    path = args.output / f"bench_{name}.json"
-    report.write_json(path, document)
     print(f"\nwrote {path}")
-    why = report.plot(shown.draw, shown.SUBJECT, document, path.with_suffix(".png"))
-    print(why or f"wrote {path.with_suffix('.png')}")
+    if args.plot:
+        why = report.plot(shown.draw, shown.SUBJECT, document, path.with_suffix(".png"))
+        print(why or f"wrote {path.with_suffix('.png')}")

@@ -1,7 +1,5 @@
 """csrc/cuda compiled without a GPU, as setup.py and NVRTC do, for _sass.py to read."""
 
-import ctypes
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -11,7 +9,7 @@ from pathlib import Path
 import _sass
 import pytest
 
-from snnfast.backends.cuda import launch
+from snnfast.backends.cuda import launch, nvrtc
 
 ROOT = Path(__file__).resolve().parents[1]
 HOMES = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
@@ -48,39 +46,24 @@ def one_kernel(header: str, names: tuple[str, ...], arch: str) -> _sass.Kernel:
         return _sass.read(Path(folder, "one.cubin"))[f"snnfast_{header}"]
 
 
-def libnvrtc() -> str | None:
-    """The library of a pip wheel (nvidia-cuda-nvrtc, or what a CUDA build of torch brings)."""
-    spec = importlib.util.find_spec("nvidia")
-    roots = [Path(p) for p in spec.submodule_search_locations] if spec else []
-    roots += [Path(h) for h in HOMES if h]
-    found = [f for root in roots for f in sorted(root.glob("**/libnvrtc.so*"))]
-    return str(found[0]) if found else None
-
-
 needs_nvrtc = pytest.mark.skipif(
-    libnvrtc() is None, reason="no libnvrtc: pip install nvidia-cuda-nvrtc"
+    nvrtc.library() is None, reason="no libnvrtc: pip install nvidia-cuda-nvrtc"
 )
 
 
-def nvrtc_kernel(header: str, names: tuple[str, ...]) -> _sass.Kernel:
+def nvrtc_kernel(header: str, names: tuple[str, ...], arch: str = "sm_90") -> _sass.Kernel:
     """The same by NVRTC, which knows no standard header: what is compiled at first use where there
     was no nvcc."""
-    path = Path(libnvrtc())
-    for builtins in path.parent.glob("libnvrtc-builtins.so*"):
-        ctypes.CDLL(str(builtins), ctypes.RTLD_GLOBAL)
-    nvrtc = ctypes.CDLL(str(path))
     text, options = launch.source(f"{header}.cuh")
-    arguments = [o.encode() for o in (*options, *names, "--gpu-architecture=sm_90")]
-    program, size = ctypes.c_void_p(), ctypes.c_size_t()
-    create = (ctypes.byref(program), text.encode(), b"one.cu", 0, None, None)
-    assert not nvrtc.nvrtcCreateProgram(*create)
-    array = (ctypes.c_char_p * len(arguments))(*arguments)
-    status = nvrtc.nvrtcCompileProgram(program, len(arguments), array)
-    nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
-    log = ctypes.create_string_buffer(size.value)
-    nvrtc.nvrtcGetProgramLog(program, log)
-    assert status == 0, log.value.decode()
-    nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size))
-    cubin = ctypes.create_string_buffer(size.value)
-    nvrtc.nvrtcGetCUBIN(program, cubin)
-    return _sass.read(cubin.raw)[f"snnfast_{header}"]
+    cubin = nvrtc.compile_cubin(text, (*options, *names, f"--gpu-architecture={arch}"))
+    return _sass.read(cubin)[f"snnfast_{header}"]
+
+
+each_compiler = pytest.mark.parametrize(
+    "compiled",
+    [
+        pytest.param(one_kernel, marks=needs_nvcc, id="nvcc"),
+        pytest.param(nvrtc_kernel, marks=needs_nvrtc, id="nvrtc"),
+    ],
+)
+"""For tests of what either makes of a configuration: one shipped with a wheel, one at first use."""

@@ -11,17 +11,16 @@ import importlib.util
 import os
 import shutil
 import subprocess
-import sys
 import sysconfig
 import tempfile
 import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy
 import pybind11
+import torch
 
-from snnfast.backends.cuda import launch
+from snnfast.backends.cuda import distill, launch, lif, norm_lif, nvrtc, spikes
 
 ROOT = Path(__file__).resolve().parents[1]
 CUDA, SHIM = ROOT / "csrc" / "cuda", ROOT / "tests" / "cuda_shim"
@@ -90,7 +89,35 @@ def library(path: Path) -> ctypes.CDLL:
     return found
 
 
-_packed, _structs = launch.packed, {}
+_run = launch.run
+_NEURON = (lif.NeuronArgs,)
+STRUCTS = {
+    "lif_forward": (lif.ForwardArgs, *_NEURON),
+    "lif_backward": (lif.BackwardArgs, *_NEURON),
+    "norm_lif_forward": (lif.ForwardArgs, *_NEURON, norm_lif.NormArgs),
+    "norm_lif_backward": (lif.BackwardArgs, *_NEURON, norm_lif.NormArgs),
+    "norm_stats": (norm_lif.MapArgs, norm_lif.NormArgs),
+    "norm_dy": (norm_lif.MapArgs, norm_lif.NormArgs),
+    "norm_prepare": (norm_lif.TotalArgs, norm_lif.PreparedArgs),
+    "norm_finish": (norm_lif.TotalArgs, norm_lif.FinishedArgs),
+    "stepwise_rows": (distill.RowArgs, distill.StepwiseNumbers),
+    "tssd_rows": (distill.RowArgs, distill.TssdNumbers),
+    "finish_loss": (distill.FinishArgs,),
+    "scale_gradient": (distill.ScaleArgs,),
+    "pack_spikes": (spikes.SpikesArgs,),
+    "unpack_spikes": (spikes.SpikesArgs,),
+}
+"""What each function of the module takes."""
+
+
+def unpacked(kind, data):
+    """The struct of bytes."""
+    return _nested(kind, list(launch.layout(kind).unpack(data)))
+
+
+def _nested(kind, flat):
+    kinds = kind.__annotations__.values()
+    return kind(*(_nested(k, flat) if hasattr(k, "_fields") else flat.pop(0) for k in kinds))
 
 
 class Launched(types.SimpleNamespace):
@@ -123,10 +150,9 @@ class Host:
             del self.tensors[next(iter(self.tensors))]
         return at
 
-    def packed(self, value):
-        data = _packed(value)
-        _structs[data] = value
-        return data
+    def run(self, launched, like, *structs):
+        self.called = launched.name
+        _run(launched, like, *structs)
 
     def __getattr__(self, name):
         function = getattr(self.module, name)
@@ -136,7 +162,8 @@ class Host:
 
     def watch(self, library, name, args, call):
         """call() with the tensors allowed, noted as a launch."""
-        structs = [_structs[data] for data in args if isinstance(data, bytes)]
+        data = [each for each in args if isinstance(each, bytes)]
+        structs = [unpacked(*each) for each in zip(STRUCTS[self.called], data, strict=True)]
         library.shim_clear()
         if self.allows:
             for at, t in self.tensors.items():
@@ -174,8 +201,9 @@ class Host:
 def install(monkeypatch) -> Host:
     """backend="cuda" takes CPU tensors."""
     host = Host()
-    for name in ("place", "pointer", "packed"):
+    for name in ("place", "pointer", "run"):
         monkeypatch.setattr(launch, name, getattr(host, name))
+    monkeypatch.setattr(launch, "on", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(launch, "ahead_of_time", lambda: host)
     return host
 
@@ -193,42 +221,67 @@ def one_kernel(header: str, name: str, options: tuple[str, ...]) -> ctypes.CDLL:
     return library(out)
 
 
+class Driver:
+    """libcuda: a kernel is loaded from what stands for its cubin, and runs here, once the context
+    of the device is the current one."""
+
+    def __init__(self, host):
+        self.host, self.kernels, self.images, self.context = host, [], {}, 0
+
+    def cuGetErrorString(self, status, text):
+        text._obj.value = b"an illegal memory access was encountered"
+        return 0
+
+    def cuDeviceGet(self, handle, device):
+        handle._obj.value = 10 + device
+        return 0
+
+    def cuDevicePrimaryCtxRetain(self, context, handle):
+        context._obj.value = 100 + handle.value
+        return 0
+
+    def cuCtxSetCurrent(self, context):
+        self.context = context.value
+        return 0
+
+    def cuModuleLoadData(self, module, image):
+        if not self.context:
+            return nvrtc.NO_CONTEXT
+        assert self.context == 110 + self.host.DEVICE
+        self.images[len(self.images) + 1] = image
+        module._obj.value = len(self.images)
+        return 0
+
+    def cuModuleGetFunction(self, function, module, name):
+        header, *options = self.images[module.value].decode().split()
+        self.kernels.append((name.decode(), one_kernel(header, name.decode(), tuple(options))))
+        function._obj.value = len(self.kernels)
+        return 0
+
+    def cuLaunchKernel(self, function, x, y, z, bx, by, bz, shared, stream, pointers, extra):
+        assert y == z == by == bz == 1 and extra is None and stream.value == self.host.STREAM
+        if not self.context:
+            return nvrtc.NO_CONTEXT
+        name, library = self.kernels[function.value - 1]
+        sizes = (ctypes.c_int64 * 8)()
+        library.shim_parameters(sizes)
+        addresses = ctypes.cast(pointers, ctypes.POINTER(ctypes.c_void_p))
+        structs = [ctypes.string_at(addresses[k], sizes[k]) for k in range(len(pointers))]
+        run = functools.partial(library.shim_run, x, bx, shared, pointers)
+        return self.host.watch(library, name, structs, run)
+
+
 def without_module(host: Host, monkeypatch) -> list[tuple[str, ...]]:
-    """No snnfast._cuda, but CuPy, whose kernels run here; the list grows with what is compiled."""
-    built = []
+    """No snnfast._cuda, but NVRTC, whose kernels run here; the list grows with what is compiled."""
+    built, driver = [], Driver(host)
 
-    class FakeKernel:
-        """cupy.RawKernel."""
+    def cubin(text, options):
+        built.append(tuple(o for o in options if o.startswith("-D")))
+        return " ".join((text.split('"')[1], *built[-1])).encode()
 
-        def __init__(self, text, name, options):
-            self.header, self.name = text.split('"')[1], name
-            self.options = tuple(o for o in options if o.startswith("-D"))
-            built.append(self.options)
-
-        def compile(self):
-            self.library = one_kernel(self.header, self.name, self.options)
-
-        def __call__(self, grid, block, args, shared_mem):
-            assert all(isinstance(each, numpy.ndarray) and each.size == 1 for each in args)
-            addresses = (ctypes.c_void_p * len(args))(*(each.ctypes.data for each in args))
-            structs = [each.tobytes() for each in args]
-            status = host.watch(
-                self.library,
-                self.name,
-                structs,
-                lambda: self.library.shim_run(*grid, *block, shared_mem, addresses),
-            )
-            assert not status, status
-
-    @contextlib.contextmanager
-    def current(*device):
-        assert device[-1] == host.DEVICE
-        yield
-
-    fake = types.ModuleType("cupy")
-    fake.cuda = types.SimpleNamespace(Device=current, ExternalStream=current)
-    fake.RawKernel = FakeKernel
-    monkeypatch.setitem(sys.modules, "cupy", fake)
+    monkeypatch.setattr(nvrtc, "cubin", cubin)
+    monkeypatch.setattr(nvrtc, "driver", lambda: driver)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(launch, "ahead_of_time", lambda: None)
     monkeypatch.setattr(launch, "compiled", functools.cache(launch.compiled.__wrapped__))
     return built

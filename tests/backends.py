@@ -19,7 +19,9 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from snnfast.ops.select import implementation
+from snnfast.backends import cuda, triton
+from snnfast.backends.cuda import launch
+from snnfast.ops import select
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -49,6 +51,10 @@ class Backend:
         options = list(options)
         return [options[seed % len(options)]] if self.slow else options
 
+    def roundings(self, dtype: torch.dtype) -> int:
+        """What two roundings to that dtype come to: the interpreter cuts bfloat16 off."""
+        return 4 if self.environment and dtype == torch.bfloat16 else 2
+
     def skip_unless(self, dtype: torch.dtype) -> None:
         if dtype == torch.float64 and not self.doubles:
             pytest.skip("computes in float32")
@@ -63,20 +69,54 @@ def _baseline():
     _C.use_baseline(False)
 
 
+@contextmanager
+def _on_the_host():
+    import _cuda_host
+
+    refuse = select._refuse
+    with pytest.MonkeyPatch.context() as patch:
+        _cuda_host.install(patch)
+        patch.setattr(
+            select, "_refuse", lambda name, *a: None if name == "cuda" else refuse(name, *a)
+        )
+        yield
+
+
 REFERENCE = Backend("reference", "reference", doubles=True)
 CPU = (
     Backend("cpu", "cpu", doubles=True),
     Backend("cpu baseline", "cpu", doubles=True, entered=_baseline),
 )
+HOST = Backend("cuda on the host", "cuda", slow=True, entered=_on_the_host)
 INTERPRETED = Backend(
     "triton interpreted", "triton", slow=True, environment={"TRITON_INTERPRET": "1"}
 )
+
+
+@contextmanager
+def at_first_use():
+    """CUDA's kernels are compiled when they are called, though nvcc built them at install."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "ahead_of_time", lambda: None)
+        yield
+
+
+def _runs(backend: Backend) -> bool:
+    functions = {"triton": triton, "cuda": cuda}[backend.name]
+    with backend.entered():
+        return torch.cuda.is_available() and functions.available.__wrapped__() is None
+
+
 GPU = tuple(
-    Backend(f"{name} on a GPU", name, "cuda")
-    for name in ("triton", "cuda")
-    if torch.cuda.is_available() and implementation(name).available() is None
+    backend
+    for backend in (
+        Backend("triton on a GPU", "triton", "cuda"),
+        Backend("cuda on a GPU", "cuda", "cuda"),
+        Backend("cuda at first use on a GPU", "cuda", "cuda", entered=at_first_use),
+    )
+    if _runs(backend)
 )
-KERNELS = (*CPU, INTERPRETED, *GPU)
+KERNELS = (*CPU, HOST, INTERPRETED, *GPU)
 EVERY = (REFERENCE, *KERNELS)
 
 

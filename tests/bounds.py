@@ -3,9 +3,9 @@
 import torch
 
 
-def assert_gradient(name, ours, own, exact, scale=None, slack=0.0):
+def assert_gradient(name, ours, own, exact, scale=None, slack=0.0, roundings=2):
     """float32: twice the largest error of PyTorch itself in float32 (``own``), or twice a rounding
-    of ``scale``, the largest value. Half precision: two roundings more. float64: 1e-10.
+    of ``scale``, the largest value. Half precision: ``roundings`` more. float64: 1e-10.
 
     ``slack``: relative to 1 and to the value, for what a device's instructions only approximate.
     """
@@ -23,6 +23,6 @@ def assert_gradient(name, ours, own, exact, scale=None, slack=0.0):
     if ours.dtype in (torch.float16, torch.bfloat16):
         # A rounding is half an eps; below the normal numbers it is half of the smallest one.
         info = torch.finfo(ours.dtype)
-        bound = bound + info.eps * size + info.smallest_normal * info.eps
+        bound = bound + roundings / 2 * (info.eps * size + info.smallest_normal * info.eps)
     excess = ((ours.double() - exact).abs() - bound).max().item()
     assert excess <= 0, f"{name}: beyond the bound by {excess:.3g} (values up to {scale:.3g})"

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from snnfast import reference, surrogate
-from snnfast.backends.cuda import distill, launch, norm_lif, spikes
+from snnfast.backends.cuda import distill, launch, norm_lif, nvrtc, spikes
 from snnfast.backends.cuda import lif as cuda
 from snnfast.backends.layout import DTYPES as DTYPES_OF
 from snnfast.backends.spec import DECAY_INPUT, DECAY_STATE, INTEGRATE, segments
@@ -281,13 +281,18 @@ def test_a_failed_launch_raises(shim):
 
 
 def test_compiled_at_first_use(shim, monkeypatch):
-    """Without snnfast._cuda: one kernel a configuration through CuPy, and the same results."""
+    """Without snnfast._cuda: one kernel a configuration by NVRTC, and the same results."""
 
     built = _cuda_host.without_module(shim, monkeypatch)
     for steps, n in ((4, 256), (4, 512), (3, 8), (20, 77)):
         x, v0, ds, dv = inputs(steps, n, torch.bfloat16, n)
         check(shim, spec_of(steps), x, v0=v0, ds=ds, dv=dv)
     assert len(built) == 4  # T = 3 and 4 share kernels, whatever N is
+    nvrtc.driver().context = 0  # another thread
+    check(shim, spec_of(20), x, v0=v0, ds=ds, dv=dv)
+    shim.allows = False
+    with pytest.raises(RuntimeError, match="lif: the CUDA launch failed: an illegal memory"):
+        run(spec_of(20), x, v0=v0, ds=ds, dv=dv)
 
 
 def test_structs(shim):
@@ -316,14 +321,61 @@ def test_fields_are_those_of_the_headers():
 
 
 def test_device_and_stream(shim):
-    """A launch happens on its device and stream, and the current device stays as it was."""
+    """A launch happens on its device and stream, and no other device is waken up."""
+    shim.library.shim_contexts()
     x, _, _, _ = inputs(4, 64, torch.float32, 8)
     cuda.lif_forward(spec_of(4), x, None, None, nan(4, 64), None, None)
     assert (shim.last.device, shim.last.stream) == (shim.DEVICE, shim.STREAM)
-    assert shim.library.shim_device() == 0
+    assert shim.library.shim_contexts() == 1 << shim.DEVICE
     shim.DEVICE = 9
     with pytest.raises(RuntimeError, match="lif: the CUDA launch failed: invalid device ordinal"):
         cuda.lif_forward(spec_of(4), x, None, None, nan(4, 64), None, None)
+
+
+def test_only_addresses_are_new(shim):
+    """What a launch has besides them is worked out once for a layer."""
+    cuda._plan.cache_clear()
+    for turn in range(3):
+        x, v0, ds, _ = inputs(4, 64, torch.float32, turn)
+        run(spec_of(4), x, v0=v0, ds=ds)
+    assert cuda._plan.cache_info()[:2] == (4, 2) and len(shim.launches) == 6
+
+
+def test_another_device_is_put_back_by_torch(monkeypatch):
+    """Nothing where the device is current: torch alone knows which others have a context."""
+    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: 1, raising=False)
+    monkeypatch.setattr(torch.cuda, "device", lambda index: ("torch.cuda.device", index))
+    assert launch.on(0) == ("torch.cuda.device", 0)
+    with launch.on(1) as nothing:
+        assert nothing is None
+
+
+CHOICES = {
+    "stepwise_rows": (0, True, 32, 1024),
+    "tssd_rows": (2, False, 32, 64),
+    "scale_gradient": (3,),
+    "pack_spikes": (4,),
+    "unpack_spikes": (2,),
+} | dict.fromkeys(("norm_prepare", "norm_finish", "finish_loss"), ())
+
+
+def modules():
+    """snnfast._cuda on the host, and the one that nvcc made where there is one."""
+    found = [pytest.param(lambda: _cuda_host.module()[0], id="host")]
+    return found + [pytest.param(launch.ahead_of_time, id="nvcc")] * (launch.not_built() is None)
+
+
+@pytest.mark.parametrize("module", modules())
+def test_structs_of_zeros_get_a_status(module):
+    """From each function of the bindings, wherever it runs: nothing to do is refused."""
+    module = module()
+    for name, kinds in _cuda_host.STRUCTS.items():
+        zeros = (bytes(module.SIZES[kind.__name__]) for kind in kinds)
+        status = getattr(module, name)(*CHOICES.get(name, (3, True)), 0, 0, *zeros)
+        assert status and module.error_string(status), name
+    names = set(dir(module)) - {"probe", "error_string", "SIZES"}
+    assert {name for name in names if not name.startswith("_")} == set(_cuda_host.STRUCTS)
+    assert isinstance(module.probe(0), int)
 
 
 def test_the_module_refuses(shim):
@@ -351,8 +403,14 @@ def test_rounding(library, dtype):
 
 @pytest.mark.parametrize("tau_max", [1.001, 2.0, 100.0])
 def test_exact_quotient(shim, tau_max):
-    """The multiply and two FMAs give IEEE division's quotient, tau from 1.0000001."""
+    """The multiply and two FMAs give IEEE division's quotient of all from 2^-102 on, tau from
+    1.0000001; below it is next to it."""
     assert shim.library.shim_wrong_quotients(10_000_000, 88172645463325252, tau_max) == 0
+    small = torch.randn(1000, generator=torch.Generator().manual_seed(1)) * 2.0**-104
+    for d in torch.cat([small, small * 2.0**-16, small * 2.0**-40]):
+        ours = torch.tensor(shim.library.shim_quotient(d.item(), tau_max))
+        exact = d / torch.tensor(tau_max)
+        assert ours in (exact, *(torch.nextafter(exact, to) for to in torch.tensor([-1.0, 1.0])))
 
 
 def test_exact_quotient_of_infinities(shim):

@@ -111,8 +111,8 @@ def test_normalise():
 
 def test_events_roll_turn_or_cut_out():
     images = pictures(60, size=48, channels=2) + 0.1
-    draws = draw("events", 60)
-    out = transform("test", "events").apply(images, draws)
+    events, draws = transform("test", "events"), draw("events", 60)
+    out = events.apply(images, events.arrange(draws))
     assert torch.bincount(draws["choice"], minlength=3).min() > 8
     assert draws["roll"].abs().max() == 5 and draws["degrees"].abs().max() <= 30
     assert draws["degrees"].min() < -20 and draws["degrees"].max() > 20
@@ -219,8 +219,8 @@ def test_policy_is_the_published_one():
 
 def test_autoaugment_does_one_pair_to_every_image():
     images = pictures(200)
-    draws = draw("autoaugment", 200)
-    out = transform("test", "autoaugment").apply(images, draws)
+    policy, draws = transform("test", "autoaugment"), draw("autoaugment", 200)
+    out = policy.apply(images, policy.arrange(draws))
     assert len(POLICY) == 25 and draws["pair"].unique().numel() == 25
     one = torch.ones(1, dtype=torch.float64)
     for i, pair in enumerate(draws["pair"].tolist()):

@@ -76,6 +76,9 @@ def test_finish():
         code = only(of_arch, "distill_finish")
         assert code.spills == 0 and code.stack == 0
         assert code.registers <= 64
+        # 65,536 rows are 16 turns of 4 rows a thread.
+        (loop,) = [b for b in code.loops if b.widths("LDG").get(128)]
+        assert loop.widths("LDG") == {128: 4, 64: 4}
 
 
 @needs_nvrtc

@@ -5,6 +5,7 @@ make gpu
 
 import itertools
 
+import backends
 import pytest
 import torch
 from lif_cases import CHARGES, TAUS
@@ -16,12 +17,18 @@ from snnfast.ops.select import implementation
 pytestmark = pytest.mark.gpu
 
 
-@pytest.fixture(params=["triton", "cuda"])
+@pytest.fixture(params=backends.GPU, ids=str)
 def backend(request):
-    why_not = implementation(request.param).available()
+    with request.param.entered():
+        yield request.param.name
+
+
+@pytest.mark.parametrize("name", ["triton", "cuda"])
+def test_the_backend_is_there(name):
+    """One that is not is no failure, but it is said."""
+    why_not = implementation(name).available()
     if why_not:
-        pytest.skip(why_not)
-    return request.param
+        pytest.skip(f"{name}: {why_not}")
 
 
 def on_cpu(x, **layer):

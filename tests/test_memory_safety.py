@@ -125,3 +125,24 @@ def test_backends_are_those_of_the_table():
 @pytest.mark.unpoisoned
 def test_random_calls_between_guard_pages():
     assert fuzz_ops.run(seconds=6, seed=0) == []
+
+
+@pytest.mark.parametrize("name", ["y", "residual", "weight", "bias", "v0", "ds"])
+def test_lazy_negatives_have_their_sign(name):
+    """What lies in memory is minus their values; torch's dispatcher knows."""
+    torch.manual_seed(0)
+    step, whole = (4, 3), (9, 4, 3)
+    shapes = {"y": whole, "residual": whole, "weight": (3,), "bias": (3,), "v0": step, "ds": whole}
+    values = {key: torch.randn(shape) for key, shape in shapes.items()}
+
+    def gradients(**changed):
+        own = {key: t.detach().requires_grad_() for key, t in (values | changed).items()}
+        ds, leaves = own.pop("ds").detach(), list(own.values())
+        stats = {"running_mean": torch.zeros(3), "running_var": torch.ones(3)}
+        s = snnfast.norm_lif(**own, **stats, training=True)
+        return s, *torch.autograd.grad(s, leaves, ds)
+
+    lazy = torch._neg_view(-values[name])
+    assert lazy.is_neg() and torch.equal(lazy, values[name])
+    for ours, expected in zip(gradients(**{name: lazy}), gradients(), strict=True):
+        assert torch.equal(ours, expected)

@@ -2,9 +2,21 @@
 read: no spills, 16-byte accesses, the bytes of the floor in every pass.
 """
 
+import subprocess
+
 import pytest
 import torch
-from _cuda_aot import ARCHS, needs_nvcc, needs_nvrtc, nvrtc_kernel, of_the_module, one_kernel
+from _cuda_aot import (
+    ARCHS,
+    FLAGS,
+    INCLUDES,
+    NVCC,
+    needs_nvcc,
+    needs_nvrtc,
+    nvrtc_kernel,
+    of_the_module,
+    one_kernel,
+)
 from test_cuda_aot import spec_of
 
 from snnfast.backends.cuda import launch
@@ -94,6 +106,32 @@ def test_ahead_of_time(io):
                 assert (code.widths("STG").get(128, 0) > 0) == ("ELi1E" not in name), name
 
 
+@needs_nvcc
+def test_totals():
+    """What 8 blocks have left is under way at once, 16 bytes of each with statistics, and found
+    without a division."""
+    for kernels in of_the_module("norm_lif_totals"):
+        assert len(kernels) == 2
+        for name, code in kernels.items():
+            assert code.spills == 0 and code.stack == 0, name
+            assert code.registers <= 80, f"{name}: {code.registers}"
+            bits, each = (128, 1) if "PreparedArgs" in name else (32, 2)
+            loop = next(b for b in code.loops if b.widths("LDG").get(bits) == 8 * each)
+            assert loop.loads_ahead() == 8 * each
+            assert loop.size <= 480, name
+
+
+@needs_nvcc
+def test_root_and_quotient_are_exact(tmp_path):
+    """As on every other backend: an approximate 1 / sqrt would flip spikes in evaluation."""
+    (tmp_path / "one.cu").write_text(launch.source("norm_lif.cuh")[0])
+    names = ("-DSNN_NORM_TOTALS=PreparedArgs", "-arch=sm_90", "-ptx")
+    command = [NVCC, *FLAGS, *INCLUDES, *names, "one.cu", "-o", "one.ptx"]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    text = (tmp_path / "one.ptx").read_text()
+    assert "sqrt.rn.f32" in text and "approx" not in text and ".ftz" not in text
+
+
 @needs_nvrtc
 @pytest.mark.parametrize(
     "names",
@@ -102,7 +140,8 @@ def test_ahead_of_time(io):
         scan("backward", 20, torch.bfloat16, cuda.HAS_BORDERS | cuda.HAS_DS | cuda.HAS_DX),
         ("-DSNN_NORM_STATS", "-DSNN_IO=Float16", "-DSNN_LANES=8"),
         ("-DSNN_NORM_DY", "-DSNN_IO=Float32", "-DSNN_LANES=1"),
-        ("-DSNN_NORM_TOTALS",),
+        ("-DSNN_NORM_TOTALS=PreparedArgs",),
+        ("-DSNN_NORM_TOTALS=FinishedArgs",),
     ],
     ids=lambda names: names[0],
 )

@@ -354,7 +354,6 @@ def no_look(monkeypatch):
     monkeypatch.setattr(packed, "_look_is_free", lambda t: False)
     monkeypatch.setattr(packed, "pack_in_memory", listing)
     monkeypatch.setattr(packed, "_known", packed._Known())
-    packed._local.pooled.clear()
     return looked
 
 
@@ -381,22 +380,121 @@ def test_marks(no_look, monkeypatch):
     assert torch.equal(grad[0], s.sum(0) + s[1:].sum(0))
 
 
-def test_what_was_pooled_is_looked_at_once(no_look, monkeypatch):
-    x = torch.randn(4, 8, 32, 32)
+PICKS = {
+    "max_pool2d": lambda s: F.max_pool2d(s.flatten(0, 1), 2),
+    "max_pool1d": lambda s: F.max_pool1d(s.flatten(0, 2), 2),
+    "max_pool3d": lambda s: nn.MaxPool3d(2, padding=1)(s),
+    "adaptive_max_pool2d": lambda s: F.adaptive_max_pool2d(s[0], 8),
+    "amax": lambda s: s.amax(0),
+    "max": lambda s: s.max(1).values,
+    "maximum": lambda s: torch.maximum(s[0], s[1]),
+    "reshape that copies": lambda s: s.transpose(1, 2).reshape(4, -1),
+    "flatten of channels last": lambda s: s.movedim(2, 4).flatten(2),
+    "contiguous": lambda s: s.mT.contiguous(),
+    "clone": lambda s: s.clone().view(-1),
+    "bfloat16": lambda s: s.flatten(0, 1).bfloat16(),
+    "index": lambda s: s[torch.tensor([2, 0])],
+    "mask": lambda s: s[torch.tensor([True, False, True, True])],
+    "index_select": lambda s: s.index_select(1, torch.tensor([1])),
+    "gather": lambda s: s.gather(0, torch.ones(2, 2, 8, 16, 16, dtype=torch.int64)),
+    "cat": lambda s: torch.cat([s, s[:0], s[1:]]),
+    "stack": lambda s: torch.stack([*s.unbind()][::-1])[1:],
+    "repeat": lambda s: s.repeat(2, 1, 1, 1, 1),
+    "flip": lambda s: s.flip(-1),
+    "roll": lambda s: s.roll(1, 3),
+    "interpolate": lambda s: F.interpolate(s[0], scale_factor=2),
+}
+OTHERS = {
+    "avg_pool2d": lambda s: F.avg_pool2d(s.flatten(0, 1), 2),
+    "a sum": lambda s: s + s.flip(0),
+    "a product": lambda s: s.clone() * 0.5,
+    "joined with others": lambda s: torch.cat([s, s * 2]),
+    "max-pool of others": lambda s: F.max_pool2d(s[0] * 2, 2),
+    "padded": lambda s: F.pad(s, (1, 1), value=0.5),
+    "changed": lambda s: s.clone().mul_(0.5),
+    "changed through a view": lambda s: _changed(s.clone(), lambda c: c[0].mul_(0.5)),
+    "changed behind autograd": lambda s: _changed_quietly(s.clone()),
+    "a view of what changed": lambda s: _changed_quietly(s.clone()).flatten(1),
+    "a copy of what changed": lambda s: _changed_quietly(s).clone(),
+    "max-pool of what changed": lambda s: F.max_pool2d(_changed_quietly(s)[0], 2),
+    "a copy of a copy that changed": lambda s: _changed_quietly(s.clone()).mT.contiguous(),
+}
+
+
+def _changed(s, change):
+    change(s)
+    return s
+
+
+def _changed_quietly(s):
+    with torch.no_grad():
+        return _changed(s, lambda s: s.mul_(0.5))
+
+
+def _picked(pick, monkeypatch):
+    """What ``pick`` makes of marked spikes, packed as on a GPU, and whether the gradients of its
+    square, which backward computes from what was kept, are those without packing."""
+    x = torch.randn(4, 2, 8, 16, 16) * 2
+
+    def run(context):
+        leaf, weight = x.clone().requires_grad_(), torch.tensor(2.0, requires_grad=True)
+        with context():
+            made = pick(snnfast.lif(leaf))
+            with counted(monkeypatch) as found:
+                loss = (made * weight.to(made.dtype)).float().sin().sum()
+        return made, found, torch.autograd.grad(loss, [leaf, weight])
+
+    _, _, dense = run(contextlib.nullcontext)
+    made, found, ours = run(snnfast.packed_spikes)
+    for a, b in zip(ours, dense, strict=True):
+        assert torch.equal(a, b) and b.any()
+    return [p.shape for p in found] == [made.shape]
+
+
+@pytest.mark.parametrize("name", PICKS)
+def test_what_one_op_picks_from_spikes_is_known(name, no_look, monkeypatch):
+    assert _picked(PICKS[name], monkeypatch)
+    assert not no_look
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_may_be_no_spikes_is_kept(name, no_look, monkeypatch):
+    assert not _picked(OTHERS[name], monkeypatch)
+    assert not no_look
+
+
+def test_readers_of_what_was_pooled_share_its_bits(no_look, monkeypatch):
+    x = torch.randn(4, 8, 32, 32, requires_grad=True)
     weight = torch.randn(5, 8, 3, 3, requires_grad=True)
     with counted(monkeypatch) as found, snnfast.packed_spikes():
-        leaf = x.clone().requires_grad_()
-        s = snnfast.lif(leaf * 2)
-        packed.mark_spikes(s)
+        s = snnfast.lif(x * 2)
         pooled = F.max_pool2d(s, 2)
-        y = F.conv2d(pooled, weight) + F.conv2d(pooled, weight)
-    assert no_look == [pooled.shape]
+        F.conv2d(pooled, weight) + F.conv2d(pooled, weight)
     assert [p.shape for p in found] == [s.shape, pooled.shape, pooled.shape]
-    (grad,) = torch.autograd.grad(y.sum(), weight)
-    leaf = x.clone().requires_grad_()
-    y = F.conv2d(F.max_pool2d(snnfast.lif(leaf * 2), 2), weight)
-    (expected,) = torch.autograd.grad(2 * y.sum(), weight)
-    assert torch.equal(grad, expected)
+    assert found[1].bits is found[2].bits and not no_look
+
+
+WAITS = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2"}
+
+
+@pytest.mark.unpoisoned
+def test_a_training_step_waits_for_nothing(no_look, monkeypatch):
+    model = snnfast.models.create_model("resnet18", num_classes=10, image_size=96, timesteps=2)
+    x, target = torch.randn(2, 3, 96, 96), torch.tensor([1, 2])
+    criterion = snnfast.distill.TWKD(alpha=0.0)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9)
+    with counted(monkeypatch) as found, torch.profiler.profile() as profile:
+        with snnfast.packed_spikes():
+            loss = criterion(model(x), target)
+        loss.backward()
+        optimizer.step()
+    called = {
+        event.name().removeprefix("aten::") for event in profile.profiler.kineto_results.events()
+    }
+    assert "convolution_backward" in called
+    assert not called & WAITS and not no_look
+    # The stem's spikes, what was pooled from them (twice), and those of all layers but the last.
+    assert len(found) >= 1 + 2 + 15
 
 
 def test_ops_mark_what_they_make(no_look, monkeypatch):

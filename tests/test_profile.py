@@ -191,3 +191,65 @@ def test_median_of_steps_is_shown():
 
     found = profiles.profile(nn.Sequential(nn.Linear(2, 2), Hiccup()), torch.ones(2, 2), F32, 3)
     assert found.layers[1].forward_ms < 100
+
+
+class Device:
+    """A host that takes 10 ms for each launch, and a device that takes 1 ms for each kernel: what
+    the profiler times by, in place of torch.cuda and the host's clock."""
+
+    def __init__(self, monkeypatch):
+        self.host = self.busy = 0.0
+        monkeypatch.setattr(profiles, "_Clock", self.clock)
+        monkeypatch.setattr(profiles, "_copy_bandwidth", lambda device: 1e12)
+        monkeypatch.setattr(profiles.time, "perf_counter", lambda: self.host)
+        monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: self.Event(self))
+        monkeypatch.setattr(torch.cuda, "synchronize", self.synchronize)
+        monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: self.queue(cycles / 2e9))
+
+    def clock(self, device, real=profiles._Clock):
+        return real(torch.device("cuda"))
+
+    def queue(self, seconds):
+        self.busy = max(self.host, self.busy) + seconds
+
+    def launch(self):
+        self.host += 0.010
+        self.queue(0.001)
+
+    def synchronize(self, device=None):
+        self.host = max(self.host, self.busy)
+
+    class Event:
+        def __init__(self, device):
+            self.device = device
+
+        def record(self):
+            self.at = max(self.device.host, self.device.busy)
+
+        def elapsed_time(self, end):
+            return 1e3 * (end.at - self.at)
+
+
+def test_on_a_device_the_work_is_timed_and_not_its_launches(monkeypatch):
+    device = Device(monkeypatch)
+
+    class Launch(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            device.launch()
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            device.launch()
+            device.launch()
+            return grad.clone()
+
+    layer = type("Kernel", (nn.Module,), {"forward": lambda self, x: Launch.apply(x)})
+    model = nn.Sequential(nn.Linear(2, 2), layer(), layer())
+    found = profiles.profile(model, torch.ones(2, 2), F32, 3)
+    rows = {row.name: row for row in found.layers}
+    for name in ("1", "2"):
+        assert rows[name].forward_ms == pytest.approx(1.0)
+        assert rows[name].backward_ms == pytest.approx(2.0)
+    assert found.forward_ms == pytest.approx(2.0) and found.backward_ms == pytest.approx(4.0)

@@ -100,7 +100,7 @@ def test_nvrtc_compiles_the_source(direction, size):
 
 
 def test_compiled_at_first_use(shim, monkeypatch):
-    """Without snnfast._cuda: one kernel a size and direction through CuPy."""
+    """Without snnfast._cuda: one kernel a size and direction by NVRTC."""
     built = _cuda_host.without_module(shim, monkeypatch)
     for dtype in DTYPES:
         for n in (9, 4096, 5003):

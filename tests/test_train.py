@@ -15,7 +15,7 @@ import snnfast
 from snnfast.cli import main
 from snnfast.data import Augment, Data, TensorSplit, load_data
 from snnfast.models import create_model
-from snnfast.train import checkpoint, metrics
+from snnfast.train import checkpoint, loop, metrics
 from snnfast.train import config as recipes
 from snnfast.train.checkpoint import CheckpointError, save_weights, write_atomic
 from snnfast.train.config import Config
@@ -307,6 +307,29 @@ def test_an_overflow_in_half_precision_is_the_scalers():
     trainer.objective = lambda *args: (0 * model.weight.abs().sqrt().sum(), {})
     with pytest.raises(TrainingError, match=r"not finite at step 18 .* gradient=nan"):
         list(trainer.steps())
+
+
+def test_an_overflow_is_left_out_alike_on_the_device_and_on_the_host(monkeypatch):
+    """The first steps overflow: momentum begins behind them, also where a run goes on from a state
+    that has none yet."""
+
+    def trained(fused, state=None):
+        monkeypatch.setattr(loop, "reads_wait", lambda device: fused)
+        trainer, model, _ = toy(epochs=8, amp="fp16", lr=1e-36, momentum=0.9)
+        objective = trainer.objective
+        trainer.objective = lambda *args: (1e35 * objective(*args)[0], {})
+        if state is not None:
+            trainer.restore(state)
+        steps = trainer.steps()
+        next(steps)
+        begun = trainer.state()
+        list(steps)
+        return begun, model.weight
+
+    (state, expected), (_, weight) = trained(False), trained(True)
+    assert not state["optimizer"]["state"], "the first step must be left out"
+    assert weight.any() and torch.allclose(weight, expected)
+    assert torch.allclose(trained(True, state)[1], expected)
 
 
 def test_a_state_is_given_only_of_finite_weights():

@@ -12,6 +12,7 @@
 #include <string_view>
 #include <tuple>
 
+#include "channels.h"
 #include "distill.h"
 #include "lif.h"
 #include "spikes.h"
@@ -138,22 +139,17 @@ void norm_dy(int dtype, int threads, int64_t steps, int64_t n, uintptr_t y, int6
 }
 
 // What follows from the statistics of [channels]: the running ones, if there are any, take a share
-// `momentum` of them (of the variance times `unbias`), and scale = weight / sqrt(var + eps). The
-// operations are torch's own, one by one, so that the numbers are those of other backends.
+// `momentum` of them (of the variance times `unbias`), and scale = weight / sqrt(var + eps).
 template <class R>
 void prepare_norm(int64_t channels, const R* mean, const R* var, const R* weight, R* running_mean,
                   R* running_var, double momentum, double unbias, double eps, R* inv_std,
                   R* scale) {
-  const auto towards = [share = R(momentum)](R from, R to) {
-    return share < R(0.5) ? std::fma(share, to - from, from)
-                          : std::fma(share - R(1), to - from, to);
-  };
   for (int64_t c = 0; c < channels; ++c) {
     if (running_mean) {
-      running_mean[c] = towards(running_mean[c], mean[c]);
-      running_var[c] = towards(running_var[c], var[c] * R(unbias));
+      running_mean[c] = towards(running_mean[c], mean[c], R(momentum));
+      running_var[c] = towards(running_var[c], var[c] * R(unbias), R(momentum));
     }
-    inv_std[c] = R(1) / std::sqrt(var[c] + R(eps));
+    inv_std[c] = inverse_std(var[c], R(eps));
     scale[c] = weight ? weight[c] * inv_std[c] : inv_std[c];
   }
 }
@@ -179,8 +175,8 @@ void finish_norm(int64_t channels, const R* sums, const R* scale, const R* inv_s
     const R sum = sums[i], moment = sums[channels + i];
     dweight[i] = moment * inv_std[i];
     dbias[i] = sum;
-    b[i] = count > 0 ? scale[i] * inv_std[i] * inv_std[i] * moment / R(-count) : R(0);
-    c[i] = count > 0 ? scale[i] * sum / R(-count) : R(0);
+    b[i] = slope_of(scale[i], inv_std[i], moment, R(count));
+    c[i] = shift_of(scale[i], sum, R(count));
   }
 }
 

@@ -26,16 +26,13 @@ Args unpack(std::string_view bytes) {
   return args;
 }
 
-// launcher(stream, choices and structs...) with `device` as the current one.
+// launcher(stream, choices and structs...) on `device`, which is torch's current one: to put back
+// another here would make a context there.
 template <class Launcher, class... Args>
 int run(Launcher launcher, int device, std::uintptr_t stream, const Args&... args) {
   py::gil_scoped_release release;
-  int before = device;
-  if (const int status = cudaGetDevice(&before)) return status;
   if (const int status = cudaSetDevice(device)) return status;
-  const int status = launcher(reinterpret_cast<void*>(stream), args...);
-  if (before != device) cudaSetDevice(before);
-  return status;
+  return launcher(reinterpret_cast<void*>(stream), args...);
 }
 
 template <class Launcher>
@@ -73,11 +70,11 @@ void def_rows(py::module_& m, const char* name,
   });
 }
 
-// name(device, stream, struct).
-template <class Args>
-void def_sums(py::module_& m, const char* name, int (*launcher)(void*, const Args&)) {
-  m.def(name, [=](int device, std::uintptr_t stream, std::string_view args) {
-    return run(launcher, device, stream, unpack<Args>(args));
+// name(device, stream, structs...).
+template <class... Args>
+void def_sums(py::module_& m, const char* name, int (*launcher)(void*, const Args&...)) {
+  m.def(name, [=](int device, std::uintptr_t stream, Bytes<Args>... args) {
+    return run(launcher, device, stream, unpack<Args>(args)...);
   });
 }
 
@@ -100,7 +97,8 @@ PYBIND11_MODULE(_cuda, m) {
                                                   SNN_EACH(norm_lif_backward));
   def_neurons<MapArgs, NormArgs>(m, "norm_stats", SNN_EACH(norm_stats));
   def_neurons<MapArgs, NormArgs>(m, "norm_dy", SNN_EACH(norm_dy));
-  def_sums(m, "norm_totals", launchers::norm_totals);
+  def_sums(m, "norm_prepare", launchers::norm_prepare);
+  def_sums(m, "norm_finish", launchers::norm_finish);
   def_rows<StepwiseNumbers>(m, "stepwise_rows", SNN_EACH(stepwise_rows));
   def_rows<TssdNumbers>(m, "tssd_rows", SNN_EACH(tssd_rows));
   def_sums(m, "finish_loss", launchers::finish_loss);
@@ -110,12 +108,15 @@ PYBIND11_MODULE(_cuda, m) {
   });
   def_spikes(m, "pack_spikes", launchers::pack_spikes);
   def_spikes(m, "unpack_spikes", launchers::unpack_spikes);
+  m.def("probe",
+        [](int device) { return run([](void*) { return launchers::probe(); }, device, 0); });
   m.def("error_string",
         [](int status) { return cudaGetErrorString(static_cast<cudaError_t>(status)); });
   py::dict sizes;  // of the structs, for those who pack them
   sizes["ForwardArgs"] = sizeof(ForwardArgs), sizes["BackwardArgs"] = sizeof(BackwardArgs);
   sizes["NeuronArgs"] = sizeof(NeuronArgs), sizes["NormArgs"] = sizeof(NormArgs);
   sizes["MapArgs"] = sizeof(MapArgs), sizes["TotalArgs"] = sizeof(TotalArgs);
+  sizes["PreparedArgs"] = sizeof(PreparedArgs), sizes["FinishedArgs"] = sizeof(FinishedArgs);
   sizes["RowArgs"] = sizeof(RowArgs), sizes["StepwiseNumbers"] = sizeof(StepwiseNumbers);
   sizes["TssdNumbers"] = sizeof(TssdNumbers), sizes["FinishArgs"] = sizeof(FinishArgs);
   sizes["ScaleArgs"] = sizeof(ScaleArgs), sizes["SpikesArgs"] = sizeof(SpikesArgs);

@@ -61,17 +61,29 @@ SNN_DEVICE void distill_row(const RowArgs& p, const Args& args, void* shared) {
 
 // The means over the rows that count, NaN where none does. In double, of which there is little.
 SNN_DEVICE void finish_loss(const FinishArgs& p, void* shared) {
+  constexpr int kAhead = 4;  // rows under way at once
   double n = 0, sums[4] = {};
-  for (i64 b = threadIdx.x; b < p.rows; b += blockDim.x) {
-    float part[4];
-    load_state<4>(p.parts + b * 4, part);
+  for (i64 first = threadIdx.x; first < p.rows; first += kAhead * kFinishThreads) {
+    float part[kAhead][4] = {};
+    bool counts[kAhead];
     SNN_UNROLL
-    for (int i = 0; i < 4; ++i) sums[i] += part[i];
-    n += !p.labels || load_label(p.labels + b) != p.ignore_index ? 1 : 0;
+    for (int k = 0; k < kAhead; ++k) {
+      const i64 b = first + k * kFinishThreads;
+      counts[k] = b < p.rows;
+      if (counts[k]) load_state<4>(p.parts + b * 4, part[k]);
+      if (counts[k] && p.labels) counts[k] = load_label(p.labels + b) != p.ignore_index;
+    }
+    SNN_UNROLL
+    for (int k = 0; k < kAhead; ++k) {
+      SNN_UNROLL
+      for (int i = 0; i < 4; ++i) sums[i] += part[k][i];
+      n += counts[k] ? 1 : 0;
+    }
   }
   int half = 0;
   const auto total = [&](double v) {
-    return reduce(v, static_cast<double*>(shared), half, [](double a, double b) { return a + b; });
+    return reduce<kFinishThreads / 32>(v, static_cast<double*>(shared), half,
+                                       [](double a, double b) { return a + b; });
   };
   n = total(n);
   SNN_UNROLL

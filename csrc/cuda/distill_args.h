@@ -10,7 +10,8 @@ namespace cuda {
 constexpr int kRowThreads = 256;  // at most
 constexpr int kRowBlocks = 4;     // resident at least: up to 64 registers a thread
 constexpr int kScratch = 16;      // floats that reductions need, in front of the resident vectors
-constexpr int kFinishThreads = 256;
+constexpr int kFinishThreads = 1024;
+constexpr int kFinishBytes = 2 * kFinishThreads / 32 * int(sizeof(double));
 constexpr int kScaleThreads = 256;
 
 // One block of `threads` a row. `resident`: rows lie in `shared` bytes of shared memory.

@@ -10,7 +10,7 @@ __global__ void __launch_bounds__(kFinishThreads)
 }
 
 int launchers::finish_loss(void* stream, const FinishArgs& p) {
-  return launch(distill_finish, {1, kFinishThreads, kScratch * int(sizeof(double))}, stream, p);
+  return launch(distill_finish, {p.rows > 0, kFinishThreads, kFinishBytes}, stream, p);
 }
 
 }  // namespace cuda

@@ -71,9 +71,10 @@ SNN_DEVICE void shared_store(float* p, float value) {
   *p = value;
 }
 
-// op over the block of 1, 2, 4 or 8 warps, known to all threads and the same bits in each. The
-// halves of `scratch`, of a number per warp each, take turns, so that one barrier is enough.
-template <class T, class Op>
+// op over a block whose warps are a power of two, at most kWarps, known to all threads and the same
+// bits in each. The halves of `scratch`, of a number per warp each, take turns, so that one barrier
+// is enough.
+template <int kWarps, class T, class Op>
 SNN_DEVICE T reduce(T value, T* scratch, int& half, Op&& op) {
   SNN_UNROLL
   for (int lane = 16; lane > 0; lane >>= 1)
@@ -81,7 +82,7 @@ SNN_DEVICE T reduce(T value, T* scratch, int& half, Op&& op) {
   const int warps = int(blockDim.x) / 32;
   if (warps > 1) {
     T* of_warps = scratch + half;
-    half ^= kScratch / 2;
+    half ^= kWarps;
     if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = value;
     __syncthreads();
     value = of_warps[int(threadIdx.x) & (warps - 1)];
@@ -202,10 +203,10 @@ struct BlockRow {
   SNN_DEVICE float live(int, float e) const { return e; }
 
   SNN_DEVICE float sum(float v) {
-    return reduce(v, scratch, half, [](float a, float b) { return a + b; });
+    return reduce<kScratch / 2>(v, scratch, half, [](float a, float b) { return a + b; });
   }
   SNN_DEVICE float max(float v) {
-    return reduce(v, scratch, half, [](float a, float b) { return larger_(a, b); });
+    return reduce<kScratch / 2>(v, scratch, half, [](float a, float b) { return larger_(a, b); });
   }
 
   SNN_DEVICE void keep(int slot, int k, float v) {

@@ -19,7 +19,8 @@
 #define SNN_HOST_ACCESS(p, bytes)
 #endif
 
-extern __shared__ double snnfast_shared[];  // of a block, as large as its launch says
+// Of a block, as large as its launch says. Vectors of four floats lie in it.
+extern __shared__ __align__(16) double snnfast_shared[];
 
 namespace snnfast {
 namespace cuda {
@@ -41,6 +42,15 @@ SNN_DEVICE unsigned bits_of(float value) {
   unsigned bits;
   __builtin_memcpy(&bits, &value, 4);
   return bits;
+#endif
+}
+
+// The upper half of a product.
+SNN_DEVICE unsigned high_product(unsigned a, unsigned b) {
+#if defined(__CUDA_ARCH__)
+  return __umulhi(a, b);
+#else
+  return unsigned((unsigned long long)a * b >> 32);
 #endif
 }
 

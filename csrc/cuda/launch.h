@@ -33,7 +33,8 @@ template <class Io>
 int norm_stats(void* stream, bool vector, const MapArgs& p, const NormArgs& q);
 template <class Io>
 int norm_dy(void* stream, bool vector, const MapArgs& p, const NormArgs& q);
-int norm_totals(void* stream, const TotalArgs& p);
+int norm_prepare(void* stream, const TotalArgs& p, const PreparedArgs& q);
+int norm_finish(void* stream, const TotalArgs& p, const FinishedArgs& q);
 
 template <class Io>
 int stepwise_rows(void* stream, const RowGrid& grid, const RowArgs& p, const StepwiseNumbers& a);
@@ -46,6 +47,9 @@ int finish_loss(void* stream, const FinishArgs& p);
 // `size`: bytes of an element, 4 or 2.
 int pack_spikes(void* stream, int size, const SpikesArgs& p);
 int unpack_spikes(void* stream, int size, const SpikesArgs& p);
+
+// Whether the current device and its driver take a kernel of this module.
+int probe();
 
 }  // namespace launchers
 }  // namespace cuda

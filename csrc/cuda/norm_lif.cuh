@@ -9,11 +9,12 @@
 // there would be six times as many kernels, and the few selects that this costs are hidden by
 // memory. NVRTC compiles one kernel at a time, with the constants of lif.cuh and SNN_NORM_FORWARD
 // and SNN_NORM_BACKWARD; SNN_NORM_STATS or SNN_NORM_DY with SNN_IO and SNN_LANES; or
-// SNN_NORM_TOTALS.
+// SNN_NORM_TOTALS, which is what follows from them.
 #pragma once
 
 #include "lif.cuh"
 #include "norm_sums.cuh"
+#include "norm_totals.cuh"
 
 namespace snnfast {
 namespace cuda {
@@ -219,7 +220,8 @@ extern "C" __global__ void __launch_bounds__(snnfast::cuda::kThreads)
 }
 #elif defined(SNN_NORM_TOTALS)
 extern "C" __global__ void __launch_bounds__(snnfast::cuda::kTotalThreads)
-    snnfast_norm_lif(const __grid_constant__ snnfast::cuda::TotalArgs p) {
-  snnfast::cuda::norm_totals(p, snnfast_shared);
+    snnfast_norm_lif(const __grid_constant__ snnfast::cuda::TotalArgs p,
+                     const __grid_constant__ snnfast::cuda::SNN_NORM_TOTALS q) {
+  snnfast::cuda::norm_totals(p, q, snnfast_shared);
 }
 #endif

@@ -24,7 +24,9 @@ enum Layout : int {
 // `group` threads, a power of two of at most 32, add up a slot.
 struct Tiles {
   i64 channels, inner, tiles, blocks;
-  int slots, group, layout, unused;
+  int slots, group, layout, channels_shift, inner_shift;
+  unsigned channels_factor, inner_factor;  // quotient() of norm_sums.cuh
+  int unused;
 };
 
 // X = (Y - mean) scale + bias [+ residual]; dY = a dX + b (Y - mean) + c.
@@ -49,18 +51,41 @@ struct MapArgs {
   i64 steps, neurons, x_stride;
 };
 
-// Adds up parts [blocks, slots, width] into two vectors [channels]: sums (width 2), or mean and
-// variance (width 4: count, mean in two parts and sum of squares about it).
+// Adds up parts [blocks, slots, width] into two vectors [channels]: mean and variance (width 4:
+// count, mean in two parts and sum of squares about it), or the sums of backward (width 2). Null:
+// the vectors are given.
 struct TotalArgs {
   const float* parts;
-  const void* y;
+  const void* y;  // with statistics
   float* first;
   float* second;
   double count;  // of elements of a channel
   i64 tile;      // neurons
   int dtype;
-  int lanes;  // channels that a block adds up side by side, a power of two of at most 32
+  int lanes;  // channels that a block adds up side by side, a power of two
   Tiles at;
+};
+
+// What follows from the two: Prepared and Finished of snnfast/backends/spec.py, all [channels].
+struct PreparedArgs {
+  float* inv_std;  // null: nothing does
+  float* scale;
+  const float* weight;  // null: 1
+  float* running_mean;  // null: there are none
+  float* running_var;
+  float momentum, unbias, eps;
+  int unused;
+};
+
+struct FinishedArgs {
+  const float* scale;
+  const float* inv_std;
+  float* dweight;  // null: nothing does
+  float* dbias;
+  float* b;
+  float* c;
+  float count;
+  int unused;
 };
 
 }  // namespace cuda

@@ -3,10 +3,9 @@
 //
 //   stats   reads y                 b bytes an element
 //   dy      reads y, dx, writes dy  3b
-//   totals  adds up what blocks have left, for stats and for backward (norm_lif.cuh)
 //
 // A block adds up its channels in shared memory and leaves a few numbers for each; one more launch
-// adds those. No atomics: the same input gives the same bits.
+// adds those (norm_totals.cuh). No atomics: the same input gives the same bits.
 #pragma once
 
 #include "io.cuh"
@@ -19,6 +18,12 @@ namespace cuda {
 // Shared memory of a block with so many numbers a thread.
 constexpr int shared_bytes(int numbers) { return numbers * kThreads * int(sizeof(float)); }
 
+// n / by: a product and a shift, as 32 bits do nearly always (Granlund and Montgomery 1994).
+SNN_DEVICE i64 quotient(i64 n, i64 by, unsigned factor, int shift) {
+  if (n >> 31) return n / by;
+  return (high_product(unsigned(n), factor) + unsigned(n)) >> shift;
+}
+
 // The channels of kLanes neighbouring neurons.
 template <int kLanes>
 struct Place {
@@ -26,11 +31,11 @@ struct Place {
   int layout;
 
   SNN_DEVICE Place(const Tiles& at, i64 i)
-      : channel(i / at.inner % at.channels),
-        offset(i % at.inner),
-        channels(at.channels),
-        inner(at.inner),
-        layout(at.layout) {}
+      : channels(at.channels), inner(at.inner), layout(at.layout) {
+    const i64 run = quotient(i, inner, at.inner_factor, at.inner_shift);
+    offset = i - run * inner;
+    channel = run - quotient(run, channels, at.channels_factor, at.channels_shift) * channels;
+  }
 
   // n vectors [channels]: the loads of all are under way before one is waited for.
   template <int n>
@@ -68,6 +73,7 @@ struct Own {
     float value[kPart];
   };
   float* const shared;
+  static_assert(__alignof__(snnfast_shared) % sizeof(Part) == 0, "where a vector begins");
 
   // Where neuron k of the tile lies in a vector.
   SNN_DEVICE static int place(int k) {
@@ -123,10 +129,10 @@ struct SlotSums {
   int lane;
 
   SNN_DEVICE SlotSums(const Tiles& at, float* shared)
-      : at(at),
-        shared(shared),
-        before(i64(blockIdx.x) * kTile % at.inner),
-        lane(int(threadIdx.x) & (at.group - 1)) {}
+      : at(at), shared(shared), lane(int(threadIdx.x) & (at.group - 1)) {
+    const i64 first = i64(blockIdx.x) * kTile;
+    before = first - quotient(first, at.inner, at.inner_factor, at.inner_shift) * at.inner;
+  }
 
   SNN_DEVICE float load(int at) const {
     SNN_HOST_ACCESS(shared + at, 4);
@@ -298,67 +304,6 @@ SNN_DEVICE void norm_dy(const MapArgs& p, const NormArgs& q) {
       }
     }
   }
-}
-
-SNN_DEVICE float first_element(int dtype, const void* y, i64 at) {
-  if (dtype == kFloat32) {
-    float value;
-    load_element(static_cast<const float*>(y) + at, value);
-    return value;
-  }
-  unsigned short half;
-  load_element(static_cast<const unsigned short*>(y) + at, half);
-  return dtype == kFloat16 ? Float16::widen(half, 0) : BFloat16::widen(half, 0);
-}
-
-// What blocks have left of each channel, in double: `lanes` channels a block side by side.
-SNN_DEVICE void norm_totals(const TotalArgs& p, void* shared) {
-  const bool stats = p.y != nullptr;
-  const int lane = int(threadIdx.x) % p.lanes, rows = kTotalThreads / p.lanes;
-  const i64 c = i64(blockIdx.x) * p.lanes + lane;
-  // Means are added up relative to the first element of the channel, which an offset takes away.
-  const double origin =
-      stats && c < p.at.channels ? first_element(p.dtype, p.y, c * p.at.inner) : 0.0f;
-  double sums[3] = {};
-  for (i64 block = threadIdx.x / unsigned(p.lanes); block < p.at.blocks; block += rows) {
-    i64 slot = c - block * p.tile / p.at.inner % p.at.channels;
-    if (slot < 0) slot += p.at.channels;
-    if (slot >= p.at.slots || c >= p.at.channels) continue;
-    const float* from = p.parts + (block * p.at.slots + slot) * (stats ? 4 : 2);
-    float a, b, rest, square;
-    load_element(from, a);
-    load_element(from + 1, b);
-    if (!stats) {
-      sums[0] += a, sums[1] += b;
-    } else if (a > 0.0f) {
-      load_element(from + 2, rest);
-      load_element(from + 3, square);
-      const double off = (double(b) - origin) + rest;
-      sums[0] += a * off;
-      sums[1] += square;
-      sums[2] += a * off * off;
-    }
-  }
-  double* const scratch = static_cast<double*>(shared);
-  SNN_UNROLL
-  for (int k = 0; k < 3; ++k) {
-    scratch[threadIdx.x] = sums[k];
-    for (int half = kTotalThreads / 2; half >= p.lanes; half /= 2) {
-      __syncthreads();
-      if (int(threadIdx.x) < half) scratch[threadIdx.x] += scratch[threadIdx.x + half];
-    }
-    sums[k] = scratch[threadIdx.x];
-    __syncthreads();
-  }
-  if (int(threadIdx.x) >= p.lanes || c >= p.at.channels) return;
-  if (stats) {
-    const double shift = sums[0] / p.count;
-    const double var = (sums[1] + (sums[2] - sums[0] * shift)) / p.count;
-    sums[0] = origin + shift;
-    sums[1] = var < 0 ? 0 : var;
-  }
-  store_element(p.first + c, float(sums[0]));
-  store_element(p.second + c, float(sums[1]));
 }
 
 }  // namespace cuda

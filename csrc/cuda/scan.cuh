@@ -37,7 +37,8 @@ struct Rates {
   template <class Args>
   SNN_DEVICE void load(const Args& p, i64 i) {
     if (flag(p, kPerChannel)) {
-      i64 place = i % p.inner, channel = i / p.inner % p.channels;
+      const i64 run = i / p.inner;
+      i64 place = i - run * p.inner, channel = run % p.channels;
       SNN_UNROLL
       for (int j = 0; j < kLanes; ++j) {
         load_element(p.rate + channel, value[j]);

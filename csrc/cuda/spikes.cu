@@ -27,5 +27,10 @@ int launchers::unpack_spikes(void* stream, int size, const SpikesArgs& p) {
   return launch(size == 4 ? unpack<4> : unpack<2>, grid_of(p), stream, p);
 }
 
+int launchers::probe() {
+  cudaFuncAttributes found;
+  return cudaFuncGetAttributes(&found, pack<4>);
+}
+
 }  // namespace cuda
 }  // namespace snnfast

@@ -17,8 +17,10 @@ inline namespace SNN_ISA {
 
 enum Charge : int { kIntegrate = 0, kDecayInput = 1, kDecayState = 2 };
 
-// d / tau, exactly as IEEE division rounds it, from the rounded reciprocal of tau: a multiply and
-// two FMAs. Where q is infinite the remainder is NaN and would spoil it, so q stands.
+// d / tau, from the rounded reciprocal of tau: a multiply and two FMAs. It is exactly as IEEE
+// division rounds it for 2^-102 <= |d| (2e-31) and tau up to 2^24; below, the remainder may
+// underflow and the quotient be one unit in the last place off, which no threshold can see but one
+// as small. Where q is infinite the remainder is NaN and would spoil it, so q stands.
 template <class V>
 SNN_HD V exact_quotient(V d, V tau, V reciprocal) {
   V q = d * reciprocal;

@@ -51,6 +51,7 @@ SNN_HD float fma_unless_nan_(float a, float b, float c) {
 }
 SNN_HD float mad_(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 SNN_HD float reciprocal_(float x) { return __frcp_rn(x); }
+SNN_HD float sqrt_(float x) { return __fsqrt_rn(x); }
 SNN_HD float log_(float x) { return logf(x); }
 #else
 template <class R>
@@ -64,6 +65,10 @@ SNN_HD R exp_(R x) {
 template <class R>
 SNN_HD R log_(R x) {
   return std::log(x);
+}
+template <class R>
+SNN_HD R sqrt_(R x) {
+  return std::sqrt(x);
 }
 template <class R>
 SNN_HD R pow_(R x, R y) {

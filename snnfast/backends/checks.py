@@ -45,13 +45,14 @@ class _Steps:
     """The sequence [T, ...] that a kernel walks: every step dense, any distance between steps. All
     other tensors share its device and its layout within a step."""
 
-    __slots__ = ("contiguous", "device", "dtype", "shape", "state", "strides", "time")
+    __slots__ = ("contiguous", "device", "dtype", "shape", "state", "strides", "time", "whole")
 
     def __init__(self, name: str, x: Tensor, steps: int | None = None):
         if x.dtype not in IO_DTYPES or x.dim() == 0 or not x.numel():
             _refuse(name, "a float tensor [T, ...] with elements", x)
         if steps is not None and x.shape[0] != steps:
             _refuse(name, f"[T, ...] with T = {steps}", x)
+        self.whole = x.shape
         self.time, self.shape, self.strides = x.shape[0], x.shape[1:], x.stride()[1:]
         self.dtype, self.device = x.dtype, x.device
         self.state = state_dtype(x)
@@ -65,6 +66,15 @@ class _Steps:
 
     def sequence(self, name: str, t: Tensor, dtype: Dtype, time=None, any_stride=False) -> None:
         """``t`` is [T, ...] or [time, ...]; its steps lie side by side, or at ``any_stride``."""
+        if (
+            t.shape == self.whole
+            and t.dtype == dtype
+            and t.device == self.device
+            and self.contiguous
+            and time is None
+            and t.is_contiguous()
+        ):
+            return
         time = self.time if time is None else time
         self._check(name, t, dtype, 1)
         if t.shape[0] != time:

@@ -19,17 +19,18 @@ class Backend:
     ``available()`` gives None or one sentence that says how to enable it."""
 
     def __init__(self, functions: ModuleType, *, recomputes_dx: bool = False):
-        self._run = functions
+        self.unchecked = functions
+        """The functions themselves, for tensors that were checked or made just now."""
         self.recomputes_dx = recomputes_dx
         """Memory is slow and arithmetic is not: ``norm_lif_dy`` computes the gradient of X again
         instead of reading what the first pass wrote, 5b bytes an element instead of 6b."""
 
     def available(self) -> str | None:
-        return self._run.available()
+        return self.unchecked.available()
 
     def details(self) -> str:
         """How it was built, for ``snnfast info``."""
-        return self._run.details()
+        return self.unchecked.details()
 
     def lif_forward(
         self, layer: LifLayer, x: Tensor, v0: Tensor | None, rate: Tensor | None, s: Tensor,
@@ -44,7 +45,7 @@ class Backend:
         [T, ...] added, on the way in. Moves 2b bytes per neuron and timestep; 3b with a residual.
         """
         checks.lif_forward(layer, x, v0, rate, s, v, borders, norm, residual)
-        self._run.lif_forward(layer, x, v0, rate, s, v, borders, norm, residual)
+        self.unchecked.lif_forward(layer, x, v0, rate, s, v, borders, norm, residual)
 
     def lif_backward(
         self, layer: LifLayer, x: Tensor, v0: Tensor | None, rate: Tensor | None,
@@ -64,7 +65,7 @@ class Backend:
         """
         arguments = (layer, x, v0, rate, borders, ds, dv, dx, dv0, drate, norm, residual, sums)
         checks.lif_backward(*arguments, finished)
-        self._run.lif_backward(*arguments, finished)
+        self.unchecked.lif_backward(*arguments, finished)
 
     def norm_lif_dy(
         self, layer: LifLayer, x: Tensor, v0: Tensor | None, rate: Tensor | None,
@@ -76,7 +77,7 @@ class Backend:
         element. Only where ``recomputes_dx``."""
         arguments = (layer, x, v0, rate, borders, ds, dv, dy, norm, a, b, c)
         checks.norm_lif_dy(*arguments)
-        self._run.norm_lif_dy(*arguments)
+        self.unchecked.norm_lif_dy(*arguments)
 
     def norm_stats(
         self, y: Tensor, channels: int, inner: int, mean: Tensor, var: Tensor,
@@ -86,24 +87,24 @@ class Backend:
         what ``norm_prepare`` makes of them, in the launch that ends the reduction. b bytes an
         element."""
         checks.norm_stats(y, channels, inner, mean, var, prepared)
-        self._run.norm_stats(y, channels, inner, mean, var, prepared)
+        self.unchecked.norm_stats(y, channels, inner, mean, var, prepared)
 
     def norm_prepare(self, mean: Tensor, var: Tensor, prepared: Prepared) -> None:
         """What follows from given statistics [C]: fills ``prepared`` and moves its running ones."""
         checks.norm_prepare(mean, var, prepared)
-        self._run.norm_prepare(mean, var, prepared)
+        self.unchecked.norm_prepare(mean, var, prepared)
 
     def norm_finish(self, sums: Tensor, finished: Finished) -> None:
         """Fills ``finished`` from given sums [2, C], those of several ranks."""
         checks.norm_finish(sums, finished)
-        self._run.norm_finish(sums, finished)
+        self.unchecked.norm_finish(sums, finished)
 
     def norm_dy(
         self, y: Tensor, dx: Tensor, norm: Norm, a: Tensor, b: Tensor, c: Tensor, dy: Tensor
     ) -> None:
         """dy = a dx + b (y - mean) + c, [T, ...] and [C]; dy may be dx. 3b bytes an element."""
         checks.norm_dy(y, dx, norm, a, b, c, dy)
-        self._run.norm_dy(y, dx, norm, a, b, c, dy)
+        self.unchecked.norm_dy(y, dx, norm, a, b, c, dy)
 
     def stepwise_loss(
         self, loss: StepwiseLoss, logits: Tensor, target: Tensor, teacher_logits: Tensor | None,
@@ -118,7 +119,7 @@ class Backend:
         """
         arguments = (loss, logits, target, teacher_logits, value, terms, unit, gradient)
         checks.stepwise_loss(*arguments)
-        return self._run.stepwise_loss(*arguments)
+        return self.unchecked.stepwise_loss(*arguments)
 
     def tssd_loss(
         self, loss: TssdLoss, logits: Tensor, target: Tensor, aux_logits: Tensor | None,
@@ -129,28 +130,28 @@ class Backend:
         ``aux_logits`` [T, B, C] in any strides."""
         arguments = (loss, logits, target, aux_logits, value, terms, unit, gradient, aux_gradient)
         checks.tssd_loss(*arguments)
-        return self._run.tssd_loss(*arguments)
+        return self.unchecked.tssd_loss(*arguments)
 
     def scale_gradient(
         self, gradient: Tensor, grad_output: Tensor, unit: Tensor, scaled: Tensor
     ) -> None:
         """scaled = gradient * (grad_output * unit); 2b bytes per element."""
         checks.scale_gradient(gradient, grad_output, unit, scaled)
-        self._run.scale_gradient(gradient, grad_output, unit, scaled)
+        self.unchecked.scale_gradient(gradient, grad_output, unit, scaled)
 
     def pack_spikes(self, s: Tensor, bits: Tensor) -> None:
         """Fills ``bits`` [ceil(N / 8)] with those of the dense ``s``, in the order of its memory.
         b + 1/8 bytes per element."""
         checks.spikes(s, bits)
-        self._run.pack_spikes(s, bits)
+        self.unchecked.pack_spikes(s, bits)
 
     def pack_if_spikes(self, s: Tensor, bits: Tensor) -> bool:
         """The same; False where an element is neither +0 nor 1, and then ``bits`` is none. The CPU
         stops at the first such element; a GPU is waited for."""
         checks.spikes(s, bits)
-        return self._run.pack_if_spikes(s, bits)
+        return self.unchecked.pack_if_spikes(s, bits)
 
     def unpack_spikes(self, bits: Tensor, s: Tensor) -> None:
         """Fills the dense ``s`` with 0 and 1; b + 1/8 bytes per element."""
         checks.spikes(s, bits)
-        self._run.unpack_spikes(bits, s)
+        self.unchecked.unpack_spikes(bits, s)

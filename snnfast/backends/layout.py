@@ -45,7 +45,9 @@ def step_strides(x: Tensor, axis: int) -> list[int]:
 def empty_steps(x: Tensor, axis: int, leading: list[int], dtype: torch.dtype) -> Tensor:
     """Uninitialised [*leading, ...] with the memory layout of x within a timestep."""
     if x.is_contiguous():
-        return torch.empty(leading + list(x.shape[axis:]), dtype=dtype, device=x.device)
+        shape = (*leading, *x.shape[axis:])
+        # Without a keyword it takes half the time.
+        return x.new_empty(shape) if x.dtype == dtype else x.new_empty(shape, dtype=dtype)
     sizes, strides = list(x.shape[axis:]), step_strides(x, axis)
     count = 1
     for size in sizes:

@@ -114,13 +114,20 @@ class AutoAugment:
             "sign": torch.randint(0, 2, (n, 2), generator=generator),
         }
 
-    def apply(self, images: Tensor, draws: Draws) -> Tensor:
+    def arrange(self, draws: Draws) -> dict[str, Tensor | list]:
+        """Of either turn, what :func:`_sorted` gives."""
+        return {
+            f"{name}{turn}": value
+            for turn in range(2)
+            for name, value in zip(("order", "groups", "strength"), _sorted(draws, turn))
+        }
+
+    def apply(self, images: Tensor, draws: dict[str, Tensor | list]) -> Tensor:
         levels = (images * 255).round_()
         for turn in range(2):
-            order, groups, strength = _sorted(draws, turn)
-            order, strength = order.to(images.device), strength.to(images.device)
+            order, strength = draws[f"order{turn}"], draws[f"strength{turn}"]
             chosen = levels[order]
-            for operation, first, last in groups:
+            for operation, first, last in draws[f"groups{turn}"]:
                 part = slice(first, last)
                 chosen[part] = operation.run(chosen[part], strength[part])
             levels[order] = chosen
@@ -131,7 +138,7 @@ def _sorted(draws: Draws, turn: int) -> tuple[Tensor, list[tuple[Operation, int,
     """The images that do something in this turn, those of one operation side by side.
 
     Their numbers [n], the operations with the first and last + 1 of their places, and the strengths
-    float64 [n]; all on the CPU, where the draws are: a GPU need not be waited for.
+    float64 [n].
     """
     names = list(OPERATIONS)
     steps = [pair[turn] for pair in POLICY]

@@ -3,11 +3,12 @@
 A split is read batch by batch in an order that the caller gives, so that the order, and with it
 resuming and sharding over ranks, is the caller's alone. Augmentations draw on the CPU for the whole
 global batch and are applied to a slice of it: one seed gives one global batch, on every device and
-for any number of ranks.
+for any number of ranks. What goes to a GPU goes there in one copy that nobody waits for.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -18,6 +19,31 @@ IGNORED = -100  # the target of a sample that could not be read: no loss counts 
 
 class DataError(RuntimeError):
     """A sample that cannot be read; the message names its file."""
+
+
+def to_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """CPU ``tensors`` on ``device``: there in one copy, out of memory that the device reads by
+    itself, so that nothing waits."""
+    if device.type == "cpu" or not tensors:
+        return list(tensors)
+    sizes = [-(-t.nbytes // 8) * 8 for t in tensors]  # each begins where any dtype may
+    starts = list(accumulate(sizes, initial=0))
+
+    def parts(flat: Tensor) -> list[Tensor]:
+        return [
+            flat[start : start + t.nbytes].view(t.dtype).view(t.shape)
+            for start, t in zip(starts, tensors)
+        ]
+
+    staged = _pinned(starts[-1], device)
+    for part, t in zip(parts(staged), tensors):
+        part.copy_(t)
+    return parts(staged.to(device, non_blocking=True))
+
+
+def _pinned(size: int, device: torch.device) -> Tensor:
+    """Bytes on the CPU, at a place that stays while ``device`` reads them."""
+    return torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
 
 
 class Split(Protocol):
@@ -49,8 +75,13 @@ class Transform(Protocol):
         """Random numbers for ``n`` images: CPU tensors [n, ...]."""
         ...
 
-    def apply(self, images: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        """The augmented images; ``draws`` are those of just these images, in their order."""
+    def arrange(self, draws: dict[str, Tensor]) -> dict[str, Tensor | list]:
+        """The draws of a part of these images, in their order, as ``apply`` takes them: CPU
+        tensors, and in lists what decides there which operations run."""
+        ...
+
+    def apply(self, images: Tensor, draws: dict[str, Tensor | list]) -> Tensor:
+        """The augmented images; ``draws`` are arranged, their tensors on the images' device."""
         ...
 
 
@@ -67,10 +98,16 @@ class Augment:
         count = images.shape[-4]
         total = count if total is None else total
         generator = torch.Generator().manual_seed(seed)
+        arranged = []
         for transform in self.transforms:
             draws = transform.draw(total, generator)
             own = {name: values[first : first + count] for name, values in draws.items()}
-            images = transform.apply(images, own)
+            arranged.append(transform.arrange(own))
+        drawn = [v for own in arranged for v in own.values() if isinstance(v, Tensor)]
+        moved = iter(to_device(drawn, images.device))
+        for transform, own in zip(self.transforms, arranged, strict=True):
+            there = {n: next(moved) if isinstance(v, Tensor) else v for n, v in own.items()}
+            images = transform.apply(images, there)
         return images
 
 
@@ -108,7 +145,7 @@ class TensorSplit:
     def batches(self, indices: Iterable[Tensor], seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """As :meth:`Split.batches`; nothing is drawn."""
         for index in indices:
-            index = index.to(self.targets.device)
+            (index,) = to_device([index], self.targets.device)
             images = self.images[index]
             if images.dtype == torch.uint8:
                 images = images.float().div_(255)

@@ -1,7 +1,7 @@
 """Augmentations of a batch on its device, each image by its own draws.
 
 Images are floating point [..., B, C, H, W]; leading dimensions are time, and all frames of a
-sequence get what its sample drew. The draws are CPU tensors with leading dimension B.
+sequence get what its sample drew.
 """
 
 import math
@@ -12,6 +12,13 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 Draws = dict[str, Tensor]
+
+
+class _AsDrawn:
+    """Transforms whose draws need no arrangement."""
+
+    def arrange(self, draws: Draws) -> Draws:
+        return draws
 
 
 def windows(padded: Tensor, corner: Tensor, height: int, width: int) -> Tensor:
@@ -26,16 +33,17 @@ def windows(padded: Tensor, corner: Tensor, height: int, width: int) -> Tensor:
 def affine(images: Tensor, matrix: Tensor, fill: float = 0.0) -> Tensor:
     """The nearest pixel under an affine map of pixel centres, ``fill`` outside.
 
-    ``matrix`` float64 [B, 6] (a, b, c, d, e, f): the output pixel at (x, y) shows the input at
-    (a x + b y + c, d x + e y + f), x and y counted from the corner. Computed in whole parts of
-    65536, as PIL does, so that every device takes the same pixel where two are equally near.
+    ``matrix`` float64 [B, 6] (a, b, c, d, e, f), on the images' device: the output pixel at (x, y)
+    shows the input at (a x + b y + c, d x + e y + f), x and y counted from the corner. Computed in
+    whole parts of 65536, as PIL does, so that every device takes the same pixel where two are
+    equally near.
     """
     height, width = images.shape[-2:]
     x = torch.arange(width, device=images.device)
     y = torch.arange(height, device=images.device)[:, None]
     a, b, c, d, e, f = matrix.double().unbind(1)
     parts = torch.stack([a, b, c + 0.5 * (a + b), d, e, f + 0.5 * (d + e)])
-    parts = (parts * 65536 + 0.5).floor().long().to(images.device)[:, :, None, None]
+    parts = (parts * 65536 + 0.5).floor().long()[:, :, None, None]
     columns = (parts[0] * x + parts[1] * y + parts[2]) >> 16
     rows = (parts[3] * x + parts[4] * y + parts[5]) >> 16
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
@@ -56,7 +64,7 @@ def rotation(degrees: Tensor, height: int, width: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Shift:
+class Shift(_AsDrawn):
     """Every image moved by -pixels .. pixels in both directions; 0 comes in. The same as a crop at
     a random place after padding by ``pixels``."""
 
@@ -67,23 +75,23 @@ class Shift:
 
     def apply(self, images: Tensor, draws: Draws) -> Tensor:
         padded = F.pad(images, (self.pixels,) * 4)
-        return windows(padded, draws["corner"].to(images.device), *images.shape[-2:])
+        return windows(padded, draws["corner"], *images.shape[-2:])
 
 
 @dataclass(frozen=True)
-class Flip:
+class Flip(_AsDrawn):
     """Left and right changed in half of the images."""
 
     def draw(self, n: int, generator: Generator) -> Draws:
         return {"flip": torch.rand(n, generator=generator) < 0.5}
 
     def apply(self, images: Tensor, draws: Draws) -> Tensor:
-        flip = draws["flip"].to(images.device)[:, None, None, None]
+        flip = draws["flip"][:, None, None, None]
         return torch.where(flip, images.flip(-1), images)
 
 
 @dataclass(frozen=True)
-class Cutout:
+class Cutout(_AsDrawn):
     """A square of zeros, side ``size``, about a pixel drawn from the whole image: what reaches over
     the border is cut off (DeVries and Taylor, arXiv 1708.04552)."""
 
@@ -106,9 +114,13 @@ class Normalise:
     def draw(self, n: int, generator: Generator) -> Draws:
         return {}
 
+    def arrange(self, draws: Draws) -> Draws:
+        values = {"mean": self.mean, "std": self.std}
+        return {name: torch.tensor(v, dtype=torch.float64) for name, v in values.items()}
+
     def apply(self, images: Tensor, draws: Draws) -> Tensor:
-        mean = images.new_tensor(self.mean)[:, None, None]
-        return (images - mean) / images.new_tensor(self.std)[:, None, None]
+        mean, std = (draws[name].to(images.dtype)[:, None, None] for name in ("mean", "std"))
+        return (images - mean) / std
 
 
 @dataclass(frozen=True)
@@ -129,20 +141,22 @@ class EventPolicy:
             "centre": torch.rand(n, 2, generator=generator),
         }
 
+    def arrange(self, draws: Draws) -> Draws:
+        """The samples of each kind, and their draws."""
+        chosen = [(draws["choice"] == choice).nonzero()[:, 0] for choice in range(3)]
+        own = {name: draws[name][at] for name, at in zip(("roll", "degrees", "centre"), chosen)}
+        return dict(zip(("rolled", "turned", "hidden"), chosen)) | own
+
     def apply(self, images: Tensor, draws: Draws) -> Tensor:
         height, width = images.shape[-2:]
         out = images.clone()
-        # Sorted on the CPU, where the draws are: a GPU need not be waited for.
-        rolled, turned, hidden = (
-            (draws["choice"] == choice).nonzero()[:, 0] for choice in range(3)
-        )
-        for chosen, run in (
-            (rolled, lambda part: _rolled(part, draws["roll"][rolled], self.roll)),
-            (turned, lambda part: affine(part, rotation(draws["degrees"][turned], height, width))),
-            (hidden, lambda part: _hidden(part, draws["centre"][hidden], self.cutout)),
+        for name, run in (
+            ("rolled", lambda part: _rolled(part, draws["roll"], self.roll)),
+            ("turned", lambda part: affine(part, rotation(draws["degrees"], height, width))),
+            ("hidden", lambda part: _hidden(part, draws["centre"], self.cutout)),
         ):
+            chosen = draws[name]
             if len(chosen):
-                chosen = chosen.to(images.device)
                 out[..., chosen, :, :, :] = run(images[..., chosen, :, :, :])
         return out
 
@@ -153,16 +167,16 @@ def _rolled(images: Tensor, by: Tensor, most: int) -> Tensor:
         side = images.shape[axis]
         ends = (images.narrow(axis, side - most, most), images, images.narrow(axis, 0, most))
         images = torch.cat(ends, axis)
-    corner = (most - by).to(images.device)
-    return windows(images, corner, *(side - 2 * most for side in images.shape[-2:]))
+    return windows(images, most - by, *(side - 2 * most for side in images.shape[-2:]))
 
 
 def _hidden(images: Tensor, centre: Tensor, size: int) -> Tensor:
     """Images with a square of zeros about ``centre`` [B, 2], which is in parts of the sides."""
     sides = images.shape[-2:]
-    first = (centre * torch.tensor(sides)).floor().long().to(images.device) - size // 2
     rows, columns = (
-        torch.arange(side, device=images.device) - first[:, axis, None]
+        torch.arange(side, device=images.device)
+        - (centre[:, axis, None] * side).floor().long()
+        + size // 2
         for axis, side in enumerate(sides)
     )
     rows, columns = ((at >= 0) & (at < size) for at in (rows, columns))

@@ -11,7 +11,10 @@ import functools
 import torch
 from torch import Tensor
 
+_compiling = torch.compiler.is_compiling
 _including = torch._C._dispatch_tls_local_include_set
+_overriding = torch._C._len_torch_function_stack
+_profiling = torch._C._autograd._profiler_enabled
 _keys = torch._C._dispatch_keys
 _KEYS = torch._C.DispatchKey
 _SET = torch._C.DispatchKeySet
@@ -27,12 +30,7 @@ def _unusual(device: str) -> int:
 
 def is_direct(x: Tensor, *others: Tensor | None) -> bool:
     """Whether an op may be called on such tensors, now, without the dispatcher."""
-    if (
-        torch.compiler.is_compiling()
-        or _including().raw_repr() & _LOOKING_ON
-        or torch._C._len_torch_function_stack()
-        or torch._C._autograd._profiler_enabled()
-    ):
+    if _compiling() or _including().raw_repr() & _LOOKING_ON or _overriding() or _profiling():
         return False
     unusual = _unusual(x.device.type)
     if _keys(x).raw_repr() & unusual:
@@ -41,3 +39,8 @@ def is_direct(x: Tensor, *others: Tensor | None) -> bool:
         if t is not None and _keys(t).raw_repr() & unusual:
             return False
     return True
+
+
+def call(op, function, tensors: tuple, *rest):
+    """``op`` of torch.ops, or the function that it is."""
+    return (function if is_direct(*tensors) else op)(*tensors, *rest)

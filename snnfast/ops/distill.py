@@ -10,7 +10,7 @@ from snnfast import reference
 from snnfast.backends import spec as specs
 from snnfast.backends.spec import StepwiseLoss, TssdLoss
 from snnfast.ops import validation as check
-from snnfast.ops.distill_op import Stepwise, Tssd, refuse_label
+from snnfast.ops.distill_op import Stepwise, Tssd, refuse_label, stepwise, tssd
 from snnfast.ops.select import check_name, select
 
 SELF_TARGETS = {"mean": specs.SELF_MEAN, "correct": specs.SELF_CORRECT}
@@ -96,6 +96,8 @@ def _stepwise(op, options, names, logits, target, teacher_logits, return_terms, 
         check.check_logits(op, "teacher_logits", teacher_logits, logits, shape)
         if options.kl_weight == 0 and not return_terms:
             teacher_logits = None
+        elif teacher_logits.requires_grad:
+            teacher_logits = teacher_logits.detach()
     elif options.kl_weight != 0:
         raise ValueError(f"{op}: teacher_logits must be given where alpha is not 0, got None")
     name = select(op, backend, logits.device.type, logits.dtype, False)
@@ -107,9 +109,8 @@ def _stepwise(op, options, names, logits, target, teacher_logits, return_terms, 
         packed = (op, *options.pack())
         loss, terms = Stepwise.apply(logits, target, teacher_logits, packed, name)
     else:
-        loss, terms, _, _ = torch.ops.snnfast.stepwise_loss.default(
-            logits, target, teacher_logits, op, *options.pack(), False, name
-        )
+        packed = (op, *options.pack())
+        loss, terms, _, _ = stepwise(logits, target, teacher_logits, packed, False, name)
     return (loss, _named(terms, names)) if return_terms else loss
 
 
@@ -363,9 +364,7 @@ def tssd_loss(
     elif torch.is_grad_enabled() and (logits.requires_grad or aux_requires_grad):
         loss, terms = Tssd.apply(logits, target, aux_logits, packed, name)
     else:
-        loss, terms, *_ = torch.ops.snnfast.tssd_loss.default(
-            logits, target, aux_logits, *packed, False, False, name
-        )
+        loss, terms, *_ = tssd(logits, target, aux_logits, packed, (False, False), name)
     return (loss, _named(terms, ("task", "temporal", "spatial"))) if return_terms else loss
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from snnfast.backends import layout
 from snnfast.backends import spec as specs
 from snnfast.backends.spec import StepwiseLoss, TssdLoss
+from snnfast.ops import direct
 from snnfast.ops.layer import refuse_twice
 from snnfast.ops.select import implementation
 
@@ -159,6 +160,16 @@ for _device in ("CPU", "CUDA"):
     _library.impl("scale_gradient", _run_scale, _device)
 
 
+def stepwise(logits, target, teacher_logits, options, want_gradient: bool, backend: str):
+    op, tensors = torch.ops.snnfast.stepwise_loss.default, (logits, target, teacher_logits)
+    return direct.call(op, _run_stepwise, tensors, *options, want_gradient, backend)
+
+
+def tssd(logits, target, aux_logits, options, wanted: tuple[bool, bool], backend: str):
+    op, tensors = torch.ops.snnfast.tssd_loss.default, (logits, target, aux_logits)
+    return direct.call(op, _run_tssd, tensors, *options, *wanted, backend)
+
+
 class _Loss(torch.autograd.Function):
     """What both objectives share: keeps the gradients of the inputs, and backward scales them."""
 
@@ -175,15 +186,14 @@ class _Loss(torch.autograd.Function):
     def scaled(ctx, dloss) -> Tensor:
         refuse_twice(ctx.op)
         unit, gradients = ctx.saved_tensors
-        return torch.ops.snnfast.scale_gradient.default(gradients, dloss, unit, ctx.backend)
+        op = torch.ops.snnfast.scale_gradient.default
+        return direct.call(op, _run_scale, (gradients, dloss, unit), ctx.backend)
 
 
 class Stepwise(_Loss):
     @staticmethod
     def forward(ctx, logits, target, teacher_logits, options, backend):
-        outputs = torch.ops.snnfast.stepwise_loss.default(
-            logits, target, teacher_logits, *options, True, backend
-        )
+        outputs = stepwise(logits, target, teacher_logits, options, True, backend)
         return _Loss.keep(ctx, options[0], outputs, backend)
 
     @staticmethod
@@ -195,9 +205,7 @@ class Tssd(_Loss):
     @staticmethod
     def forward(ctx, logits, target, aux_logits, options, backend):
         ctx.wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
-        outputs = torch.ops.snnfast.tssd_loss.default(
-            logits, target, aux_logits, *options, *ctx.wanted, backend
-        )
+        outputs = tssd(logits, target, aux_logits, options, ctx.wanted, backend)
         return _Loss.keep(ctx, options[0], outputs, backend)
 
     @staticmethod

@@ -13,7 +13,7 @@ from snnfast.backends import spec as specs
 from snnfast.backends.spec import LifLayer
 from snnfast.ops import validation as check
 from snnfast.ops.direct import is_direct
-from snnfast.ops.select import check_name, select
+from snnfast.ops.select import check_name, implementation, select
 
 STATE_NONE, STATE_LAST, STATE_ALL = 0, 1, 2
 DEFAULT_TAU = 2.0
@@ -33,6 +33,8 @@ class Call(NamedTuple):
     backend: str
     packed: tuple
     """The arguments of LAYER."""
+    direct: bool
+    """Whether forward needs no dispatcher."""
 
     def in_plain_words(self, rate: Tensor | None) -> dict:
         """The arguments of ``reference.lif``."""
@@ -48,11 +50,17 @@ class Call(NamedTuple):
             "timesteps": layer.steps if layer.static else None,
         }
 
-    def run(self, op, function, tensors: tuple, *rest):
-        """``op`` of torch.ops; or the function that it is, which takes the layer and the backend
-        where the op takes LAYER."""
-        if is_direct(*tensors):
-            return function(*tensors, self.layer, self.backend, *rest)
+    def forward(self, op, function, tensors: tuple, *rest):
+        """``op`` of torch.ops on checked tensors; or the function that it is, which takes the layer
+        and the backend's functions where the op takes LAYER."""
+        if self.direct:
+            return function(*tensors, self.layer, implementation(self.backend).unchecked, *rest)
+        return op(*tensors, *self.packed, *rest)
+
+    def backward(self, direct: bool, op, function, tensors: tuple, *rest):
+        """The same on what autograd kept and brings; ``direct``: without the dispatcher."""
+        if direct:
+            return function(*tensors, self.layer, implementation(self.backend), *rest)
         return op(*tensors, *self.packed, *rest)
 
     def results(self, s: Tensor, states: Tensor):
@@ -137,9 +145,9 @@ def lif_layer(
 
 
 def checked_call(op, x, v0, *, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate,
-                 inv_tau, timesteps, return_state, backend):  # fmt: skip
+                 inv_tau, timesteps, return_state, backend, others=()):  # fmt: skip
     """The arguments of a neuron, checked against the input ``x`` and the state ``v0``: (Call, the
-    rate where it is a tensor)."""
+    rate where it is a tensor). ``others``: what else the op reads."""
     if timesteps is None:
         if x.dim() == 0:
             raise ValueError(f"{op}: x must have time as its first axis, got a scalar")
@@ -158,7 +166,8 @@ def checked_call(op, x, v0, *, tau, v_threshold, v_reset, decay_input, detach_re
         check.check_state(op, "v0", v0, x, shape)
     own = type(chosen).__name__ if chosen.ID is None else None
     name = select(op, backend, x.device.type, x.dtype, not chosen.spiking, own)
-    return Call(layer.over(steps), state, chosen, name, (steps, *packed, name)), rate
+    direct = is_direct(x, v0, rate, *others)
+    return Call(layer.over(steps), state, chosen, name, (steps, *packed, name), direct), rate
 
 
 def unpacked(x: Tensor, steps: int, choices: list[int], numbers: list[float]) -> LifLayer:
@@ -169,14 +178,23 @@ def unpacked(x: Tensor, steps: int, choices: list[int], numbers: list[float]) ->
 
 
 def behind_dispatcher(function, tensors: int):
-    """``function`` with LAYER behind its tensors instead of a layer and a backend."""
+    """``function`` with LAYER behind its tensors instead of a layer and a backend; a result that is
+    None is (0,) in the state's dtype."""
 
     def run(*arguments):
         given, (*packed, backend) = arguments[:tensors], arguments[tensors : tensors + 4]
-        layer = unpacked(given[0], *packed)
-        return function(*given, layer, backend, *arguments[tensors + 4 :])
+        layer, kernels = unpacked(given[0], *packed), implementation(backend)
+        return present(given[0], function(*given, layer, kernels, *arguments[tensors + 4 :]))
 
     return run
+
+
+def present(x: Tensor, results):
+    """The results of an op, which cannot be None."""
+    if isinstance(results, Tensor):
+        return results
+    dtype = layout.state_dtype(x)
+    return tuple(x.new_empty(0, dtype=dtype) if t is None else t for t in results)
 
 
 def axis(layer: LifLayer) -> int:
@@ -190,26 +208,23 @@ def empty_input(x: Tensor, layer: LifLayer) -> Tensor:
     return layout.empty_steps(x, axis(layer), leading, x.dtype)
 
 
-def empty_forward(x: Tensor, layer: LifLayer, state: int, keep: bool) -> tuple[Tensor, ...]:
-    """(s, v, borders), the latter two (0,) where they are not wanted."""
-    first, dtype = axis(layer), layout.state_dtype(x)
-    s = layout.empty_steps(x, first, [layer.steps], x.dtype)
-    v = x.new_empty(0, dtype=dtype)
+def empty_forward(x: Tensor, layer: LifLayer, state: int, keep: bool):
+    """(s, v, borders), the latter two None where they are not wanted."""
+    first, steps, v, borders = axis(layer), layer.steps, None, None
+    s = layout.empty_steps(x, first, [steps], x.dtype)
     if state:
-        v = layout.empty_steps(x, first, [layer.steps] if state == STATE_ALL else [], dtype)
-    borders = x.new_empty(0, dtype=dtype)
-    if keep and layer.steps > specs.SEGMENT:
-        borders = layout.empty_steps(x, first, [specs.segments(layer.steps) - 1], dtype)
+        leading = [steps] if state == STATE_ALL else []
+        v = layout.empty_steps(x, first, leading, layout.state_dtype(x))
+    if keep and steps > specs.SEGMENT:
+        kept = specs.segments(steps) - 1
+        borders = layout.empty_steps(x, first, [kept], layout.state_dtype(x))
     return s, v, borders
 
 
 def empty_backward(x, rate, layer: LifLayer, want_dv0: bool, want_drate: bool):
-    """(dv0, drate), (0,) where they are not wanted."""
-    dtype = layout.state_dtype(x)
-    dv0 = x.new_empty(0, dtype=dtype)
-    if want_dv0:
-        dv0 = layout.empty_steps(x, axis(layer), [], dtype)
-    return dv0, torch.empty_like(rate) if want_drate else x.new_empty(0, dtype=dtype)
+    """(dv0, drate), None where they are not wanted."""
+    dv0 = layout.empty_steps(x, axis(layer), [], layout.state_dtype(x)) if want_dv0 else None
+    return dv0, torch.empty_like(rate) if want_drate else None
 
 
 def as_launched(x: Tensor, rate: Tensor | None, layer: LifLayer):
@@ -228,7 +243,7 @@ def as_launched(x: Tensor, rate: Tensor | None, layer: LifLayer):
 def gradients_as_launched(x: Tensor, layer: LifLayer, v0, borders, ds, dv):
     """What backward reads beside x, as kernels read it."""
     first = axis(layer)
-    tensors = (v0, borders if borders.numel() else None, dv)
+    tensors = (v0, borders if borders is not None and borders.numel() else None, dv)
     v0, borders, dv = (layout.like_steps(t, x, first) for t in tensors)
     return v0, borders, layout.like_steps(ds, x, first, any_stride=True), dv
 

@@ -13,8 +13,8 @@ from snnfast import surrogate as surrogates
 from snnfast.backends import layout
 from snnfast.ops import layer as layers
 from snnfast.ops import validation as check
+from snnfast.ops.direct import is_direct
 from snnfast.ops.packed import mark_spikes
-from snnfast.ops.select import implementation
 
 _library = torch.library.Library("snnfast", "FRAGMENT")
 _library.define(
@@ -31,38 +31,39 @@ _library.define(
 
 @torch.library.register_fake("snnfast::lif_forward", lib=_library)
 def _(x, v0, rate, steps, choices, numbers, backend, state, keep):
-    return layers.empty_forward(x, layers.unpacked(x, steps, choices, numbers), state, keep)
+    layer = layers.unpacked(x, steps, choices, numbers)
+    return layers.present(x, layers.empty_forward(x, layer, state, keep))
 
 
 @torch.library.register_fake("snnfast::lif_backward", lib=_library)
 def _(x, v0, rate, borders, ds, dv, steps, choices, numbers, backend, want_dv0, want_drate):
     layer = layers.unpacked(x, steps, choices, numbers)
     dx = layers.empty_input(x, layer)
-    return dx, *layers.empty_backward(x, rate, layer, want_dv0, want_drate)
+    return dx, *layers.present(x, layers.empty_backward(x, rate, layer, want_dv0, want_drate))
 
 
-def _forward(x, v0, rate, layer, backend, state, keep):
+def _forward(x, v0, rate, layer, kernels, state, keep):
     x, sequence, rate, layer = layers.as_launched(x, rate, layer)
     s, v, borders = layers.empty_forward(x, layer, state, keep)
     if s.numel():
         v0 = layout.like_steps(v0, x, layers.axis(layer))
-        outputs = (s, v if state else None, borders if borders.numel() else None)
-        implementation(backend).lif_forward(layer, sequence, v0, rate, *outputs)
+        kernels.lif_forward(layer, sequence, v0, rate, s, v, borders)
     elif state == layers.STATE_LAST and v.numel():  # T = 0
         v.copy_(v0) if v0 is not None else v.fill_(layer.reset)
     return s, v, borders
 
 
-def _backward(x, v0, rate, borders, ds, dv, layer, backend, want_dv0, want_drate):
+def _backward(x, v0, rate, borders, ds, dv, layer, kernels, want_dv0, want_drate):
     x, sequence, rate, layer = layers.as_launched(x, rate, layer)
     dx = layers.empty_input(x, layer)
     dv0, drate = layers.empty_backward(x, rate, layer, want_dv0, want_drate)
     if layer.steps and dx.numel():
         v0, *kept = layers.gradients_as_launched(x, layer, v0, borders, ds, dv)
-        outputs = (dx, dv0 if want_dv0 else None, drate if want_drate else None)
-        implementation(backend).lif_backward(layer, sequence, v0, rate, *kept, *outputs)
+        kernels.lif_backward(layer, sequence, v0, rate, *kept, dx, dv0, drate)
         return dx, dv0, drate
-    dx.zero_(), drate.zero_()
+    dx.zero_()
+    if want_drate:
+        drate.zero_()
     if want_dv0:
         dv0.copy_(dv) if dv is not None and dv.shape == dv0.shape else dv0.zero_()
     return dx, dv0, drate
@@ -79,7 +80,7 @@ class _Lif(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, v0, rate, call):
         op = torch.ops.snnfast.lif_forward.default
-        s, v, borders = call.run(op, _forward, (x, v0, rate), call.state, True)
+        s, v, borders = call.forward(op, _forward, (x, v0, rate), call.state, True)
         ctx.save_for_backward(x, v0, rate, borders)
         ctx.set_materialize_grads(False)
         ctx.call = call
@@ -91,7 +92,8 @@ class _Lif(torch.autograd.Function):
         x, v0, rate, borders = ctx.saved_tensors
         _, want_dv0, want_drate, _ = ctx.needs_input_grad
         op, tensors = torch.ops.snnfast.lif_backward.default, (x, v0, rate, borders, ds, dv)
-        dx, dv0, drate = ctx.call.run(op, _backward, tensors, want_dv0, want_drate)
+        direct = ctx.call.direct and is_direct(x, ds, dv)
+        dx, dv0, drate = ctx.call.backward(direct, op, _backward, tensors, want_dv0, want_drate)
         drate = layers.rate_gradient(ctx.call.layer, rate, drate) if want_drate else None
         return dx, dv0 if want_dv0 else None, drate, None
 
@@ -176,7 +178,7 @@ def lif(
         result = _Lif.apply(*inputs, call)
     else:
         op = torch.ops.snnfast.lif_forward.default
-        s, v, _ = call.run(op, _forward, inputs, call.state, False)
+        s, v, _ = call.forward(op, _forward, inputs, call.state, False)
         result = (s, v) if call.state else s
     if call.surrogate.spiking:
         mark_spikes(result[0] if call.state else result)

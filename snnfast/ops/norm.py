@@ -15,8 +15,7 @@ from torch import Tensor
 from snnfast import reference
 from snnfast.backends import layout
 from snnfast.backends import spec as specs
-from snnfast.ops.direct import is_direct
-from snnfast.ops.layer import TAGS
+from snnfast.ops.layer import TAGS, Call
 from snnfast.ops.select import implementation
 
 _library = torch.library.Library("snnfast", "FRAGMENT")
@@ -99,57 +98,62 @@ def update_running(
     running_var.lerp_(var * (total / (total - 1)), momentum)
 
 
-def _stats(y, weight, running_mean, running_var, momentum, total, eps, static, backend):
+def _stats(y, weight, running_mean, running_var, momentum, total, eps, static, kernels):
     results = mean, var, inv_std, scale = _empty_stats(y, static)
     updates = running_mean is not None
     beside = updates and running_mean.is_contiguous() and running_var.is_contiguous()
     running = (running_mean, running_var) if beside else (None, None)
     unbias = total / (total - 1) if beside else 1.0
     prepared = specs.Prepared(inv_std, scale, weight, *running, momentum, unbias, eps)
-    implementation(backend).norm_stats(*with_channels(y, static), mean, var, prepared)
+    kernels.norm_stats(*with_channels(y, static), mean, var, prepared)
     if updates and not beside:
         update_running(running_mean, running_var, mean, var, momentum, total)
     return results
 
 
-def _prepare(mean, var, weight, eps, backend):
+def _prepare(mean, var, weight, eps, kernels):
     inv_std, scale = torch.empty_like(mean), torch.empty_like(mean)
     prepared = specs.Prepared(inv_std, scale, weight, None, None, 0.0, 1.0, eps)
-    implementation(backend).norm_prepare(mean, var, prepared)
+    kernels.norm_prepare(mean, var, prepared)
     return inv_std, scale
 
 
-def _finish(sums, scale, inv_std, count, backend):
+def _finish(sums, scale, inv_std, count, kernels):
     results = empty_finished(scale)
     finished = specs.Finished(scale, inv_std, count, *results)
-    implementation(backend).norm_finish(sums, finished)
+    kernels.norm_finish(sums, finished)
     return results
 
 
-def _dy(y, dx, mean, a, b, c, static, backend, dy=None):
+def _dy(y, dx, mean, a, b, c, static, kernels, dy=None):
     sequence, channels, inner = with_channels(y, static)
     dy = torch.empty_like(dx) if dy is None else dy
     norm = specs.Norm(mean, a, c, channels, inner)
     steps = (dx[None], dy[None]) if static else (dx, dy)
-    implementation(backend).norm_dy(sequence, steps[0], norm, a, b, c, steps[1])
+    kernels.norm_dy(sequence, steps[0], norm, a, b, c, steps[1])
     return dy
 
 
-def _dy_in_place(y, dx, mean, a, b, c, static, backend):
-    _dy(y, dx, mean, a, b, c, static, backend, dy=dx)
+def _dy_in_place(y, dx, mean, a, b, c, static, kernels):
+    _dy(y, dx, mean, a, b, c, static, kernels, dy=dx)
+
+
+def _behind_dispatcher(function):
+    """``function`` with the name of a backend, its last argument, for the backend."""
+    return lambda *arguments: function(*arguments[:-1], implementation(arguments[-1]))
 
 
 for _device in ("CPU", "CUDA"):
-    _library.impl("norm_stats", _stats, _device)
-    _library.impl("norm_prepare", _prepare, _device)
-    _library.impl("norm_finish", _finish, _device)
-    _library.impl("norm_dy", _dy, _device)
-    _library.impl("norm_dy_", _dy_in_place, _device)
+    _library.impl("norm_stats", _behind_dispatcher(_stats), _device)
+    _library.impl("norm_prepare", _behind_dispatcher(_prepare), _device)
+    _library.impl("norm_finish", _behind_dispatcher(_finish), _device)
+    _library.impl("norm_dy", _behind_dispatcher(_dy), _device)
+    _library.impl("norm_dy_", _behind_dispatcher(_dy_in_place), _device)
 
 
 def joined(mean: Tensor, var: Tensor, count: int, group) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, biased variance and count over all ranks of ``group``, whose counts may differ."""
-    own = torch.cat([mean.double(), var.double(), mean.new_tensor([count], dtype=torch.float64)])
+    own = torch.cat([mean.double(), var.double(), mean.new_full((1,), count, dtype=torch.float64)])
     parts = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
     dist.all_gather(parts, own, group=group)
     parts, channels = torch.stack(parts), mean.shape[0]
@@ -160,28 +164,30 @@ def joined(mean: Tensor, var: Tensor, count: int, group) -> tuple[Tensor, Tensor
     return joined.to(mean.dtype), spread.to(mean.dtype), total.to(mean.dtype)
 
 
-def prepared(mean: Tensor, var: Tensor, weight: Tensor | None, eps: float, backend: str):
+def prepared(mean: Tensor, var: Tensor, weight: Tensor | None, eps: float, call: Call):
     """inv_std and scale of given statistics."""
-    direct = is_direct(mean, var, weight)
-    run = _prepare if direct else torch.ops.snnfast.norm_prepare.default
-    return run(mean, var, weight, eps, backend)
+    if call.direct:
+        return _prepare(mean, var, weight, eps, implementation(call.backend).unchecked)
+    return torch.ops.snnfast.norm_prepare.default(mean, var, weight, eps, call.backend)
 
 
-def statistics(y, weight, running, momentum, repeats, eps, static, group, backend):
+def statistics(y, weight, running, momentum, repeats, eps, static, group, call: Call):
     """mean, inv_std and scale of this batch, over all ranks of ``group``, and the number of values
     in a channel. ``running`` statistics, if any, move towards those of y shown ``repeats`` times.
     """
     count = y.numel() // y.shape[channel_axis(static)]
     alone = running if group is None else None
-    tensors = (y, weight, *(alone or (None, None)))
-    run = _stats if is_direct(*tensors) else torch.ops.snnfast.norm_stats.default
-    mean, var, inv_std, scale = run(*tensors, momentum, count * repeats, eps, static, backend)
+    arguments = (y, weight, *(alone or (None, None)), momentum, count * repeats, eps, static)
+    if call.direct:
+        mean, var, *rest = _stats(*arguments, implementation(call.backend).unchecked)
+    else:
+        mean, var, *rest = torch.ops.snnfast.norm_stats.default(*arguments, call.backend)
     if group is None:
-        return mean, inv_std, scale, count
+        return mean, *rest, count
     mean, var, total = joined(mean, var, count, group)
     if running is not None:
         update_running(*running, mean, var, momentum, total * repeats)
-    return mean, *prepared(mean, var, weight, eps, backend), total
+    return mean, *prepared(mean, var, weight, eps, call), total
 
 
 def over_ranks(sums: Tensor, scale: Tensor, inv_std: Tensor, count, group, backend: str):
@@ -192,11 +198,12 @@ def over_ranks(sums: Tensor, scale: Tensor, inv_std: Tensor, count, group, backe
     return b / count, c / count
 
 
-def dy(y, dx, mean, a, b, c, static: bool, backend: str, in_place: bool) -> Tensor:
+def dy(y, dx, mean, a, b, c, static: bool, backend: str, in_place: bool, direct: bool):
     """The gradient of y from that of X, which it replaces where ``in_place``."""
     tensors, rest = (y, dx, mean, a, b, c), (static, backend)
-    if is_direct(*tensors):
-        return _dy(*tensors, *rest, dx if in_place else None)
+    if direct:
+        kernels = implementation(backend).unchecked
+        return _dy(*tensors, static, kernels, dx if in_place else None)
     if not in_place:
         return torch.ops.snnfast.norm_dy.default(*tensors, *rest)
     torch.ops.snnfast.norm_dy_.default(*tensors, *rest)

@@ -15,8 +15,9 @@ from snnfast.backends import spec as specs
 from snnfast.ops import layer as layers
 from snnfast.ops import norm as norms
 from snnfast.ops import validation as check
+from snnfast.ops.direct import is_direct
 from snnfast.ops.packed import mark_spikes
-from snnfast.ops.select import implementation, recomputes_dx
+from snnfast.ops.select import recomputes_dx
 
 _library = torch.library.Library("snnfast", "FRAGMENT")
 _NORM = "Tensor mean, Tensor scale, Tensor bias"
@@ -41,11 +42,12 @@ _library.define(
 
 @torch.library.register_fake("snnfast::norm_lif_forward", lib=_library)
 def _(y, residual, mean, scale, bias, v0, rate, steps, choices, numbers, backend, state, keep):
-    return layers.empty_forward(y, layers.unpacked(y, steps, choices, numbers), state, keep)
+    layer = layers.unpacked(y, steps, choices, numbers)
+    return layers.present(y, layers.empty_forward(y, layer, state, keep))
 
 
 def _empty_backward(y, mean, rate, layer, want_dx, want_dv0, want_drate):
-    dx = layers.empty_input(y, layer) if want_dx else y.new_empty(0)
+    dx = layers.empty_input(y, layer) if want_dx else None
     rows = mean.new_empty((2, mean.shape[0])), *norms.empty_finished(mean)
     return dx, *rows, *layers.empty_backward(y, rate, layer, want_dv0, want_drate)
 
@@ -54,7 +56,7 @@ def _empty_backward(y, mean, rate, layer, want_dx, want_dv0, want_drate):
 def _(y, residual, mean, scale, bias, inv_std, v0, rate, borders, ds, dv, steps, choices, numbers,
       backend, count, *wanted):  # fmt: skip
     layer = layers.unpacked(y, steps, choices, numbers)
-    return _empty_backward(y, mean, rate, layer, *wanted)
+    return layers.present(y, _empty_backward(y, mean, rate, layer, *wanted))
 
 
 @torch.library.register_fake("snnfast::norm_lif_dy", lib=_library)
@@ -62,18 +64,17 @@ def _(y, mean, scale, bias, v0, rate, borders, ds, dv, a, b, c, steps, choices, 
     return layers.empty_input(y, layers.unpacked(y, steps, choices, numbers))
 
 
-def _forward(y, residual, mean, scale, bias, v0, rate, layer, backend, state, keep):
+def _forward(y, residual, mean, scale, bias, v0, rate, layer, kernels, state, keep):
     y, sequence, rate, layer = layers.as_launched(y, rate, layer)
     s, v, borders = layers.empty_forward(y, layer, state, keep)
     norm = specs.Norm(mean, scale, bias, *norms.with_channels(y, layer.static)[1:])
     v0 = layout.like_steps(v0, y, layers.axis(layer))
     residual = layout.like_steps(residual, y, layers.axis(layer), any_stride=True)
-    outputs = (s, v if state else None, borders if borders.numel() else None)
-    implementation(backend).lif_forward(layer, sequence, v0, rate, *outputs, norm, residual)
+    kernels.lif_forward(layer, sequence, v0, rate, s, v, borders, norm, residual)
     return s, v, borders
 
 
-def _backward(y, residual, mean, scale, bias, inv_std, v0, rate, borders, ds, dv, layer, backend,
+def _backward(y, residual, mean, scale, bias, inv_std, v0, rate, borders, ds, dv, layer, kernels,
               count, want_dx, want_dv0, want_drate):  # fmt: skip
     y, sequence, rate, layer = layers.as_launched(y, rate, layer)
     outputs = _empty_backward(y, mean, rate, layer, want_dx, want_dv0, want_drate)
@@ -81,20 +82,18 @@ def _backward(y, residual, mean, scale, bias, inv_std, v0, rate, borders, ds, dv
     norm = specs.Norm(mean, scale, bias, *norms.with_channels(y, layer.static)[1:])
     v0, *kept = layers.gradients_as_launched(y, layer, v0, borders, ds, dv)
     residual = layout.like_steps(residual, y, layers.axis(layer), any_stride=True)
-    grads = (dx if want_dx else None, dv0 if want_dv0 else None, drate if want_drate else None)
+    grads = (dx, dv0, drate)
     finished = specs.Finished(scale, inv_std, count, *rows)
-    implementation(backend).lif_backward(
-        layer, sequence, v0, rate, *kept, *grads, norm, residual, sums, finished
-    )
+    kernels.lif_backward(layer, sequence, v0, rate, *kept, *grads, norm, residual, sums, finished)
     return outputs
 
 
-def _dy(y, mean, scale, bias, v0, rate, borders, ds, dv, a, b, c, layer, backend):
+def _dy(y, mean, scale, bias, v0, rate, borders, ds, dv, a, b, c, layer, kernels):
     y, sequence, rate, layer = layers.as_launched(y, rate, layer)
     dy = layers.empty_input(y, layer)
     norm = specs.Norm(mean, scale, bias, *norms.with_channels(y, layer.static)[1:])
     v0, *kept = layers.gradients_as_launched(y, layer, v0, borders, ds, dv)
-    implementation(backend).norm_lif_dy(layer, sequence, v0, rate, *kept, dy, norm, a, b, c)
+    kernels.norm_lif_dy(layer, sequence, v0, rate, *kept, dy, norm, a, b, c)
     return dy
 
 
@@ -120,7 +119,7 @@ class _NormLif(torch.autograd.Function):
     ):
         shift = torch.zeros_like(mean) if bias is None else bias
         op, tensors = torch.ops.snnfast.norm_lif_forward.default, (mean, scale, shift, v0, rate)
-        s, v, borders = call.run(op, _forward, (y, residual, *tensors), call.state, True)
+        s, v, borders = call.forward(op, _forward, (y, residual, *tensors), call.state, True)
         ctx.save_for_backward(y, residual, scale, shift, v0, rate, mean, inv_std, borders)
         ctx.set_materialize_grads(False)
         ctx.call, ctx.batch, ctx.group, ctx.again = call, batch, group, again
@@ -132,9 +131,13 @@ class _NormLif(torch.autograd.Function):
         y, residual, scale, shift, v0, rate, mean, inv_std, borders = ctx.saved_tensors
         want_dy, want_dresidual, _, _, want_dv0, want_drate, *_ = ctx.needs_input_grad
         call, shared = ctx.call, ctx.group is not None and ctx.batch is not None
-        norm, inputs = (mean, scale, shift), (v0, rate, borders, ds, dv)
-        dx, sums, dweight, dbias, b, c, dv0, drate = call.run(
-            torch.ops.snnfast.norm_lif_backward.default, _backward,
+        norm, inputs, direct = (
+            (mean, scale, shift),
+            (v0, rate, borders, ds, dv),
+            call.direct and is_direct(y, ds, dv),
+        )
+        dx, sums, dweight, dbias, b, c, dv0, drate = call.backward(
+            direct, torch.ops.snnfast.norm_lif_backward.default, _backward,
             (y, residual, *norm, inv_std, *inputs),
             0 if shared else ctx.batch or 0, not ctx.again, want_dv0, want_drate,
         )  # fmt: skip
@@ -145,11 +148,11 @@ class _NormLif(torch.autograd.Function):
         dy = None
         if want_dy and ctx.again:
             op = torch.ops.snnfast.norm_lif_dy.default
-            dy = call.run(op, _dy, (y, *norm, *inputs, scale, b, c))
+            dy = call.backward(direct, op, _dy, (y, *norm, *inputs, scale, b, c))
         elif want_dy:
             # In place where nobody else sees the gradient of X.
             own = not (want_dresidual or torch.compiler.is_compiling() or _is_batched(dx))
-            dy = norms.dy(y, dx, mean, scale, b, c, call.layer.static, call.backend, own)
+            dy = norms.dy(y, dx, mean, scale, b, c, call.layer.static, call.backend, own, direct)
         grads = (dy, dx, dweight, dbias, dv0, drate)
         wanted = (grad if want else None for grad, want in zip(grads, ctx.needs_input_grad))
         return *wanted, *[None] * 7
@@ -285,6 +288,7 @@ def norm_lif(
         "norm_lif", y, v0, tau=tau, v_threshold=v_threshold, v_reset=v_reset,
         decay_input=decay_input, detach_reset=detach_reset, surrogate=surrogate, inv_tau=inv_tau,
         timesteps=timesteps, return_state=return_state, backend=backend,
+        others=(residual, weight, bias, running_mean, running_var),
     )  # fmt: skip
     dtype, plain = check.state_dtype(y), call.backend == "reference"
     weight, bias = (None if p is None else p.to(dtype).contiguous() for p in (weight, bias))
@@ -325,13 +329,13 @@ def norm_lif(
         if use_batch:
             mean, inv_std, scale, batch = norms.statistics(
                 y.detach(), weight, running, momentum, timesteps or 1, eps, static, process_group,
-                call.backend,
+                call,
             )  # fmt: skip
         else:
             # A copy: what backward keeps must not change with a later call.
             mean, batch = running_mean.clone(), None
             var = running_var.contiguous()
-            inv_std, scale = norms.prepared(mean, var, weight, eps, call.backend)
+            inv_std, scale = norms.prepared(mean, var, weight, eps, call)
     inputs = (y, residual, weight, bias, v0, rate)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
         again = residual is None and recomputes_dx(call.backend)
@@ -339,7 +343,7 @@ def norm_lif(
     else:
         shift = torch.zeros_like(mean) if bias is None else bias
         op, tensors = torch.ops.snnfast.norm_lif_forward.default, (mean, scale, shift, v0, rate)
-        s, v, _ = call.run(op, _forward, (y, residual, *tensors), call.state, False)
+        s, v, _ = call.forward(op, _forward, (y, residual, *tensors), call.state, False)
         result = (s, v) if call.state else s
     if call.surrogate.spiking:
         mark_spikes(result[0] if call.state else result)

@@ -4,11 +4,9 @@ What is spikes is found out when autograd saves a tensor. On the CPU its values 
 first one that is neither 0 nor 1 settles that a tensor is none, and where there is no such value
 that same pass has made the bits. So pooled, concatenated or loaded spikes count as well, and no
 claim has to be trusted. On a GPU a look would wait for the device: there the ops say what they made
-(``mark_spikes``), and only what may be the result of pooling spikes is looked at.
+(``mark_spikes``), and autograd's graph what was picked out of that. Nothing waits.
 """
 
-import threading
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -26,6 +24,22 @@ from snnfast.ops.spikes import pack_in_memory
 SMALLEST = 1024
 """Elements below which a tensor is kept as it is: bits would save less than they cost."""
 
+# Nodes of autograd's graph whose result shares the memory of their input.
+_VIEWS = frozenset(
+    "AliasBackward0 AsStridedBackward0 DiagonalBackward0 ExpandBackward0 PermuteBackward0 "
+    "ReshapeAliasBackward0 SelectBackward0 SliceBackward0 SplitBackward0 SplitWithSizesBackward0 "
+    "SqueezeBackward0 SqueezeBackward1 SqueezeBackward2 TBackward0 TransposeBackward0 "
+    "UnbindBackward0 UnfoldBackward0 UnsafeViewBackward0 UnsqueezeBackward0 "
+    "ViewBackward0".split()
+)
+# Those whose first result has no value but those of their inputs, in memory of its own.
+_PICKS = frozenset(
+    "AdaptiveMaxPool2DBackward0 AdaptiveMaxPool3DBackward0 AmaxBackward0 CatBackward0 "
+    "CloneBackward0 FlipBackward0 GatherBackward0 IndexBackward0 IndexSelectBackward0 MaxBackward0 "
+    "MaximumBackward0 MaxPool2DWithIndicesBackward0 MaxPool3DWithIndicesBackward0 RepeatBackward0 "
+    "RollBackward0 StackBackward0 ToCopyBackward0 UpsampleNearest2DBackward0".split()
+)
+
 
 class _Bits:
     """Bits that live as long as a saved tensor holds them."""
@@ -37,15 +51,14 @@ class _Bits:
 
 
 class _Storage:
-    """What is known of a storage at one version of it. The weak reference keeps its address from
-    being used again, so that the address names it."""
+    """What is known of a storage at one version of it: its bits, and on a GPU that it is spikes.
+    The weak reference keeps its address from being used again, so that the address names it."""
 
-    __slots__ = ("bits", "marked", "reference", "version")
+    __slots__ = ("bits", "reference", "version")
 
-    def __init__(self, t: Tensor, marked: bool):
+    def __init__(self, t: Tensor):
         self.reference = StorageWeakRef(t.untyped_storage())
         self.version = t._version
-        self.marked = marked
         self.bits: WeakValueDictionary[tuple, _Bits] = WeakValueDictionary()
 
 
@@ -61,24 +74,17 @@ class _Known:
         found = self.storages.get(t.untyped_storage()._cdata)
         return found if found is not None and found.version == t._version else None
 
-    def add(self, t: Tensor, marked: bool) -> _Storage:
+    def add(self, t: Tensor) -> _Storage:
         if len(self.storages) >= self.limit:
             for address, storage in list(self.storages.items()):
                 if storage.reference.expired():
                     self.storages.pop(address, None)
             self.limit = max(64, 2 * len(self.storages))
-        storage = self.storages[t.untyped_storage()._cdata] = _Storage(t, marked)
+        storage = self.storages[t.untyped_storage()._cdata] = _Storage(t)
         return storage
 
 
-class _Local(threading.local):
-    def __init__(self):
-        self.last_spikes = None  # shape and dtype of what was saved just before, if spikes
-        self.pooled = deque(maxlen=16)
-
-
 _known = _Known()
-_local = _Local()
 
 
 def want_marks() -> None:
@@ -97,7 +103,41 @@ def mark_spikes(s: Tensor) -> None:
     if torch.compiler.is_compiling() or not _known.wanted or _look_is_free(s):
         return
     if type(s) is Tensor and s.numel() >= SMALLEST:
-        _known.add(s, marked=True)
+        _known.add(s)
+        if s.grad_fn is not None:
+            # A tensor without memory that counts the changes of s, also when s is gone.
+            changes = s.detach()
+            changes.data = _nothing(s.device, s.dtype)
+            s.grad_fn.spikes = changes, s._version
+
+
+@cache
+def _nothing(device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.empty(0, device=device, dtype=dtype)
+
+
+def _picked_from_spikes(t: Tensor) -> bool:
+    """Whether ``t`` was made by one op, and views, out of marked spikes.
+
+    Neither they nor ``t`` may have changed since. Of a result between two ops that cannot be told
+    once it is gone: so one op, no more.
+    """
+    if t._version or t.grad_fn is None:
+        return False
+    found, todo = False, [(t.grad_fn, 0, False)]
+    while todo:
+        node, output, picked = todo.pop()
+        name = type(node).__name__
+        if name in _PICKS and not picked and output == 0:
+            picked = True
+        elif name not in _VIEWS:
+            changes, version = getattr(node, "spikes", (None, 0))
+            if changes is None or changes._version != version or output or not picked:
+                return False
+            found = True
+            continue
+        todo += [(*edge, picked) for edge in node.next_functions]
+    return found
 
 
 @cache
@@ -123,16 +163,6 @@ class _Packed(NamedTuple):
         return flat.as_strided(self.shape, self.strides)
 
 
-def _may_be_pooled(t: Tensor) -> bool:
-    """Whether ``t`` has the size of what was pooled from spikes, and the device may be waited for.
-
-    Max-pooling saves its input, then the int64 indices, which have the shape of its result.
-    """
-    if (t.numel(), t.dtype, t.device) not in _local.pooled:
-        return False
-    return not (t.is_cuda and torch.cuda.is_current_stream_capturing())
-
-
 def _as_bits(t: Tensor) -> _Packed | None:
     """``t`` packed, or None where it is not known for spikes."""
     contiguous = t.is_contiguous()
@@ -143,13 +173,13 @@ def _as_bits(t: Tensor) -> _Packed | None:
     place = (t.storage_offset(), t.numel(), t.dtype)
     bits = storage.bits.get(place) if storage is not None else None
     if bits is None:
-        trusted = storage is not None and storage.marked and not _look_is_free(t)
-        if not (trusted or _look_is_free(t) or _may_be_pooled(t)):
+        look = _look_is_free(t)
+        if not (look or storage is not None or _picked_from_spikes(t)):
             return None
-        packed = pack_in_memory(t, backend, look=not trusted)
+        packed = pack_in_memory(t, backend, look)
         if packed is None:
             return None
-        storage = storage or _known.add(t, marked=False)
+        storage = storage or _known.add(t)
         bits = storage.bits[place] = _Bits(packed)
     return _Packed(bits, t.shape, t.stride(), contiguous, t.dtype, backend)
 
@@ -166,17 +196,10 @@ def _has_memory(t: Tensor) -> bool:
 
 def _pack(t: Tensor):
     """The hook: what autograd keeps instead of ``t``."""
-    before, _local.last_spikes = _local.last_spikes, None
-    if _has_memory(t):
-        if t.dtype in IO_DTYPES and t.numel() >= SMALLEST and not t.is_inference():
-            packed = _as_bits(t)
-            if packed is not None:
-                _local.last_spikes = t.shape, t.dtype
-                return packed
-        elif t.dtype == torch.int64 and before is not None and not _look_is_free(t):
-            shape, dtype = before
-            if t.dim() == len(shape) and t.numel() <= shape.numel():
-                _local.pooled.append((t.numel(), dtype, t.device))
+    if t.dtype in IO_DTYPES and t.numel() >= SMALLEST and _has_memory(t) and not t.is_inference():
+        packed = _as_bits(t)
+        if packed is not None:
+            return packed
     return t, None if t.is_inference() else t._version
 
 
@@ -210,9 +233,10 @@ def packed_spikes() -> Iterator[None]:
 
     Packed are float tensors of 1024 elements and more that hold nothing but 0 and 1 and have no
     gaps in memory, views such as flatten and s[t] too. On the CPU that is found out by looking. On
-    a GPU it is what ``snnfast.lif`` and ``snnfast.norm_lif`` have made since a first block was
-    entered, and what was max-pooled from that (its first look waits for the device, and none is
-    taken while a CUDA graph is captured). Everything else is kept as ever.
+    a GPU, which is never waited for, it is what ``snnfast.lif`` and ``snnfast.norm_lif`` have made
+    since a first block was entered, its views, and what one op has picked out of that for which
+    gradients flow: a max-pool, a copy (reshape, contiguous, another dtype), an index, a
+    concatenation. Everything else is kept as ever.
 
     In-place changes: a tensor that was packed has been read, and may change; one that was kept as
     it is must not, and backward then raises RuntimeError, as without the block. Changes that

@@ -164,6 +164,7 @@ class Config(_Table):
     compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = key(
         "none", "torch.compile of the network; reduce-overhead: with CUDA graphs"
     )
+    cuda_graph: bool = key(False, "a step of training as one CUDA graph, after a few without")
     time_step: bool = key(False, "at the end, time a step against the reference's time loop")
     tensorboard: bool = key(True, "write for TensorBoard, too, where it is installed")
     threads: Few = key(0, "CPU threads; 0: torch's choice")

@@ -67,7 +67,7 @@ def accuracy(
         if len(targets) == 0:
             continue
         right = (full_range(logits, targets) * len(targets)).round()
-        row = torch.cat([right, right.new_tensor([len(targets)])])
+        row = torch.cat([right, right.new_full((1,), len(targets))])
         sums = row if sums is None else sums + row
     if sums is None:
         raise ValueError("accuracy: there are no samples to test on")

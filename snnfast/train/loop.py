@@ -14,15 +14,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from snnfast.data.base import Data
 from snnfast.ops.packed import packed_spikes
 from snnfast.train.distributed import World
+from snnfast.train.graph import Graphed
 from snnfast.train.objective import Objective, step_logits
-from snnfast.train.optim import Average, Schedule, make_optimizer
+from snnfast.train.optim import Average, Schedule, fuse, make_optimizer
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -53,6 +53,7 @@ class Options:
     channels_last: bool = False
     packed_spikes: bool = True
     compile: str = "none"
+    cuda_graph: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,13 @@ class Trainer:
             options.schedule, options.lr, options.epochs, len(self.batches),
             options.warmup, options.lr_epochs, options.lr_gamma,
         )  # fmt: skip
+        self._reads_wait = reads_wait(device)
+        self._graphed, self._lr = None, None
+        if options.cuda_graph:
+            self._begin_graph()
+        self._fused = self._reads_wait and (options.amp == "fp16" or self._graphed is not None)
         self.optimizer = make_optimizer(
-            model, momentum=options.momentum, weight_decay=options.weight_decay
+            model, momentum=options.momentum, weight_decay=options.weight_decay, fused=self._fused
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.amp == "fp16")
         self.average = Average(model, options.ema) if options.ema else None
@@ -110,8 +116,7 @@ class Trainer:
         # Of this process in this epoch: less than the epoch where a run went on in its middle.
         self.seconds, self.images = {"loading": 0.0, "step": 0.0}, 0
         self._pending: list[tuple[Step, dict[str, Tensor]]] = []
-        # On a GPU reading a loss waits for it: seldom.
-        self._patience = 20 if device.type == "cuda" else 1
+        self._patience = 20 if self._reads_wait else 1  # steps until losses are read
         self._run = self._callable()
 
     def steps(self) -> Iterator[Step]:
@@ -183,6 +188,7 @@ class Trainer:
             raise ValueError(f"no epoch {self.epoch} with {self.done} steps")
         self.sums = {name: float(value) for name, value in state["sums"].items()}
         self.optimizer.load_state_dict(state["optimizer"])
+        fuse(self.optimizer, self._fused)  # the device may be another than before
         self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["rng"])
         if "cuda_rng" in state and self.device.type == "cuda":
@@ -218,16 +224,27 @@ class Trainer:
     def _step(self, images: Tensor, targets: Tensor, number: int, total: int, lr: float):
         """One step of the optimiser on this rank's part of a global batch of ``total`` samples;
         returns sums over the part."""
-        options, world = self.options, self.world
+        options = self.options
         seed = seed_of(options.seed, self.name, "step", number)
         self.model.train()  # the caller may have evaluated it since
-        images = self.data.augment(images, seed, world.part(total).start, total)
+        images = self.data.augment(images, seed, self.world.part(total).start, total)
         labels = targets
         if options.mixup:
             images, targets = _mixup(images, targets, self.data.num_classes, options.mixup, seed)
         images = show(images, self.frames, options.channels_last)
         if not spiking(self.model):
             images = still(images)
+        if self._lr is not None:
+            lr = self._lr.fill_(lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        if self._graphed is not None:
+            return self._graphed(images, targets, labels)
+        return self._compute(images, targets, labels, total)
+
+    def _compute(self, images: Tensor, targets: Tensor, labels: Tensor, total: int):
+        """The step but for what the host draws and decides."""
+        options, world = self.options, self.world
         with torch.no_grad(), self._autocast():
             taught = self.teacher(still(images)) if self.teacher else None
 
@@ -252,30 +269,54 @@ class Trainer:
             row |= {"right": right, "count": torch.full_like(right, count)}
             for name, value in row.items():
                 sums[name] = sums[name] + value if name in sums else value
-        sums["gradient"] = self._update(sums["loss"], lr)
+        sums["gradient"] = self._update(sums["loss"])
         return {name: value.double() for name, value in sums.items()}
 
-    def _update(self, loss: Tensor, lr: float) -> Tensor:
+    def _update(self, loss: Tensor) -> Tensor:
         """Apply the gradients; returns their norm, before clipping. On a CPU not where the loss or
-        the norm is not finite: the weights stay good."""
+        the norm is not finite: the weights stay good. A GPU is not waited for."""
         self.scaler.unscale_(self.optimizer)
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters])
         if self.options.clip_norm:
             nn.utils.clip_grads_with_norm_(parameters, self.options.clip_norm, norm)
-        if self.scaler.is_enabled() and self.scaler.get_scale() >= 1:
-            norm = norm.nan_to_num(0, 0, 0)  # an overflow, which a smaller scale mends
-        wrong = not (loss + norm).isfinite() if self.device.type != "cuda" else False
-        if self.device.type != "cuda" and self.world.any(wrong, self.device):
+        if self.scaler.is_enabled():  # an overflow, which a smaller scale mends
+            scale = self.scaler.scale(torch.ones_like(norm))
+            norm = torch.where(scale >= 1, norm.nan_to_num(0, 0, 0), norm)
+        if not self._reads_wait and self.world.any(not (loss + norm).isfinite(), self.device):
             return norm
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average:
             self.average.update(self.model)
         return norm
+
+    def _begin_graph(self) -> None:
+        """Steps as one CUDA graph, where that can be."""
+        reason = None
+        if self.world.size > 1:
+            reason = "several ranks wait for one another"
+        elif self.options.compile != "none":
+            reason = f"compile is {self.options.compile}"
+        elif not self._reads_wait:
+            reason = f"the device must be cuda, got {self.device.type}"
+        if reason:
+            warnings.warn(f"cuda_graph: steps run without a graph: {reason}", stacklevel=3)
+            return
+
+        def step(images, targets, labels):
+            return self._compute(images, targets, labels, len(labels))
+
+        self._lr = torch.zeros((), device=self.device)
+        self._graphed = Graphed(step, undo=self._forget_capture)
+
+    def _forget_capture(self) -> None:
+        """Put right what a capture that failed has changed in Python."""
+        self.optimizer.zero_grad(set_to_none=True)
+        scale = self.scaler.state_dict()
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.scaler.is_enabled())
+        self.scaler.load_state_dict(scale)
 
     def _callable(self) -> Callable:
         """The network as it is run: over ranks, and compiled where asked for."""
@@ -293,6 +334,11 @@ class Trainer:
     def _autocast(self):
         dtype = DTYPES.get(self.options.amp)
         return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
+
+
+def reads_wait(device: torch.device) -> bool:
+    """Whether to read a number is to wait for the device."""
+    return device.type != "cpu"
 
 
 def show(images: Tensor, frames: int = 0, channels_last: bool = False) -> Tensor:
@@ -339,6 +385,7 @@ def _mixup(images: Tensor, targets: Tensor, classes: int, alpha: float, seed: in
     the targets [B, classes]; lam ~ Beta(alpha, alpha). A target that is no class has no weight."""
     lam = float(np.random.default_rng(seed).beta(alpha, alpha))
     images = torch.lerp(images.flip(images.dim() - 4), images, lam)
-    known = (targets >= 0)[:, None]
-    one_hot = F.one_hot(targets.clamp(min=0), classes).to(images.dtype) * known
+    # Not F.one_hot, which looks at the labels and refuses those that are no class.
+    labels = torch.arange(classes, device=targets.device)
+    one_hot = (targets[:, None] == labels).to(images.dtype)
     return images, torch.lerp(one_hot.flip(0), one_hot, lam)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
-from snnfast.distill import TSER, TSSD, TWKD
+from snnfast import distill
 from snnfast.models import is_ann
 from snnfast.train.config import Config
 
@@ -19,8 +19,8 @@ PLAIN = ("mean_ce", "step_ce")
 
 def wants_teacher(config: Config) -> bool:
     """Whether the objective has a term of the teacher's logits."""
-    weights = {"twkd": config.twkd.alpha, "tser": config.tser.alpha}
-    return weights.get(config.objective, 0.0) > 0
+    options = getattr(config, config.objective, None)  # a table of its name, or a cross-entropy
+    return config.objective != "tssd" and getattr(options, "alpha", 0.0) > 0
 
 
 def inference_steps(config: Config) -> int:
@@ -40,15 +40,7 @@ def student_objective(config: Config) -> Objective:
         )
     if wants_teacher(config) and config.teacher.model is None:
         raise ValueError("alpha > 0 needs a teacher: teacher.model must name one")
-    if config.objective == "mean_ce":
-        criterion = TSSD(student_steps=1, alpha=0.0, beta=0.0, label_smoothing=smoothing)
-    elif config.objective == "step_ce":
-        criterion = TWKD(alpha=0.0, beta=0.0, label_smoothing=smoothing)
-    elif config.objective == "twkd":
-        criterion = TWKD(**config.twkd.model_dump(), label_smoothing=smoothing)
-    elif config.objective == "tser":
-        criterion = TSER(**config.tser.model_dump(), label_smoothing=smoothing)
-    else:
+    if config.objective == "tssd":
         if config.tssd.student_steps > config.timesteps:
             raise ValueError(
                 f"student_steps must be <= timesteps, got {config.tssd.student_steps} and "
@@ -56,7 +48,13 @@ def student_objective(config: Config) -> Objective:
             )
         if config.tssd.beta > 0 and config.aux_head is None:
             raise ValueError("beta > 0 needs an auxiliary classifier: aux_head must name a stage")
-        criterion = TSSD(**config.tssd.model_dump(), label_smoothing=smoothing)
+    if config.objective == "mean_ce":
+        criterion = distill.TSSD(student_steps=1, alpha=0.0, beta=0.0, label_smoothing=smoothing)
+    elif config.objective == "step_ce":
+        criterion = distill.TWKD(alpha=0.0, beta=0.0, label_smoothing=smoothing)
+    else:
+        options = getattr(config, config.objective).model_dump()
+        criterion = getattr(distill, config.objective.upper())(**options, label_smoothing=smoothing)
 
     def objective(output, targets, teacher_logits):
         other = output[1] if isinstance(output, tuple) else teacher_logits

@@ -35,8 +35,10 @@ class Schedule:
         return lr * (step + 1) / rise if step < rise else lr
 
 
-def make_optimizer(model: nn.Module, *, momentum: float, weight_decay: float) -> torch.optim.SGD:
-    """SGD; weight decay on the weights of convolutions and linear layers only."""
+def make_optimizer(
+    model: nn.Module, *, momentum: float, weight_decay: float, fused: bool = False
+) -> torch.optim.SGD:
+    """SGD; weight decay on the weights of convolutions and linear layers only; see :func:`fuse`."""
     decayed = {
         id(module.weight)
         for module in model.modules()
@@ -44,14 +46,28 @@ def make_optimizer(model: nn.Module, *, momentum: float, weight_decay: float) ->
     }
     weights = [p for p in model.parameters() if id(p) in decayed]
     others = [p for p in model.parameters() if id(p) not in decayed]
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         [
             {"params": weights, "weight_decay": weight_decay},
             {"params": others, "weight_decay": 0.0},
         ],
         lr=0.0,
         momentum=momentum,
+        fused=fused or None,
     )
+    fuse(optimizer, fused)
+    return optimizer
+
+
+def fuse(optimizer: torch.optim.SGD, fused: bool) -> None:
+    """Whether a step that a GradScaler finds infinite is left out on the device; torch's other ways
+    of a step wait for the device to say so."""
+    for group in optimizer.param_groups:
+        group["fused"] = fused or None
+        for p in group["params"] if fused and group["momentum"] else ():
+            # torch would begin with memory as it is found, which a first step left out leaves so.
+            if optimizer.state[p].get("momentum_buffer") is None:
+                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
 
 class Average:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from snnfast.data import data_options
-from snnfast.data.base import Data
+from snnfast.data.base import Augment, Data
 from snnfast.data.extras import require
 from snnfast.data.known import CLASSES, NORMALISE
 from snnfast.data.pictures import centre_crop, shorter_side, to_tensor
@@ -78,7 +78,7 @@ class Preprocess(BaseModel):
         pixels = self._pixels(images)
         if pixels.dtype == torch.uint8:
             pixels = pixels.float().div_(255)
-        return Normalise(self.mean, self.std).apply(pixels, {})
+        return Augment([Normalise(self.mean, self.std)])(pixels, seed=0)
 
     def _pixels(self, images) -> Tensor:
         """uint8 or float32 [B, C, size, size] of what is no list."""

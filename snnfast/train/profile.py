@@ -82,6 +82,14 @@ class _Clock:
         event.record()
         return event
 
+    def backlog(self, seconds: float) -> None:
+        """Keep a CUDA device busy for that long, so that the host can queue the work behind it:
+        what events then measure is the work, and not how long the host takes to launch it."""
+        if self.cuda:
+            torch.cuda.synchronize()
+            # 2e9 cycles a second is at or above every GPU's clock.
+            torch.cuda._sleep(int(2e9 * min(seconds * 1.5 + 1e-4, 0.5)))
+
     def ms(self, begin, end) -> float:
         """Between two marks; on CUDA after a synchronisation."""
         return begin.elapsed_time(end) if self.cuda else 1e3 * (end - begin)
@@ -107,31 +115,39 @@ def profile(model: nn.Module, x: Tensor, dtype: torch.dtype, repeats: int = 5) -
 
     The loss is cross-entropy with random labels, of the mean over time where there is one. With
     ``dtype`` other than float32 under autocast. Weights stay; running statistics move, as they do
-    in training.
+    in training. On CUDA a further step shows how long the host takes for each half, so that it can
+    be queued whole; a half of more launches than the queue holds shows some of the host's time.
     """
     model.train()
     layers = dict(_leaves(model))
     loss = partial(_loss, model, x, dtype)
     loss(lambda: None).backward()
     rows = _sizes(layers, loss)
-    clock, steps, totals = _Clock(x.device), [], []
-    for _ in range(repeats):
+    clock, steps, totals, host = _Clock(x.device), [], [], [0.0, 0.0]
+    for _ in range(repeats + clock.cuda):
         step = _Step(clock)
         model.zero_grad(set_to_none=True)
+        clock.backlog(host[0])
+        begin = time.perf_counter()
         marks = [clock.mark()]
         with _Hooks() as hooks:
             for name, module in layers.items():
                 hooks.around(module, partial(_enter, step, name), partial(_leave, step, name))
             value = loss(lambda marks=marks: marks.append(clock.mark()))
+        host[0] = time.perf_counter() - begin
         _time_nodes(step, value)
+        clock.backlog(host[1])
+        begin = time.perf_counter()
         marks.append(clock.mark())
         value.backward()
         marks.append(clock.mark())
+        host[1] = time.perf_counter() - begin
         if clock.cuda:
             torch.cuda.synchronize(x.device)
         totals.append((clock.ms(*marks[:2]), clock.ms(*marks[2:])))
         steps.append((step.ms("forward"), step.ms("backward")))
     model.zero_grad(set_to_none=True)
+    totals, steps = totals[-repeats:], steps[-repeats:]
     forward, backward = (statistics.median(total[i] for total in totals) for i in range(2))
     for row in rows:
         row.forward_ms, row.backward_ms = (
@@ -305,12 +321,15 @@ def _model(module: nn.Module, inputs: list[Tensor], output: Tensor) -> tuple[int
 
 def _copy_bandwidth(device: torch.device) -> float:
     """Bytes per second that a large copy reads and writes."""
-    source = torch.zeros(COPY_BYTES, dtype=torch.uint8, device=device)
-    out, clock, spans = torch.empty_like(source), _Clock(device), []
+    clock, spans = _Clock(device), []
+    count = COPY_BYTES * (4 if clock.cuda else 1)  # beyond an L2, too
+    source = torch.zeros(count, dtype=torch.uint8, device=device)
+    out = torch.empty_like(source)
+    clock.backlog(1e-3)
     for _ in range(8):
         begin = clock.mark()
         out.copy_(source)
         spans.append((begin, clock.mark()))
     if clock.cuda:
         torch.cuda.synchronize(device)
-    return 2 * COPY_BYTES / (1e-3 * statistics.median(clock.ms(*span) for span in spans[1:]))
+    return 2 * count / (1e-3 * statistics.median(clock.ms(*span) for span in spans[1:]))

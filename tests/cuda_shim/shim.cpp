@@ -5,6 +5,7 @@
 #include "io.cuh"
 
 Place blockIdx, threadIdx, blockDim;
+int probed = 0;
 
 constexpr std::size_t kShared = 48 * 1024;  // what a block may have without asking
 alignas(16) double snnfast_shared[kShared / 8];
@@ -25,6 +26,7 @@ struct {
   std::int64_t blocks, threads, shared, device, stream;
 } last;
 int current_device = 0;
+unsigned contexts = 0;  // a bit for each device that has one
 
 void allow_given(const Words* words, std::size_t parameters) {
   for (Range& range : ranges) range.given = false, range.bytes = 0;
@@ -74,9 +76,9 @@ cudaError_t run_grid(dim3 grid, dim3 block, std::size_t shared, cudaStream_t str
   return 0;
 }
 
-cudaError_t cudaGetDevice(int* device) { return *device = current_device, 0; }
 cudaError_t cudaSetDevice(int device) {
   if (device < 0 || device > 7) return 101;
+  contexts |= 1u << device;
   return current_device = device, 0;
 }
 const char* cudaGetErrorString(cudaError_t status) {
@@ -96,7 +98,12 @@ void shim_allow(std::uintptr_t from, std::uintptr_t to) { ranges.push_back({from
 std::int64_t shim_bytes(int i) { return ranges[std::size_t(i)].bytes; }
 // Blocks, threads, bytes of shared memory, device and stream of the last launch.
 const std::int64_t* shim_last() { return &last.blocks; }
-int shim_device() { return current_device; }
+// Those devices that were waken up, since this was last asked.
+unsigned shim_contexts() {
+  const unsigned found = contexts;
+  return contexts = 0, found;
+}
+void shim_probe(int status) { probed = status; }
 void shim_backwards(int yes) { backwards = yes != 0; }
 
 // A block of two warps whose threads part: 1 where that was noticed.
@@ -116,9 +123,9 @@ std::int64_t shim_wrong_quotients(std::int64_t n, std::uint64_t seed, float tau_
   };
   for (std::int64_t i = 0; i < n; ++i) {
     const float tau = 1.0000001f + (tau_max - 1.0f) * float(next() >> 40) * 0x1p-24f;
-    // Any sign and mantissa, exponents from 2^-60 to 2^60.
+    // Any sign and mantissa, exponents from 2^-102 to the last.
     const std::uint32_t bits = std::uint32_t(next() >> 32) & 0x807fffffu;
-    const float d = float_of(bits | std::uint32_t(67 + next() % 121) << 23);
+    const float d = float_of(bits | std::uint32_t(25 + next() % 230) << 23);
     wrong += exact_quotient(d, tau, reciprocal_(tau)) != d / tau;
   }
   return wrong;

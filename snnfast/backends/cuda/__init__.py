@@ -1,15 +1,14 @@
 """CUDA C++, on CUDA tensors, where asked for.
 
 ``snnfast._cuda`` holds the kernels where nvcc was found at install. Without it the same sources
-(``csrc/cuda``) are compiled through CuPy when a configuration is first used, and kept. Neither
+(``csrc/cuda``) are compiled by NVRTC when a configuration is first used, and kept. Neither
 knows torch: pointers, sizes, strides and a stream go in, packed as ``csrc`` has the structs.
 """
 
-from snnfast.backends.channels import norm_finish, norm_prepare
 from snnfast.backends.cuda.distill import scale_gradient, stepwise_loss, tssd_loss
 from snnfast.backends.cuda.launch import available, details
 from snnfast.backends.cuda.lif import lif_backward, lif_forward, norm_lif_dy
-from snnfast.backends.cuda.norm_lif import norm_dy, norm_stats
+from snnfast.backends.cuda.norm_lif import norm_dy, norm_finish, norm_prepare, norm_stats
 from snnfast.backends.cuda.spikes import pack_if_spikes, pack_spikes, unpack_spikes
 
 __all__ = [

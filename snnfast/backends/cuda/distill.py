@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from snnfast.backends.cuda import launch as driver
-from snnfast.backends.cuda.launch import IO, Double, Float, Int, Kernel, Long, Pointer
+from snnfast.backends.cuda.launch import IO, Double, Float, Int, Kernel, Launch, Long, Pointer
 from snnfast.backends.layout import DTYPES
 from snnfast.backends.spec import SELF_NONE, StepwiseLoss, TssdLoss
 
@@ -20,7 +20,8 @@ _SCRATCH = 16
 """Numbers that a reduction over a block needs."""
 _RESIDENT_BYTES = 48 * 1024
 """Shared memory that a block may have without asking."""
-_FINISH_THREADS = _SCALE_THREADS = 256
+_FINISH_THREADS, _SCALE_THREADS = 1024, 256
+_FINISH_BYTES = 2 * _FINISH_THREADS // 32 * 8
 
 
 class RowArgs(NamedTuple):
@@ -165,15 +166,25 @@ def tssd_loss(
 
 def scale_gradient(gradient: Tensor, grad_output: Tensor, unit: Tensor, scaled: Tensor) -> None:
     pointers = [driver.pointer(t) for t in (gradient, scaled, grad_output, unit)]
-    args = driver.packed(ScaleArgs(*pointers, gradient.numel()))
+    launch, rest = _scaling(gradient.numel(), gradient.dtype)
+    driver.run(launch, gradient, driver.addressed(pointers, rest))
 
-    def kernel() -> Kernel:
-        blocks = -(-gradient.numel() // (16 // gradient.element_size()) // _SCALE_THREADS)
-        names = ("-DSNN_SCALE", f"-DSNN_IO={IO[gradient.dtype]}")
-        return Kernel("distill", names, blocks, _SCALE_THREADS)
 
-    choices = (DTYPES[gradient.dtype],)
-    driver.run("distill", gradient, "scale_gradient", choices, kernel, args)
+@lru_cache(maxsize=256)
+def _scaling(n: int, dtype: torch.dtype) -> tuple[Launch, bytes]:
+    blocks = -(-n // (16 // dtype.itemsize) // _SCALE_THREADS)
+    kernel = Kernel("distill", ("-DSNN_SCALE", f"-DSNN_IO={IO[dtype]}"), blocks, _SCALE_THREADS)
+    return Launch("distill", "scale_gradient", (DTYPES[dtype],), kernel), driver.behind(
+        ScaleArgs, n
+    )
+
+
+_FINISH = Launch(
+    "distill",
+    "finish_loss",
+    (),
+    Kernel("distill", ("-DSNN_FINISH",), 1, _FINISH_THREADS, _FINISH_BYTES),
+)
 
 
 class _Rows:
@@ -214,20 +225,13 @@ class _Rows:
         """Launches the rows of the objective, then their sum."""
         dtype, rows = self.logits.dtype, self.logits.shape[1]
         resident, threads, shared, _ = self.plan
-        driver.run(
-            "distill",
-            self.logits,
-            f"{objective}_rows",
-            (DTYPES[dtype], resident, threads, shared),
-            lambda: Kernel("distill", defines(objective, dtype, resident), rows, threads, shared),
-            self.args,
-            numbers,
-        )
+        kernel = Kernel("distill", defines(objective, dtype, resident), rows, threads, shared)
+        choices = (DTYPES[dtype], resident, threads, shared)
+        launch = Launch("distill", f"{objective}_rows", choices, kernel)
+        driver.run(launch, self.logits, self.args, numbers)
         pointers = [driver.pointer(t) for t in (self.parts, self.labels, value, terms, unit)]
         finish = FinishArgs(*pointers, rows, self.loss.ignore_index, *weights, terms.numel())
-        kernel = Kernel("distill", ("-DSNN_FINISH",), 1, _FINISH_THREADS, 8 * _SCRATCH)
-        args = driver.packed(finish)
-        driver.run("distill", self.logits, "finish_loss", (), lambda: kernel, args)
+        driver.run(_FINISH, self.logits, driver.packed(finish))
 
 
 def defines(objective: str, dtype: torch.dtype, resident: bool) -> tuple[str, ...]:

@@ -1,18 +1,20 @@
 """How CUDA kernels get from ``csrc/cuda`` onto a device: ahead of time in ``snnfast._cuda``, or
-compiled by NVRTC through CuPy at first use. Arguments are structs, packed as bytes.
+compiled by NVRTC at first use. Arguments are structs, packed as bytes.
 """
 
 import hashlib
 import importlib
 import importlib.util
 import struct
-from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
+
+from snnfast.backends.cuda import nvrtc
 
 IO = {torch.float32: "Float32", torch.float16: "Float16", torch.bfloat16: "BFloat16"}
 """What the kernels call a dtype."""
@@ -22,6 +24,7 @@ IO = {torch.float32: "Float32", torch.float16: "Float16", torch.bfloat16: "BFloa
 Pointer = Annotated[int, "Q"]
 Long = Annotated[int, "q"]
 Int = Annotated[int, "i"]
+Unsigned = Annotated[int, "I"]
 Float = Annotated[float, "f"]
 Double = Annotated[float, "d"]
 
@@ -48,9 +51,42 @@ def packed(value: NamedTuple) -> bytes:
     return layout(type(value)).pack(*flat)
 
 
+@cache
+def _addresses(count: int) -> struct.Struct:
+    return struct.Struct(f"={count}Q")
+
+
+def behind(kind: type, *values) -> bytes:
+    """What follows the addresses that a struct begins with."""
+    count = len(kind._fields) - len(values)
+    return packed(kind(*[0] * count, *values))[8 * count :]
+
+
+def addressed(pointers: list[int], rest: bytes) -> bytes:
+    """A struct of addresses and what is ``behind`` them."""
+    return _addresses(len(pointers)).pack(*pointers) + rest
+
+
+def aligned(*pointers: int) -> bool:
+    """To the 16 bytes of a vector access."""
+    every = 0
+    for at in pointers:
+        every |= at
+    return every % 16 == 0
+
+
 def place(x: Tensor) -> tuple[int, int]:
     """The index of x's device and its current stream."""
-    return x.device.index, torch.cuda.current_stream(x.device).cuda_stream
+    device = x.get_device()
+    return device, torch._C._cuda_getCurrentRawStream(device)
+
+
+_HERE = nullcontext()
+
+
+def on(device: int) -> AbstractContextManager:
+    """Where that device is the current one; torch restores another without waking it up."""
+    return _HERE if torch._C._cuda_getDevice() == device else torch.cuda.device(device)
 
 
 @cache
@@ -60,17 +96,25 @@ def ahead_of_time():
 
 
 @cache
-def not_built() -> str | None:
-    """Why there is no ``snnfast._cuda``: what the installation noted, or why it does not load."""
+def broken() -> str | None:
+    """Why the ``snnfast._cuda`` that is there cannot be used."""
+    if importlib.util.find_spec("snnfast._cuda") is None:
+        return None
     try:
-        importlib.import_module("snnfast._cuda")
-    except ModuleNotFoundError:
-        note = Path(__file__).resolve().parents[2] / "_no_cuda.txt"
-        why = note.read_text().strip() if note.is_file() else "snnfast is not installed"
-        return f"snnfast._cuda was not built: {why}"
+        module = importlib.import_module("snnfast._cuda")
     except ImportError as error:
         return f"snnfast._cuda does not load: {error}"
-    return None
+    return None if hasattr(module, "probe") else "snnfast._cuda was built from older sources"
+
+
+@cache
+def not_built() -> str | None:
+    """Why there is no ``snnfast._cuda``: what the installation noted, or why it cannot be used."""
+    if importlib.util.find_spec("snnfast._cuda") is not None:
+        return broken()
+    note = Path(__file__).resolve().parents[2] / "_no_cuda.txt"
+    why = note.read_text().strip() if note.is_file() else "snnfast is not installed"
+    return f"snnfast._cuda was not built: {why}"
 
 
 class Kernel(NamedTuple):
@@ -85,19 +129,26 @@ class Kernel(NamedTuple):
     """Bytes of shared memory of a block."""
 
 
-def run(
-    op: str, like: Tensor, name: str, choices: tuple, kernel: Callable[[], Kernel], *structs: bytes
-) -> None:
-    """``snnfast._cuda.name(*choices, ...)``, or without it ``kernel()``, on like's device and
-    stream. Raises RuntimeError where the launch is refused."""
+class Launch(NamedTuple):
+    """A launch but for its addresses: ``snnfast._cuda.name(*choices, ...)``, or ``kernel``."""
+
+    op: str
+    name: str
+    choices: tuple
+    kernel: Kernel
+
+
+def run(launch: Launch, like: Tensor, *structs: bytes) -> None:
+    """On like's device and stream. Raises RuntimeError where the launch is refused."""
     device, stream = place(like)
     module = ahead_of_time()
-    if module is None:
-        launch_compiled(op, kernel(), device, stream, structs)
-        return
-    status = getattr(module, name)(*choices, device, stream, *structs)
+    with on(device):
+        if module is None:
+            launch_compiled(launch.op, launch.kernel, device, stream, structs)
+            return
+        status = getattr(module, launch.name)(*launch.choices, device, stream, *structs)
     if status:
-        raise RuntimeError(f"{op}: the CUDA launch failed: {module.error_string(status)}")
+        raise RuntimeError(f"{launch.op}: the CUDA launch failed: {module.error_string(status)}")
 
 
 @cache
@@ -112,8 +163,8 @@ def sources() -> Path:
 
 @cache
 def source(header: str) -> tuple[str, tuple[str, ...]]:
-    """What NVRTC compiles, and its options. CuPy keeps cubins on disk and looks at this text only,
-    so the digest of the headers is in it."""
+    """What NVRTC compiles, and its options. Cubins are kept by this text, so the digest of the
+    headers is in it."""
     folder = sources()
     digest = hashlib.sha256()
     for name in sorted([*folder.glob("include/*.h"), *folder.glob("cuda/*.[ch]*")]):
@@ -128,32 +179,50 @@ def source(header: str) -> tuple[str, tuple[str, ...]]:
 def compiled(op: str, device: int, header: str, names: tuple[str, ...]):
     """The kernel snnfast_<header> of csrc/cuda/<header>.cuh that ``names`` (-D options) say, loaded
     on one device."""
-    import cupy
-
     text, options = source(f"{header}.cuh")
-    with cupy.cuda.Device(device):
-        try:
-            kernel = cupy.RawKernel(text, f"snnfast_{header}", options=(*options, *names))
-            kernel.compile()
-        except Exception as error:
-            raise RuntimeError(f"{op}: NVRTC could not compile the kernel: {error}") from error
-    return kernel
+    arch = "--gpu-architecture=sm_{}{}".format(*torch.cuda.get_device_capability(device))
+    try:
+        image = nvrtc.cubin(text, (*options, *names, arch))
+    except RuntimeError as error:
+        raise RuntimeError(f"{op}: NVRTC could not compile the kernel: {error}") from error
+    return nvrtc.load(image, f"snnfast_{header}", device)
 
 
 def launch_compiled(
     op: str, kernel: Kernel, device: int, stream: int, structs: tuple[bytes, ...]
 ) -> None:
-    import cupy
-    import numpy
-
     function = compiled(op, device, kernel.header, kernel.names)
-    # CuPy passes an array of one structure by value.
-    args = tuple(numpy.frombuffer(each, numpy.dtype(f"V{len(each)}")) for each in structs)
     try:
-        with cupy.cuda.Device(device), cupy.cuda.ExternalStream(stream, device):
-            function((kernel.blocks,), (kernel.threads,), args, shared_mem=kernel.shared)
-    except Exception as error:
+        nvrtc.launch(function, kernel[2:], device, stream, structs)
+    except RuntimeError as error:
         raise RuntimeError(f"{op}: the CUDA launch failed: {error}") from error
+
+
+_TOO_OLD, _NO_CODE = 35, (98, 209)
+"""cudaErrorInsufficientDriver; cudaErrorInvalidDeviceFunction, cudaErrorNoKernelImageForDevice."""
+
+
+def _refusal(device: int) -> str | None:
+    """What the driver says to a kernel of ours."""
+    module, arch = ahead_of_time(), "{}{}".format(*torch.cuda.get_device_capability(device))
+    if module is None:
+        try:
+            compiled("cuda", device, "spikes", ("-DSNN_PACK", "-DSNN_SIZE=4"))
+        except (OSError, RuntimeError) as error:
+            return str(error)
+        return None
+    status = module.probe(device)
+    if status == _TOO_OLD:
+        return (
+            "the driver is too old for the CUDA that snnfast._cuda was built with: update it, or "
+            "reinstall snnfast with SNNFAST_CUDA=0, which compiles at first use instead"
+        )
+    if status in _NO_CODE:
+        return (
+            f"snnfast._cuda has no code for this GPU: reinstall snnfast with "
+            f"SNNFAST_CUDA_ARCHS={arch}"
+        )
+    return f"snnfast._cuda cannot be used: {module.error_string(status)}" if status else None
 
 
 @cache
@@ -167,12 +236,14 @@ def available() -> str | None:
         )
     if not torch.cuda.is_available():
         return f"torch (CUDA {built}) finds no usable GPU: nvidia-smi shows whether the driver does"
-    if ahead_of_time() is None and importlib.util.find_spec("cupy") is None:
+    if broken():
+        return f"{broken()}; reinstall snnfast (SNNFAST_CUDA=0 leaves the module out)"
+    if ahead_of_time() is None and nvrtc.library() is None:
         return (
-            f"{not_built()}; CuPy, which compiles at first use instead, is not "
-            f"installed: pip install cupy-cuda{built.split('.')[0]}x"
+            f"{not_built()}; NVRTC, which compiles at first use instead, is not installed: "
+            f"pip install 'snnfast[cuda{built.split('.')[0]}]'"
         )
-    return None
+    return _refusal(torch.cuda.current_device())
 
 
 def details() -> str:

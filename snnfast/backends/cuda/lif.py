@@ -8,10 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from snnfast.backends.channels import norm_finish
 from snnfast.backends.cuda import launch as driver
-from snnfast.backends.cuda.launch import IO, Float, Int, Kernel, Long, Pointer
-from snnfast.backends.cuda.norm_lif import Launch as _NormLaunch
+from snnfast.backends.cuda import norm_lif as norms
+from snnfast.backends.cuda.launch import IO, Float, Int, Kernel, Launch, Long, Pointer
 from snnfast.backends.layout import DTYPES
 from snnfast.backends.spec import INTEGRATE, Finished, LifLayer, Norm
 
@@ -85,17 +84,11 @@ def lif_forward(
     norm: Norm | None = None,
     residual: Tensor | None = None,
 ) -> None:
-    neurons, strides = x.numel() // layer.steps, _time_strides(x, residual)
+    strides = _time_strides(x, None, residual)
     flags = _flags(layer, x, v0, rate, v) | (borders is not None) * HAS_BORDERS
     flags |= (residual is not None) * HAS_RESIDUAL
     pointers = [driver.pointer(t) for t in (x, v0, rate, s, v, borders)]
-    sizes = (layer.steps, neurons, strides[0], layer.channels, layer.inner)
-    args = ForwardArgs(*pointers, *sizes, *_rate(layer), layer.reset, flags)
-    vector = _vectors(x, neurons, strides, [*pointers, driver.pointer(residual)])
-    launch = None
-    if norm is not None:
-        launch = _NormLaunch("forward", x, neurons, vector, norm, residual)
-    _run("forward", layer, x, vector, args, launch)
+    _run("forward", layer, x, pointers, strides, flags, norm, residual)
 
 
 def lif_backward(
@@ -115,9 +108,7 @@ def lif_backward(
     finished: Finished | None = None,
 ) -> None:
     gradients = (borders, ds, dv, dx, dv0, drate)
-    _backward(layer, x, v0, rate, *gradients, norm, residual, sums)
-    if finished is not None:
-        norm_finish(sums, finished)
+    _backward(layer, x, v0, rate, *gradients, norm, residual, sums, finished)
 
 
 def norm_lif_dy(
@@ -139,37 +130,28 @@ def norm_lif_dy(
 
 
 def _backward(
-    layer, x, v0, rate, borders, ds, dv, dx, dv0, drate, norm, residual=None, sums=None, **rows
-) -> None:
-    neurons, strides = x.numel() // layer.steps, _time_strides(x, ds, residual)
+    layer, x, v0, rate, borders, ds, dv, dx, dv0, drate, norm, residual=None, sums=None,
+    finished=None, **abc,
+) -> None:  # fmt: skip
+    strides = _time_strides(x, ds, residual)
     per_channel = rate is not None and layer.channels > 1
     flags = _flags(layer, x, v0, rate, dv)
     flags |= (borders is not None) * HAS_BORDERS | (ds is not None) * HAS_DS
     flags |= (dv0 is not None) * HAS_DV0 | (drate is not None) * HAS_DRATE
     flags |= (dx is not None and dx.dim() < x.dim()) * SUM_DX
     flags |= (residual is not None) * HAS_RESIDUAL
-    flags |= (norm is not None and dx is not None) * HAS_DX | bool(rows) * RECOMPUTE
-
-    pointers = [driver.pointer(t) for t in (x, v0, rate, borders, ds, dv, dx, dv0)]
-    vector = _vectors(x, neurons, strides, [*pointers, driver.pointer(residual)])
-    parts = None
-    if drate is not None:
-        count = neurons if per_channel or not vector else neurons // _lanes(x)
-        parts = torch.empty(count, dtype=torch.float32, device=x.device)
-    sizes = (layer.steps, neurons, strides[0], layer.channels, layer.inner, strides[1])
-    ends = (*_rate(layer), layer.reset, flags)
-    args = BackwardArgs(*pointers, driver.pointer(parts), *sizes, *ends)
-    launch = None
-    if norm is not None:
-        launch = _NormLaunch("backward", x, neurons, vector, norm, residual, **rows)
-    _run("backward", layer, x, vector, args, launch)
+    flags |= (norm is not None and dx is not None) * HAS_DX | bool(abc) * RECOMPUTE
+    each = None
+    if drate is not None:  # of a neuron, or of a thread: as many at most
+        each = torch.empty(x.numel() // layer.steps, dtype=torch.float32, device=x.device)
+    pointers = [driver.pointer(t) for t in (x, v0, rate, borders, ds, dv, dx, dv0, each)]
+    plan, parts = _run("backward", layer, x, pointers, strides, flags, norm, residual, **abc)
     if sums is not None:
-        at = driver.pointer(sums)
-        launch.total(at, at + 4 * norm.channels)
+        norms.add_up(plan.norm, plan.lanes, parts, sums, finished)
     if per_channel and drate is not None:
-        drate.copy_(parts.view(-1, layer.channels, layer.inner).sum((0, 2)))
+        drate.copy_(each.view(-1, layer.channels, layer.inner).sum((0, 2)))
     elif drate is not None:
-        drate.copy_(parts.sum().view_as(drate))
+        drate.copy_(each[: each.numel() // plan.lanes].sum().view_as(drate))
 
 
 def _flags(layer, x, v0, rate, v) -> int:
@@ -184,16 +166,6 @@ def _flags(layer, x, v0, rate, v) -> int:
 
 def _time_strides(*tensors: Tensor | None) -> tuple[int, ...]:
     return tuple(0 if t is None or t.shape[0] == 1 else t.stride(0) for t in tensors)
-
-
-def _lanes(x: Tensor) -> int:
-    return 16 // x.element_size()
-
-
-def _vectors(x: Tensor, neurons: int, strides: tuple[int, ...], pointers: list[int]) -> bool:
-    """Whether every access may be one of 16 bytes; else the kernel goes element by element."""
-    sizes = (neurons, *strides)
-    return all(n % _lanes(x) == 0 for n in sizes) and all(p % 16 == 0 for p in pointers)
 
 
 @lru_cache(maxsize=256)
@@ -221,31 +193,79 @@ def _neuron(layer: LifLayer) -> bytes:
     return driver.packed(args)
 
 
+class Plan(NamedTuple):
+    """What a launch has besides its addresses."""
+
+    launch: Launch
+    rest: bytes
+    """Of ForwardArgs or BackwardArgs."""
+    lanes: int
+    norm: norms.Plan | None
+
+
+@lru_cache(maxsize=1024)
+def _plan(
+    direction: str,
+    layer: LifLayer,
+    dtype: torch.dtype,
+    neurons: int,
+    strides: tuple[int, int, int],
+    flags: int,
+    aligned: bool,
+    norm: tuple | None,
+) -> Plan:
+    """``norm``: where its channels lie, and how wide the sums are that are wanted of them."""
+    lanes = 16 // dtype.itemsize
+    # Every access may be one of 16 bytes; else the kernel goes element by element.
+    vector = aligned and all(n % lanes == 0 for n in (neurons, *strides))
+    lanes = lanes if vector else 1
+    x_stride, *ds_stride, residual_stride = strides
+    kind, more = (BackwardArgs, ds_stride) if direction == "backward" else (ForwardArgs, ())
+    sizes = (layer.steps, neurons, x_stride, layer.channels, layer.inner, *more)
+    rest = driver.behind(kind, *sizes, *_rate(layer), layer.reset, flags)
+
+    names, choices = defines(direction, layer, dtype, vector, flags), (DTYPES[dtype], vector)
+    if norm is None:
+        kernel = Kernel("lif", names, -(-neurons // lanes // _THREADS), _THREADS)
+        return Plan(Launch("lif", f"lif_{direction}", choices, kernel), rest, lanes, None)
+    of_norm = norms.plan(neurons, lanes, *norm, residual_stride)
+    names = (f"-DSNN_NORM_{direction.upper()}", *names[1:])
+    shared = norms.shared_bytes(direction, lanes)
+    kernel = Kernel("norm_lif", names, of_norm.at.blocks, _THREADS, shared)
+    launch = Launch("norm_lif", f"norm_lif_{direction}", choices, kernel)
+    return Plan(launch, rest, lanes, of_norm)
+
+
 def _run(
     direction: str,
     layer: LifLayer,
     x: Tensor,
-    vector: bool,
-    args: ForwardArgs | BackwardArgs,
-    norm: _NormLaunch | None,
-) -> None:
-    structs = (driver.packed(args), _neuron(layer))
-
-    def names() -> tuple[str, ...]:
-        return defines(direction, layer, x.dtype, vector, args.flags)
-
-    def kernel() -> Kernel:
-        blocks = -(-args.neurons // (_lanes(x) if vector else 1) // _THREADS)
-        return Kernel("lif", names(), blocks, _THREADS)
-
+    pointers: list[int],
+    strides: tuple[int, int, int],
+    flags: int,
+    norm: Norm | None,
+    residual: Tensor | None,
+    **abc: Tensor,
+) -> tuple[Plan, Tensor | None]:
+    """The plan that was launched, and what its blocks left of each channel."""
+    rows, where = [], None
     if norm is not None:
-        norm.run(f"norm_lif_{direction}", lambda: names()[1:], *structs)
-        return
-    choices = (DTYPES[x.dtype], vector)
-    driver.run("lif", x, f"lif_{direction}", choices, kernel, *structs)
+        rows = norms.rows(norm, **abc)
+        width = 2 if direction == "backward" and not abc else 0
+        where = (norm.channels, norm.inner, driver.aligned(*rows), width)
+    aligned = driver.aligned(*pointers, driver.pointer(residual))
+    neurons = x.numel() // layer.steps
+    plan = _plan(direction, layer, x.dtype, neurons, strides, flags, aligned, where)
+    structs = (driver.addressed(pointers, plan.rest), _neuron(layer))
+    if norm is None:
+        driver.run(plan.launch, x, *structs)
+        return plan, None
+    args, parts = norms.arguments(plan.norm, rows, x, residual)
+    driver.run(plan.launch, x, *structs, args)
+    return plan, parts
 
 
-# Compiled at first use: NVRTC through CuPy, one kernel for each configuration.
+# Compiled at first use by NVRTC, one kernel for each configuration.
 
 
 def defines(

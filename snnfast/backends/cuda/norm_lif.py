@@ -2,7 +2,6 @@
 the two passes that need no neuron. Structs are those of ``csrc/cuda/norm_lif_args.h``.
 """
 
-from collections.abc import Callable
 from functools import lru_cache
 from math import gcd
 from typing import NamedTuple
@@ -10,16 +9,27 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from snnfast.backends.channels import norm_prepare
 from snnfast.backends.cuda import launch as driver
-from snnfast.backends.cuda.launch import IO, Double, Int, Kernel, Long, Pointer
+from snnfast.backends.cuda.launch import (
+    IO,
+    Double,
+    Float,
+    Int,
+    Kernel,
+    Launch,
+    Long,
+    Pointer,
+    Unsigned,
+)
 from snnfast.backends.layout import DTYPES
-from snnfast.backends.spec import Norm, Prepared
+from snnfast.backends.spec import Finished, Norm, Prepared
 
 ANY_CHANNELS, ONE_CHANNEL, ROW_OF_CHANNELS = 0, 1, 2
 _THREADS, _TOTAL_THREADS = 128, 256
 _BLOCKS = 1024
-"""As many as keep a GPU busy: beyond, a block takes several tiles and leaves no more numbers."""
+"""As many as keep a GPU busy: beyond, a block takes several tiles and leaves no more numbers..."""
+_PARTS = 2**18
+"""...and before, where its channels are many: these in all, 1 MB, or _BLOCKS of each channel."""
 
 
 class Tiles(NamedTuple):
@@ -32,6 +42,10 @@ class Tiles(NamedTuple):
     slots: Int
     group: Int
     layout: Int
+    channels_shift: Int = 0
+    inner_shift: Int = 0
+    channels_factor: Unsigned = 0
+    inner_factor: Unsigned = 0
     unused: Int = 0
 
 
@@ -69,24 +83,47 @@ class TotalArgs(NamedTuple):
     at: Tiles
 
 
-@lru_cache(maxsize=256)
-def tiles(neurons: int, lanes: int, channels: int, inner: int, aligned: bool, sums: bool) -> Tiles:
-    """How the neurons of a launch fall into blocks; ``sums``: whether blocks add up channels.
+class PreparedArgs(NamedTuple):
+    inv_std: Pointer
+    scale: Pointer
+    weight: Pointer
+    running_mean: Pointer
+    running_var: Pointer
+    momentum: Float
+    unbias: Float
+    eps: Float
+    unused: Int = 0
+
+
+class FinishedArgs(NamedTuple):
+    scale: Pointer
+    inv_std: Pointer
+    dweight: Pointer
+    dbias: Pointer
+    b: Pointer
+    c: Pointer
+    count: Float
+    unused: Int = 0
+
+
+def tiles(neurons: int, lanes: int, channels: int, inner: int, aligned: bool, width: int) -> Tiles:
+    """How the neurons of a launch fall into blocks, which leave ``width`` numbers of a channel.
 
     ``aligned``: vectors of channels lie at a multiple of 16 bytes.
     """
     tile = _THREADS * lanes
     count = blocks = -(-neurons // tile)
-    if sums and count > _BLOCKS:
-        # Tiles that many apart hold the same channels.
-        period = channels * inner // gcd(channels * inner, tile)
-        rounds = count // _BLOCKS
-        blocks = min(count, -(-count // rounds // period) * period)
     if tile % inner == 0 or inner % tile == 0:
         slots = max(1, tile // inner)
     else:
         slots = 1 - (1 - tile) // inner
     slots = min(slots, channels)
+    most = min(_BLOCKS, max(_BLOCKS, _PARTS // slots) // width) if width else count
+    if count > most:
+        # Tiles that many apart hold the same channels.
+        period = channels * inner // gcd(channels * inner, tile)
+        rounds = count // most
+        blocks = min(count, -(-count // rounds // period) * period)
     group = 1
     while group < 32 and 2 * group * slots <= _THREADS:
         group *= 2
@@ -95,7 +132,17 @@ def tiles(neurons: int, lanes: int, channels: int, inner: int, aligned: bool, su
         layout = ONE_CHANNEL
     elif inner == 1 and channels % lanes == 0 and aligned:
         layout = ROW_OF_CHANNELS
-    return Tiles(channels, inner, count, blocks, slots, group, layout)
+    (of_channels, channels_shift), (of_inner, inner_shift) = _divisor(channels), _divisor(inner)
+    factors = (channels_shift, inner_shift, of_channels, of_inner)
+    return Tiles(channels, inner, count, blocks, slots, group, layout, *factors)
+
+
+def _divisor(by: int) -> tuple[int, int]:
+    """The factor and the shift with which kernels divide what is below 2^31."""
+    if by >= 2**31:
+        return 0, 31
+    shift = (by - 1).bit_length()
+    return (2**32 * (2**shift - by)) // by + 1, shift
 
 
 def shared_bytes(kind: str, lanes: int) -> int:
@@ -104,91 +151,184 @@ def shared_bytes(kind: str, lanes: int) -> int:
     return 4 * _THREADS * numbers
 
 
-class Launch:
-    """One launch over the neurons of x, and that of the totals where it has any."""
+class Plan(NamedTuple):
+    """What a launch with channels has besides its addresses."""
 
-    def __init__(
-        self,
-        kind: str,
-        x: Tensor,
-        neurons: int,
-        vector: bool,
-        norm: Norm,
-        residual: Tensor | None = None,
-        **abc: Tensor,
-    ):
-        self.kind, self.x, self.vector = kind, x, vector
-        self.lanes = 16 // x.element_size() if vector else 1
-        rows = (norm.mean, norm.scale, norm.bias, *(abc.get(name) for name in "abc"))
-        pointers = [driver.pointer(t) for t in rows]
-        aligned = all(p % 16 == 0 for p in pointers)
-        sums = kind == "stats" or (kind == "backward" and not abc)
-        self.at = tiles(neurons, self.lanes, norm.channels, norm.inner, aligned, sums)
-        self.parts = None
-        if sums:
-            shape = (self.at.blocks, self.at.slots, 2 if kind == "backward" else 4)
-            self.parts = torch.empty(shape, dtype=torch.float32, device=x.device)
-        stride = 0 if residual is None or residual.shape[0] == 1 else residual.stride(0)
-        pointers += [driver.pointer(residual), driver.pointer(self.parts)]
-        self.args = driver.packed(NormArgs(*pointers, stride, self.at))
-
-    def run(self, name: str, names: Callable[[], tuple[str, ...]], *args: bytes) -> None:
-        """``names``: the -D options of the kernel, besides its kind."""
-
-        def kernel() -> Kernel:
-            options = (f"-DSNN_NORM_{self.kind.upper()}", *names())
-            shared = shared_bytes(self.kind, self.lanes)
-            return Kernel("norm_lif", options, self.at.blocks, _THREADS, shared)
-
-        choices = (DTYPES[self.x.dtype], self.vector)
-        driver.run("norm_lif", self.x, name, choices, kernel, *args, self.args)
-
-    def total(self, first: int, second: int, y: Tensor | None = None, count: int = 1) -> None:
-        """Adds up ``parts``: to two vectors [channels], of statistics where y is given."""
-        pointers = (driver.pointer(self.parts), driver.pointer(y), first, second)
-        lanes = 32 if self.at.inner == 1 else 1  # side by side, as the channels are
-        tile = _THREADS * self.lanes
-        args = TotalArgs(*pointers, count, tile, DTYPES[self.x.dtype], lanes, self.at)
-
-        def kernel() -> Kernel:
-            blocks = -(-self.at.channels // lanes)
-            names = ("-DSNN_NORM_TOTALS",)
-            return Kernel("norm_lif", names, blocks, _TOTAL_THREADS, 8 * _TOTAL_THREADS)
-
-        driver.run("norm_lif", self.x, "norm_totals", (), kernel, driver.packed(args))
+    rest: bytes
+    """Of NormArgs."""
+    at: Tiles
+    parts: tuple[int, int, int]
+    """The shape of what blocks leave; its last is 0 where they leave nothing."""
 
 
-def _map_names(launch: Launch) -> tuple[str, ...]:
-    return f"-DSNN_IO={IO[launch.x.dtype]}", f"-DSNN_LANES={launch.lanes}"
+@lru_cache(maxsize=1024)
+def plan(
+    neurons: int,
+    lanes: int,
+    channels: int,
+    inner: int,
+    aligned: bool,
+    width: int,
+    residual_stride: int = 0,
+) -> Plan:
+    at = tiles(neurons, lanes, channels, inner, aligned, width)
+    rest = driver.behind(NormArgs, residual_stride, at)
+    return Plan(rest, at, (at.blocks, at.slots, width))
 
 
-def _vector(y: Tensor, neurons: int, stride: int, *tensors: Tensor) -> bool:
-    lanes = 16 // y.element_size()
-    return (neurons | stride) % lanes == 0 and all(t.data_ptr() % 16 == 0 for t in (y, *tensors))
+class Total(NamedTuple):
+    """The launch that ends a reduction."""
+
+    launch: Launch
+    rest: bytes
+    """Of TotalArgs."""
 
 
-def _time_stride(t: Tensor) -> int:
-    return t.stride(0) if t.shape[0] > 1 else 0
+@lru_cache(maxsize=1024)
+def _total(name: str, at: Tiles, count: int = 1, tile: int = 0, dtype: int = 0) -> Total:
+    """``at`` without tiles: the two vectors are given."""
+    # As many side by side as a line of the parts holds.
+    lanes = _TOTAL_THREADS if not at.tiles else 8 if at.inner == 1 else 1
+    follows = {"norm_prepare": "PreparedArgs", "norm_finish": "FinishedArgs"}[name]
+    shared = 3 * 8 * _TOTAL_THREADS if at.tiles else 0
+    blocks, names = -(-at.channels // lanes), (f"-DSNN_NORM_TOTALS={follows}",)
+    kernel = Kernel("norm_lif", names, blocks, _TOTAL_THREADS, shared)
+    rest = driver.behind(TotalArgs, count, tile, dtype, lanes, at)
+    return Total(Launch("norm_lif", name, (), kernel), rest)
+
+
+def _run_total(
+    total: Total, like: Tensor, follows: bytes, first: int, second: int, parts=None, y=None
+) -> None:
+    pointers = [driver.pointer(parts), driver.pointer(y), first, second]
+    driver.run(total.launch, like, driver.addressed(pointers, total.rest), follows)
+
+
+def _run_finish(total: Total, sums: Tensor, finished: Finished | None, parts=None) -> None:
+    first = driver.pointer(sums)
+    second = first + 4 * sums.shape[1]
+    _run_total(total, sums, _finished(finished), first, second, parts)
+
+
+def _run_prepare(total: Total, mean, var, prepared: Prepared | None, parts=None, y=None) -> None:
+    rows = driver.pointer(mean), driver.pointer(var)
+    _run_total(total, mean, _prepared(prepared), *rows, parts, y)
+
+
+@lru_cache(maxsize=256)
+def _given(name: str, channels: int) -> Total:
+    return _total(name, Tiles(channels, 1, 0, 0, 0, 0, ANY_CHANNELS))
+
+
+_NOT_PREPARED = driver.packed(PreparedArgs(*[0] * 8))
+_NOT_FINISHED = driver.packed(FinishedArgs(*[0] * 7))
+_numbers = lru_cache(maxsize=256)(driver.behind)
+
+
+def _prepared(p: Prepared | None) -> bytes:
+    if p is None:
+        return _NOT_PREPARED
+    pointers = [driver.pointer(t) for t in p[:5]]
+    return driver.addressed(pointers, _numbers(PreparedArgs, *p[5:], 0))
+
+
+def _finished(f: Finished | None) -> bytes:
+    if f is None:
+        return _NOT_FINISHED
+    pointers = [driver.pointer(t) for t in (f.scale, f.inv_std, *f[3:])]
+    return driver.addressed(pointers, _numbers(FinishedArgs, f.count, 0))
+
+
+def norm_prepare(mean: Tensor, var: Tensor, prepared: Prepared) -> None:
+    _run_prepare(_given("norm_prepare", mean.numel()), mean, var, prepared)
+
+
+def norm_finish(sums: Tensor, finished: Finished) -> None:
+    _run_finish(_given("norm_finish", sums.shape[1]), sums, finished)
+
+
+def rows(norm: Norm, a=None, b=None, c=None) -> list[int]:
+    """The addresses of the vectors of channels."""
+    return [driver.pointer(t) for t in (norm.mean, norm.scale, norm.bias, a, b, c)]
+
+
+def arguments(
+    plan: Plan, rows: list[int], like: Tensor, residual: Tensor | None = None
+) -> tuple[bytes, Tensor | None]:
+    """NormArgs, and the parts that the launch fills."""
+    parts = None
+    if plan.parts[2]:
+        parts = torch.empty(plan.parts, dtype=torch.float32, device=like.device)
+    pointers = [*rows, driver.pointer(residual), driver.pointer(parts)]
+    return driver.addressed(pointers, plan.rest), parts
+
+
+def add_up(plan: Plan, lanes: int, parts: Tensor, sums: Tensor, finished: Finished | None) -> None:
+    """The parts of the first pass of backward into ``sums`` [2, C], and what follows from them."""
+    total = _total("norm_finish", plan.at, tile=_THREADS * lanes)
+    _run_finish(total, sums, finished, parts)
+
+
+class _Map(NamedTuple):
+    """A pass without a neuron, but for its addresses."""
+
+    launch: Launch
+    rest: bytes
+    """Of MapArgs."""
+    plan: Plan
+    total: Total | None
+
+
+@lru_cache(maxsize=1024)
+def _map(
+    kind: str,
+    dtype: torch.dtype,
+    steps: int,
+    neurons: int,
+    stride: int,
+    channels: int,
+    inner: int,
+    aligned: bool,
+    aligned_rows: bool,
+) -> _Map:
+    lanes = 16 // dtype.itemsize
+    vector = aligned and (neurons | stride) % lanes == 0
+    lanes = lanes if vector else 1
+    stats = kind == "stats"
+    own = plan(neurons, lanes, channels, inner, aligned_rows, 4 if stats else 0)
+    names = (f"-DSNN_NORM_{kind.upper()}", f"-DSNN_IO={IO[dtype]}", f"-DSNN_LANES={lanes}")
+    kernel = Kernel("norm_lif", names, own.at.blocks, _THREADS, shared_bytes(kind, lanes))
+    launch = Launch("norm_lif", f"norm_{kind}", (DTYPES[dtype], vector), kernel)
+    total = None
+    if stats:
+        sizes = (steps * neurons // channels, _THREADS * lanes, DTYPES[dtype])
+        total = _total("norm_prepare", own.at, *sizes)
+    return _Map(launch, driver.behind(MapArgs, steps, neurons, stride), own, total)
+
+
+def _run_map(kind: str, x: Tensor, dx: Tensor | None, dy: Tensor | None, norm: Norm, **abc):
+    """Launches the pass over x; returns it and the parts that it leaves."""
+    steps, pointers = x.shape[0], [driver.pointer(t) for t in (x, dx, dy)]
+    at_rows, stride = rows(norm, **abc), x.stride(0) if steps > 1 else 0
+    alignment = (driver.aligned(*pointers), driver.aligned(*at_rows))
+    sizes = (steps, x.numel() // steps, stride, norm.channels, norm.inner)
+    found = _map(kind, x.dtype, *sizes, *alignment)
+    args, parts = arguments(found.plan, at_rows, x)
+    driver.run(found.launch, x, driver.addressed(pointers, found.rest), args)
+    return found, parts
 
 
 def norm_stats(
-    y: Tensor, channels: int, inner: int, mean: Tensor, var: Tensor,
+    y: Tensor,
+    channels: int,
+    inner: int,
+    mean: Tensor,
+    var: Tensor,
     prepared: Prepared | None = None,
-) -> None:  # fmt: skip
-    steps, neurons, stride = y.shape[0], y.numel() // y.shape[0], _time_stride(y)
-    vector = _vector(y, neurons, stride)
-    launch = Launch("stats", y, neurons, vector, Norm(mean, mean, var, channels, inner))
-    args = driver.packed(MapArgs(driver.pointer(y), 0, 0, steps, neurons, stride))
-    launch.run("norm_stats", lambda: _map_names(launch), args)
-    launch.total(driver.pointer(mean), driver.pointer(var), y, y.numel() // channels)
-    if prepared is not None:
-        norm_prepare(mean, var, prepared)
+) -> None:
+    found, parts = _run_map("stats", y, None, None, Norm(mean, mean, var, channels, inner))
+    _run_prepare(found.total, mean, var, prepared, parts, y)
 
 
 def norm_dy(x: Tensor, dx: Tensor, norm: Norm, a: Tensor, b: Tensor, c: Tensor, dy: Tensor) -> None:
-    steps, neurons, stride = x.shape[0], x.numel() // x.shape[0], _time_stride(x)
-    vector = _vector(x, neurons, stride, dx, dy)
-    launch = Launch("dy", x, neurons, vector, norm, a=a, b=b, c=c)
-    pointers = [driver.pointer(t) for t in (x, dx, dy)]
-    args = driver.packed(MapArgs(*pointers, steps, neurons, stride))
-    launch.run("norm_dy", lambda: _map_names(launch), args)
+    _run_map("dy", x, dx, dy, norm, a=a, b=b, c=c)

@@ -1,13 +1,14 @@
 """Spikes as bits through CUDA C++: one launch each way, packed as ``csrc/cuda/spikes_args.h`` has
 it."""
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from snnfast.backends.cuda import launch as driver
-from snnfast.backends.cuda.launch import Int, Kernel, Long, Pointer
+from snnfast.backends.cuda.launch import Int, Kernel, Launch, Long, Pointer
 
 LOOK, VECTOR = 1, 2
 _ONE = {torch.float32: 0x3F800000, torch.float16: 0x3C00, torch.bfloat16: 0x3F80}
@@ -23,17 +24,19 @@ class SpikesArgs(NamedTuple):
     flags: Int
 
 
-def _launch(direction: str, s: Tensor, bits: Tensor, exact: Tensor | None) -> None:
-    flags = (exact is not None) * LOOK | (s.data_ptr() % 16 == 0) * VECTOR
+@lru_cache(maxsize=256)
+def _plan(direction: str, n: int, dtype: torch.dtype, flags: int) -> tuple[Launch, bytes]:
+    blocks, size = -(-n // (_THREADS * _BYTES * 8)), dtype.itemsize
+    kernel = Kernel("spikes", defines(direction, size), blocks, _THREADS)
+    op = f"{direction}_spikes"
+    return Launch(op, op, (size,), kernel), driver.behind(SpikesArgs, n, _ONE[dtype], flags)
+
+
+def _run(direction: str, s: Tensor, bits: Tensor, exact: Tensor | None) -> None:
     pointers = [driver.pointer(t) for t in (s, bits, exact)]
-    args = driver.packed(SpikesArgs(*pointers, s.numel(), _ONE[s.dtype], flags))
-    size, op = s.element_size(), f"{direction}_spikes"
-
-    def kernel() -> Kernel:
-        blocks = -(-s.numel() // (_THREADS * _BYTES * 8))
-        return Kernel("spikes", defines(direction, size), blocks, _THREADS)
-
-    driver.run(op, s, op, (size,), kernel, args)
+    flags = (exact is not None) * LOOK | (pointers[0] % 16 == 0) * VECTOR
+    launch, rest = _plan(direction, s.numel(), s.dtype, flags)
+    driver.run(launch, s, driver.addressed(pointers, rest))
 
 
 def defines(direction: str, size: int) -> tuple[str, ...]:
@@ -42,14 +45,14 @@ def defines(direction: str, size: int) -> tuple[str, ...]:
 
 
 def pack_spikes(s: Tensor, bits: Tensor) -> None:
-    _launch("pack", s, bits, None)
+    _run("pack", s, bits, None)
 
 
 def pack_if_spikes(s: Tensor, bits: Tensor) -> bool:
     exact = torch.ones(1, dtype=torch.int32, device=s.device)
-    _launch("pack", s, bits, exact)
+    _run("pack", s, bits, exact)
     return bool(exact.item())
 
 
 def unpack_spikes(bits: Tensor, s: Tensor) -> None:
-    _launch("unpack", s, bits, None)
+    _run("unpack", s, bits, None)

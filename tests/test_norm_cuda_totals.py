@@ -1,0 +1,137 @@
+"""What ends a reduction of norm_lif, on the CUDA backend without a GPU (_cuda_host.py): the launch
+that adds up what blocks have left and makes of it what follows, and how many launches there are.
+"""
+
+import math
+
+import pytest
+import torch
+from test_norm_cuda_host import case, nan, public, shim, spec_of
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from snnfast import lif, norm_lif, reference
+from snnfast.backends.cuda import lif as cuda
+from snnfast.backends.cuda import norm_lif as backend
+from snnfast.backends.spec import Finished, Prepared
+
+__all__ = ["public", "shim"]  # fixtures
+
+
+def prepared_of(channels, weight, running, momentum=0.1):
+    g = torch.Generator().manual_seed(channels)
+    rows = torch.rand(3, channels, generator=g) + 0.5
+    statistics = (rows[1].clone(), rows[2].clone()) if running else (None, None)
+    outputs = nan(channels), nan(channels)
+    return Prepared(*outputs, rows[0] if weight else None, *statistics, momentum, 1.25, 1e-5)
+
+
+def assert_prepared(mean, var, ours, before):
+    """Bit for bit what torch makes of mean and var in separate steps."""
+    inv_std = reference.inverse_std(var, ours.eps)
+    assert torch.equal(ours.inv_std, inv_std)
+    assert torch.equal(ours.scale, inv_std if ours.weight is None else ours.weight * inv_std)
+    if ours.running_mean is not None:
+        assert torch.equal(ours.running_mean, before.running_mean.lerp(mean, ours.momentum))
+        var = var * torch.tensor(ours.unbias)
+        assert torch.equal(ours.running_var, before.running_var.lerp(var, ours.momentum))
+
+
+@pytest.mark.parametrize("shape", [(40, 16, 32), (7, 1500, 1), (3, 5, 7)], ids=str)
+@pytest.mark.parametrize("weight,running", [(True, True), (False, True), (True, False)])
+def test_prepared(shim, shape, weight, running):
+    """In the launch that ends the statistics, or in one of its own where they are given."""
+    c = case(4, shape, torch.bfloat16)
+    for momentum in (0.1, 0.9):
+        mean, var = nan(shape[1]), nan(shape[1])
+        ours, again, before = (prepared_of(shape[1], weight, running, momentum) for _ in range(3))
+        backend.norm_stats(c.y, *shape[1:], mean, var, ours)
+        assert_prepared(mean, var, ours, before)
+        backend.norm_prepare(mean, var, again)
+        assert_prepared(mean, var, again, before)
+    assert shim.names == ["norm_stats", "norm_prepare", "norm_prepare"] * 2
+    assert shim.last.bytes["first"] == 4 * shape[1]
+
+
+@pytest.mark.parametrize("shape", [(40, 16, 32), (7, 1500, 1), (3, 5, 7)], ids=str)
+@pytest.mark.parametrize("count", [0, 1, 4 * 40 * 32])
+def test_finished(shim, shape, count):
+    """In the launch that ends the sums, or in one of its own where they are given."""
+    c = case(4, shape, torch.float32)
+    inv_std = torch.rand(shape[1]) + 0.5
+    ours, again = (
+        Finished(c.norm.scale, inv_std, count, *(nan(shape[1]) for _ in range(4))) for _ in "ab"
+    )
+    sums = nan(2, shape[1])
+    cuda.lif_backward(spec_of(4), c.y, None, None, None, c.ds, None, torch.empty_like(c.y), None,
+                      None, c.norm, None, sums, ours)  # fmt: skip
+    backend.norm_finish(sums, again)
+    assert shim.names == ["norm_lif_backward", "norm_finish", "norm_finish"]
+    for found in (ours, again):
+        assert torch.equal(found.dweight, sums[1] * inv_std)
+        assert torch.equal(found.dbias, sums[0])
+        by = -float(count) if count else math.inf
+        want_b = c.norm.scale * inv_std * inv_std * sums[1] / by
+        assert torch.equal(found.b, want_b if count else torch.zeros_like(want_b))
+        want_c = c.norm.scale * sums[0] / by
+        assert torch.equal(found.c, want_c if count else torch.zeros_like(want_c))
+
+
+@pytest.mark.parametrize("steps,samples,channels,inner", [(4, 128, 512, 16), (4, 128, 64, 1024)])
+@pytest.mark.parametrize("lanes", [4, 8])
+def test_partial_sums_are_few(lanes, steps, samples, channels, inner):
+    """Channels-last, layers of a ResNet: a quarter of y where it is small, else a fiftieth; and no
+    thread adds up more than 40 of them."""
+    neurons, read = samples * channels * inner, samples * channels * inner * steps * 16 // lanes
+    for width in (4, 2):
+        at = backend.tiles(neurons, lanes, channels, 1, True, width)
+        assert at.blocks >= 256
+        assert 4 * width * at.blocks * at.slots <= read / (4 if channels == 512 else 30)
+        assert at.blocks / (256 / 8) <= 40
+
+
+class Launching(TorchDispatchMode):
+    """The names of torch's own ops that write to memory."""
+
+    QUIET = ("empty", "new_empty", "empty_like", "empty_strided", "detach", "view", "select",
+             "_unsafe_view", "alias", "as_strided", "expand", "unbind", "unsqueeze")  # fmt: skip
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if func.namespace == "aten" and name not in self.QUIET:
+            self.names.append(name)
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.unpoisoned
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
+@pytest.mark.parametrize("residual", [False, True])
+def test_launches_of_a_training_step(shim, public, residual, last):
+    """Three forward, three backward, and none of torch's in between."""
+    y = torch.randn(4, 3, 16, 5, 4)
+    y = y.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3) if last else y
+    r = torch.ones_like(y).requires_grad_() if residual else None
+    y.requires_grad_()
+    rows = {n: torch.rand(16) + 0.5 for n in ("weight", "bias", "running_mean", "running_var")}
+    rows["weight"].requires_grad_(), rows["bias"].requires_grad_()
+    with Launching() as forward:
+        s = norm_lif(y, r, training=True, backend="cuda", **rows)
+    assert shim.names == ["norm_stats", "norm_prepare", "norm_lif_forward"]
+    assert forward.names == []
+    ds, leaves = torch.ones_like(s), [y, rows["weight"], rows["bias"], *([r] if residual else ())]
+    with Launching() as backward:
+        torch.autograd.grad(s, leaves, ds)
+    second = "norm_dy" if residual else "norm_lif_backward"  # dX computed again
+    assert shim.names[3:] == ["norm_lif_backward", "norm_finish", second]
+    assert backward.names == []
+
+
+@pytest.mark.unpoisoned
+def test_launches_of_lif(shim, public):
+    x, ds = torch.randn(4, 3, 16).requires_grad_(), torch.ones(4, 3, 16)
+    with Launching() as both:
+        torch.autograd.grad(lif(x, backend="cuda"), x, ds)
+    assert shim.names == ["lif_forward", "lif_backward"] and both.names == []
