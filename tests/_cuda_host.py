@@ -25,6 +25,8 @@ from snnfast.backends.cuda import distill, launch, lif, norm_lif, nvrtc, spikes
 ROOT = Path(__file__).resolve().parents[1]
 CUDA, SHIM = ROOT / "csrc" / "cuda", ROOT / "tests" / "cuda_shim"
 FLAGS = "-std=c++17 -O1 -ffp-contract=off -U_FORTIFY_SOURCE -fPIC -Wno-unknown-pragmas".split()
+# Functions that nvcc leaves to the linker, which keeps one where two dtypes share a name.
+FLAGS.append("-fno-inline-functions-called-once")
 INCLUDES = [f"-I{folder}" for folder in (SHIM, ROOT / "csrc" / "include", CUDA)]
 
 

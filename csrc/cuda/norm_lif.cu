@@ -31,30 +31,32 @@ __global__ void __launch_bounds__(kThreads)
   norm_dy<Io, kLanes>(p, q);
 }
 
-using Io = SNN_IO;
-constexpr int kLanes = 4 * Io::kPerWord;
-
-template <class Args>
+// Io is in the name: the linker keeps one of what bears the same name in two dtypes' objects.
+template <class Io, class Args>
 int launch_scan(void* stream, bool vector, const Args& p, const NeuronArgs& neuron,
                 const NormArgs& q, int numbers) {
+  constexpr int kLanes = 4 * Io::kPerWord;
   void (*kernel)(Args, NeuronArgs, NormArgs) = norm_lif<Io, 1, kSegment>;
   if (vector && p.steps <= 4) kernel = norm_lif<Io, kLanes, 4>;
   if (vector && p.steps > 4) kernel = norm_lif<Io, kLanes, kSegment>;
   return launch(kernel, {q.at.blocks, kThreads, shared_bytes(numbers)}, stream, p, neuron, q);
 }
 
+using Io = SNN_IO;
+constexpr int kLanes = 4 * Io::kPerWord;
+
 namespace launchers {
 
 template <>
 int norm_lif_forward<Io>(void* stream, bool vector, const ForwardArgs& p, const NeuronArgs& neuron,
                          const NormArgs& q) {
-  return launch_scan(stream, vector, p, neuron, q, 0);
+  return launch_scan<Io>(stream, vector, p, neuron, q, 0);
 }
 
 template <>
 int norm_lif_backward<Io>(void* stream, bool vector, const BackwardArgs& p,
                           const NeuronArgs& neuron, const NormArgs& q) {
-  return launch_scan(stream, vector, p, neuron, q, kBackwardNumbers * (vector ? kLanes : 1));
+  return launch_scan<Io>(stream, vector, p, neuron, q, kBackwardNumbers * (vector ? kLanes : 1));
 }
 
 template <>
