@@ -19,7 +19,8 @@ __global__ void __launch_bounds__(kScaleThreads)
 
 using Io = SNN_IO;
 
-template <class Args>
+// Io is in the name: the linker keeps one of what bears the same name in two dtypes' objects.
+template <class Io, class Args>
 int launch_rows(void* stream, const RowGrid& g, const RowArgs& p, const Args& args) {
   const auto kernel = g.resident ? distill_rows<Io, true, Args> : distill_rows<Io, false, Args>;
   return launch(kernel, {p.rows, g.threads, g.shared}, stream, p, args);
@@ -30,12 +31,12 @@ namespace launchers {
 template <>
 int stepwise_rows<Io>(void* stream, const RowGrid& grid, const RowArgs& p,
                       const StepwiseNumbers& a) {
-  return launch_rows(stream, grid, p, a);
+  return launch_rows<Io>(stream, grid, p, a);
 }
 
 template <>
 int tssd_rows<Io>(void* stream, const RowGrid& grid, const RowArgs& p, const TssdNumbers& a) {
-  return launch_rows(stream, grid, p, a);
+  return launch_rows<Io>(stream, grid, p, a);
 }
 
 template <>
