@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from backends import CPU, KERNELS
+from backends import CPU, GPU, INTERPRETED
 from norm_cases import call, case
 
 import snnfast
@@ -16,7 +16,7 @@ from snnfast import norm_lif
 from snnfast.ops.layer import lif_layer
 from snnfast.ops.select import implementation
 
-kernels = pytest.mark.backends(*KERNELS)
+compiled = pytest.mark.backends(CPU[0], INTERPRETED, *GPU)
 
 
 @pytest.mark.parametrize("residual", [False, True])
@@ -34,7 +34,7 @@ def test_what_is_kept_for_backward(residual):
     assert sum(saved.values()) <= 4 * (1 + residual) * wanted.inputs["y"].numel() + 4 * 16 * 8
 
 
-@kernels
+@compiled
 @pytest.mark.unpoisoned
 @pytest.mark.parametrize("training", [True, False])
 def test_compiles_without_a_graph_break(backend, training):
@@ -52,7 +52,7 @@ def test_compiles_without_a_graph_break(backend, training):
         assert all(map(torch.equal, *results))
 
 
-@kernels
+@compiled
 @pytest.mark.unpoisoned
 @pytest.mark.parametrize("static", [False, True])
 def test_opcheck(backend, static):
