@@ -11,7 +11,8 @@ SOURCES := $(shell git ls-files 'csrc/*.h' 'csrc/*.cuh' 'csrc/*.cu' 'csrc/*.cpp'
 TRITON := 3.8.0
 OLDEST_TRITON := 3.6.0
 TRITON_TESTS := $(addprefix tests/,test_triton_aot.py test_norm_triton_aot.py \
-	test_distill_triton_aot.py ops/test_lif.py ops/test_norm_sums.py ops/test_spikes.py)
+	test_distill_triton_aot.py ops/test_lif.py ops/test_norm_lif.py \
+	ops/test_norm_sums.py ops/test_spikes.py)
 
 .PHONY: demo test fuzz oldest-triton resolve package lint format gpu gpu-full peers clean
 

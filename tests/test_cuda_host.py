@@ -1,23 +1,26 @@
-"""LIF of the CUDA backend without a GPU: its module on the host (_cuda_host.py), held to the
-reference. A misaligned access, or one outside the tensors, fails the launch.
+"""How the CUDA backend launches LIF, seen without a GPU on its module for the host (_cuda_host.py):
+a misaligned access, or one outside the tensors, fails. What it computes: ops/test_lif.py.
 """
 
 import ctypes
+import itertools
 import math
 import re
 
 import _cuda_host
 import pytest
 import torch
+from backends import HOST
+from lif_cases import TAUS, case, check, forward
 
-from snnfast import reference, surrogate
+import snnfast
+from snnfast import surrogate
 from snnfast.backends.cuda import distill, launch, norm_lif, nvrtc, spikes
 from snnfast.backends.cuda import lif as cuda
 from snnfast.backends.layout import DTYPES as DTYPES_OF
-from snnfast.backends.spec import DECAY_INPUT, DECAY_STATE, INTEGRATE, segments
-from snnfast.ops.layer import lif_layer
+from snnfast.ops import select
 
-DTYPES = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+DTYPES = ("float32", "float16", "bfloat16")
 NAMES = list(surrogate.TABLE)
 
 
@@ -28,256 +31,93 @@ def library():
 
 @pytest.fixture
 def shim(monkeypatch):
+    monkeypatch.setattr(select, "_refuse", lambda *args: None)
     return _cuda_host.install(monkeypatch)
 
 
-def nan(*shape, dtype=torch.float32):
-    return torch.full(shape, math.nan, dtype=dtype)
+def calls():
+    """Arguments of ``check``: T about the buckets and segments, N that vectors divide and not."""
+    for steps, dtype, n, i in itertools.product(
+        (1, 2, 3, 4, 7, 8, 9, 20), DTYPES, (1, 7, 1023, 4096), range(3)
+    ):
+        yield dict(T=steps, shape=(n,), dtype=dtype, seed=30 + i, v0=bool(i),
+                   state=(True, "all")[i % 2], tau=(2.0, 1.7, math.inf)[i], decay_input=i != 1,
+                   v_reset=(0.0, None, 0.0)[i], detach_reset=i == 2,
+                   surrogate=NAMES[(steps + n + i) % len(NAMES)])  # fmt: skip
+    state = dict(v0=True, state=True)
+    for n, tau, decay_input, v_reset, detach_reset in itertools.product(
+        (4096, 1023), TAUS, (True, False), (-0.2, None), (False, True)
+    ):
+        yield dict(T=20, shape=(n,), tau=tau, decay_input=decay_input, v_reset=v_reset,
+                   detach_reset=detach_reset, v_threshold=0.9, **state)  # fmt: skip
+    for name, (steps, n), v_reset in itertools.product(
+        NAMES, ((4, 4096), (9, 512), (3, 77)), (0.0, None)
+    ):
+        yield dict(T=steps, shape=(n,), surrogate=name, v_reset=v_reset, **state)
+    for dtype in DTYPES:
+        yield dict(T=1000, shape=(16,), dtype=dtype, tau=1.7, surrogate="atan", **state)
+        yield dict(T=1000, shape=(16,), dtype=dtype, tau=1.7, surrogate="atan", v_reset=None)
+    for (channels, inner), rate, (steps, dtype), decay_input in itertools.product(
+        ((1, 1), (16, 32), (16, 1), (7, 5), (3, 4)), ("tau", "inv_tau"),
+        ((3, "float32"), (8, "bfloat16"), (20, "float32")), (True, False),
+    ):  # fmt: skip
+        shape = (4, channels, inner) if channels > 1 else (32,)
+        yield dict(T=steps, shape=shape, dtype=dtype, rate=rate, channels=channels > 1,
+                   decay_input=decay_input, **state)  # fmt: skip
+    for dtype, steps, n, layout in itertools.product(
+        DTYPES, (1, 4, 20), (1024, 77), ("static", "expanded")
+    ):
+        yield dict(T=steps, shape=(n,), dtype=dtype, layout=layout, **state)
+    for each in (True, "all"):
+        yield dict(T=9, shape=(512,), v0=True, state=each, spikes_used=False)
+    for decay_input, v_reset in itertools.product((True, False), (0.0, None)):
+        yield dict(T=6, shape=(512,), values="infinite", tau=1.7, decay_input=decay_input,
+                   v_reset=v_reset, state=True)  # fmt: skip
 
 
-def spec_of(steps, *, charge=DECAY_INPUT, tau=2.0, divide=True, hard=True, detach=False,
-            name="sigmoid", theta=1.0, reset=0.0, channels=1, inner=1):  # fmt: skip
-    layer = lif_layer(steps, v_threshold=theta, detach_reset=detach, surrogate=name,
-                      v_reset=reset if hard else None)  # fmt: skip
-    charge = INTEGRATE if math.isinf(tau) else charge
-    rate = {"divide": divide, "rate": tau if divide else 1 / tau}
-    return layer._replace(charge=charge, **rate, channels=channels, inner=inner)
-
-
-def run(spec, x, *, v0=None, rate=None, ds=None, dv=None, every=False, sum_dx=False):
-    """Forward and backward of the backend, outputs poisoned. x is [T, ...]; returns a dict."""
-    shape, steps = x.shape[1:], spec.steps
-    s = nan(steps, *shape, dtype=x.dtype)
-    v = nan(steps, *shape) if every else nan(*shape)
-    borders = nan(segments(steps) - 1, *shape) if steps > 8 else None
-    cuda.lif_forward(spec, x, v0, rate, s, v, borders)
-    dx = nan(*(shape if sum_dx else x.shape), dtype=x.dtype)
-    dv0 = nan(*shape)
-    drate = None if rate is None else nan(*rate.shape)
-    cuda.lif_backward(spec, x, v0, rate, borders, ds, dv, dx, dv0, drate)
-    return {"s": s, "v": v, "borders": borders, "dx": dx, "dv0": dv0, "drate": drate}
-
-
-def expected(spec, x, *, v0=None, rate=None, ds=None, dv=None, every=False, sum_dx=False,
-             dtype=None):  # fmt: skip
-    """The same by reference.lif and autograd, computed in ``dtype`` (by default as x is)."""
-    cast = (lambda t: t if t is None else t.detach().to(dtype)) if dtype else (lambda t: t)
-    chosen = next(cls() for cls in surrogate.TABLE.values() if cls.ID == spec.surrogate)
-    base = cast(x[0] if sum_dx else x).clone().requires_grad_()
-    rest = torch.full(x.shape[1:], spec.reset, dtype=dtype or torch.float32)
-    v0 = (rest if v0 is None else cast(v0)).clone().requires_grad_()
-    rates = spec.rate if rate is None else cast(rate).clone().requires_grad_()
-    s, states = reference.lif(
-        base,
-        v0,
-        rate=math.inf if spec.charge == INTEGRATE else rates,
-        divide=spec.divide,
-        v_threshold=spec.theta,
-        v_reset=spec.reset if spec.hard else None,
-        decay_input=spec.charge != DECAY_STATE,
-        detach_reset=spec.detach_reset,
-        surrogate=chosen,
-        timesteps=spec.steps if sum_dx else None,
-    )
-    v = states[1:] if every else states[-1]
-    ds = torch.zeros_like(s) if ds is None else cast(ds)
-    dv = torch.zeros_like(v) if dv is None else cast(dv)
-    wanted = [base, v0] + ([rates] if rate is not None else [])
-    found = torch.autograd.grad([s, v], wanted, [ds, dv], allow_unused=True)
-    out = {"s": s, "v": v, "dx": found[0], "dv0": found[1], "states": states}
-    divisor = rates.view(-1, *[1] * (x.dim() - 3)) if rate is not None and rate.dim() else rates
-    decay = (spec.divide, spec.charge != DECAY_STATE)
-    divisor = math.inf if spec.charge == INTEGRATE else divisor
-    h = reference.charge(cast(x).to(states.dtype), states[:-1], spec.reset, divisor, *decay)
-    out["g"] = chosen.gradient(h - spec.theta)
-    if rate is not None:
-        out["drate"] = found[2] * -(rates.double() ** 2) if spec.divide else found[2]
-    return {key: t.detach() for key, t in out.items()}
-
-
-def masked(t, mask):
-    """t with zeros outside of the mask, in place or with the same strides."""
-    if t is None or t.stride(0) == 0:
-        return t if t is None else (t[:1] * mask).expand_as(t)
-    return t.mul_(mask)
-
-
-def check(shim, spec, x, *, v0=None, rate=None, ds=None, dv=None, **how):
-    """Spikes, states and borders exactly; gradients against float64 where its spikes agree."""
-    same = expected(spec, x, v0=v0, rate=rate, ds=ds, dv=dv, **how)
-    exact = expected(spec, x, v0=v0, rate=rate, ds=ds, dv=dv, dtype=torch.float64, **how)
-    # A neuron that float64 lets fire otherwise, or finds on the other side of a jump of g: its
-    # gradients are another function's.
-    agree = ((same["s"].double() == exact["s"]) & ((same["g"] - exact["g"]).abs() < 1e-3)).all(0)
-    assert agree.float().mean() > 0.9 or agree.numel() < 20
-    ds, dv = masked(ds, agree), masked(dv, agree)
-    ours = run(spec, x, v0=v0, rate=rate, ds=ds, dv=dv, **how)
-    torch.testing.assert_close(ours["s"], same["s"], rtol=0, atol=0)
-    torch.testing.assert_close(ours["v"], same["v"], rtol=0, atol=0)
-    if ours["borders"] is not None:
-        torch.testing.assert_close(ours["borders"], same["states"][8:-1:8], rtol=0, atol=0)
-
-    single = same
-    if x.dtype != torch.float32 or not agree.all():
-        single = expected(spec, x, v0=v0, rate=rate, ds=ds, dv=dv, dtype=torch.float32, **how)
-    if not agree.all():
-        exact = expected(spec, x, v0=v0, rate=rate, ds=ds, dv=dv, dtype=torch.float64, **how)
-    for key in ("dx", "dv0") + (("drate",) if rate is not None else ()):
-        want = exact[key] if key == "drate" else exact[key] * agree
-        assert_gradient(key, ours[key], want, single[key])
-    return ours
-
-
-def assert_gradient(key, ours, want, single):
-    """At most twice PyTorch's own error in fp32, and two roundings of a dtype with fewer bits."""
-    error, own = (ours.double() - want).abs(), (single.double() - want).abs().max().item()
-    # Where PyTorch happens to be exact (one step, one neuron): four roundings of fp32.
-    bound = 2 * own + 4 * 2.0**-24 * max(1.0, want.abs().max().item())
-    if ours.dtype != torch.float32:
-        bound = bound + 2 * DTYPES[ours.dtype] * want.abs()
-    assert (error <= bound).all(), f"{key}: {error.max().item():.3g}, PyTorch {own:.3g}"
-
-
-def inputs(steps, n, dtype, seed, every=False):
-    """x [T, N] around the threshold, v0, ds and dv."""
-    torch.manual_seed(seed)
-    x = (torch.randn(steps, n) * 1.5 + 0.8).to(dtype)
-    dv = torch.randn(steps, n) if every else torch.randn(n)
-    return x, torch.randn(n) * 0.5, torch.randn(steps, n).to(dtype), dv
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 8, 9, 20])
-def test_shapes(shim, steps, dtype):
-    """Every T about the buckets and segments, N that vectors divide and N that they do not."""
-    for n in (1, 7, 1023, 4096):
-        for seed in range(3):
-            every = bool(seed % 2)
-            x, v0, ds, dv = inputs(steps, n, dtype, seed, every)
-            spec = spec_of(
-                steps,
-                charge=(DECAY_INPUT, DECAY_STATE, DECAY_INPUT)[seed],
-                tau=(2.0, 1.7, math.inf)[seed],
-                hard=seed != 1,
-                detach=seed == 2,
-                name=NAMES[(steps + n + seed) % len(NAMES)],
-            )
-            check(shim, spec, x, v0=v0 if seed else None, ds=ds, dv=dv, every=every)
-            assert shim.last.choices[1] == (n == 4096)
-
-
-@pytest.mark.parametrize("detach", [False, True], ids=["through", "detached"])
-@pytest.mark.parametrize("hard", [True, False], ids=["hard", "soft"])
-@pytest.mark.parametrize("tau", [1.1, 1.7, 2.0, 5.0, math.inf])
-@pytest.mark.parametrize("charge", [DECAY_INPUT, DECAY_STATE], ids=["input", "state"])
-def test_neurons(shim, charge, tau, hard, detach):
-    for n in (4096, 1023):
-        x, v0, ds, dv = inputs(20, n, torch.float32, n)
-        how = {"tau": tau, "hard": hard, "detach": detach, "theta": 0.9, "reset": -0.2}
-        check(shim, spec_of(20, charge=charge, **how), x, v0=v0, ds=ds, dv=dv)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_surrogates(shim, name):
-    for steps, n in ((4, 4096), (9, 512), (3, 77)):
-        for hard in (True, False):
-            x, v0, ds, dv = inputs(steps, n, torch.float32, n)
-            check(shim, spec_of(steps, hard=hard, name=name), x, v0=v0, ds=ds, dv=dv)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_long(shim, dtype):
-    x, v0, ds, dv = inputs(1000, 16, dtype, 5)
-    check(shim, spec_of(1000, tau=1.7, name="atan"), x, v0=v0, ds=ds, dv=dv)
-    check(shim, spec_of(1000, tau=1.7, name="atan", hard=False), x, ds=ds)
-
-
-@pytest.mark.parametrize("divide", [True, False], ids=["tau", "inv_tau"])
-@pytest.mark.parametrize("channels,inner", [(1, 1), (16, 32), (16, 1), (7, 5), (3, 4)])
-def test_rates(shim, channels, inner, divide):
-    """A learnable rate, one for all or one a channel; contiguous (inner > 1), channels-last."""
-    for steps, dtype in ((3, torch.float32), (8, torch.bfloat16), (20, torch.float32)):
-        for charge in (DECAY_INPUT, DECAY_STATE):
-            n = 4 * channels * inner * (8 if channels == 1 else 1)
-            x, v0, ds, dv = inputs(steps, n, dtype, steps)
-            tau = 1.1 + 3 * torch.rand(channels)
-            rate = (tau if divide else 1 / tau).reshape(channels if channels > 1 else ())
-            spec = spec_of(steps, charge=charge, divide=divide, channels=channels, inner=inner)
-            shaped = [t.view(*t.shape[:-1], 4, -1, inner) for t in (x, ds)]
-            if channels == 1:
-                check(shim, spec, x, v0=v0, rate=rate, ds=ds, dv=dv)
-                continue
-            states = [t.view(4, channels, inner) for t in (v0, dv)]
-            check(shim, spec, shaped[0], v0=states[0], rate=rate, ds=shaped[1], dv=states[1])
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("steps", [1, 4, 20])
-def test_static_input(shim, steps, dtype):
-    """Time stride 0: dx summed over time in one rounding, or kept for every step."""
-    for n in (1024, 77):
-        x, v0, ds, dv = inputs(steps, n, dtype, 3)
-        x = x[:1].expand(steps, n)
-        check(shim, spec_of(steps), x, v0=v0, ds=ds, dv=dv, sum_dx=True)
-        check(shim, spec_of(steps), x, v0=v0, ds=ds, dv=dv)
+def test_accesses(shim):
+    """16 bytes at a time where they divide what there is, and the same results."""
+    for arguments in calls():
+        check(HOST, **arguments)
+        lanes = 16 // getattr(torch, arguments.get("dtype", "float32")).itemsize
+        assert shim.last.choices[1] == (math.prod(arguments["shape"]) % lanes == 0), arguments
 
 
 def test_strides_and_alignment(shim):
-    """Time strides of x and ds of their own; what is not aligned goes element by element."""
+    """Time strides of x and ds of their own; what is not aligned goes element by element, to the
+    same bits."""
     steps, n = 12, 1024
-    x, _, ds, _ = inputs(steps, 2 * n, torch.bfloat16, 4)
-    plain = check(shim, spec_of(steps), x[:, :n].contiguous(), ds=ds[:, n:].contiguous())
+    wanted, results = case(T=steps, shape=(n,), dtype="bfloat16"), []
     for x_at, ds_at, vector in ((0, n, True), (3, n, False), (0, n - 3, False), (8, n - 8, True)):
-        again = check(shim, spec_of(steps), x[:, x_at : x_at + n], ds=ds[:, ds_at : ds_at + n])
+        moved = []
+        for t, at in ((wanted.inputs["x"], x_at), (wanted.ds, ds_at)):
+            moved.append(torch.zeros(steps, 2 * n, dtype=t.dtype)[:, at : at + n].copy_(t))
+        ours = forward(snnfast.lif, {"x": moved[0]}, backend="cuda")
+        results.append((ours.s, ours.backward(moved[1], None)["x"]))
         assert shim.last.choices[1] == vector
-        if (x_at, ds_at) == (0, n):
-            torch.testing.assert_close(again["dx"], plain["dx"], rtol=0, atol=0)
-    check(shim, spec_of(6), x[::2, :n], ds=ds[:1, :n].expand(6, n))
-    assert shim.last.choices[1]
-
-
-def test_without_spike_gradient(shim):
-    """ds None is zeros: only the state's gradient flows."""
-    for every in (False, True):
-        x, v0, _, dv = inputs(9, 512, torch.float32, 8, every)
-        check(shim, spec_of(9), x, v0=v0, dv=dv, every=every)
+    assert all(all(map(torch.equal, result, results[0])) for result in results)
+    x, ds = wanted.inputs["x"].detach()[::2], wanted.ds[:1].expand(6, n)
+    results = []
+    for each in (x, x.contiguous()):
+        ours = forward(snnfast.lif, {"x": each}, backend="cuda")
+        results.append(ours.backward(ds if each is x else ds.contiguous(), None)["x"])
+        assert shim.last.choices[1]
+    assert torch.equal(*results)
 
 
 def test_inference_writes_nothing_else(shim):
     """No v, no borders: the spikes are the same."""
-    x, v0, _, _ = inputs(20, 512, torch.float32, 8)
-    spec = spec_of(20)
-    s = nan(20, 512)
-    cuda.lif_forward(spec, x, v0, None, s, None, None)
-    torch.testing.assert_close(s, expected(spec, x, v0=v0)["s"], rtol=0, atol=0)
-
-
-def test_not_finite(shim):
-    """NaN and Inf in x go where the reference lets them go."""
-    for charge in (DECAY_INPUT, DECAY_STATE):
-        for hard in (True, False):
-            x, _, ds, _ = inputs(6, 512, torch.float32, 8)
-            x[1, ::3], x[2, 1::3], x[3, 2::5] = math.nan, math.inf, -math.inf
-            spec = spec_of(6, charge=charge, hard=hard, tau=1.7)
-            want, ours = expected(spec, x, ds=ds), run(spec, x, ds=ds)
-            torch.testing.assert_close(ours["s"], want["s"], rtol=0, atol=0, equal_nan=True)
-            torch.testing.assert_close(ours["v"], want["v"], rtol=0, atol=0, equal_nan=True)
-
-
-def test_same_bits_again(shim):
-    """drate is a fixed sequence of additions."""
-    x, v0, ds, dv = inputs(20, 4096, torch.float32, 8)
-    rate = torch.tensor(2.3)
-    first, again = (run(spec_of(20), x, v0=v0, rate=rate, ds=ds, dv=dv) for _ in range(2))
-    assert torch.equal(first["drate"], again["drate"])
+    wanted = case(T=20, shape=(512,))
+    s = snnfast.lif(wanted.inputs["x"].detach(), backend="cuda")
+    assert torch.equal(s, wanted.s)
+    assert {name for name, moved in shim.last.bytes.items() if moved} == {"x", "s"}
 
 
 def test_a_failed_launch_raises(shim):
     """The status becomes an error with its text."""
-    x, v0, _, _ = inputs(4, 64, torch.float32, 8)
     shim.allows = False
     with pytest.raises(RuntimeError, match="lif: the CUDA launch failed: an illegal memory"):
-        cuda.lif_forward(spec_of(4), x, v0, None, nan(4, 64), None, None)
+        snnfast.lif(torch.randn(4, 64), backend="cuda")
 
 
 def test_compiled_at_first_use(shim, monkeypatch):
@@ -285,14 +125,13 @@ def test_compiled_at_first_use(shim, monkeypatch):
 
     built = _cuda_host.without_module(shim, monkeypatch)
     for steps, n in ((4, 256), (4, 512), (3, 8), (20, 77)):
-        x, v0, ds, dv = inputs(steps, n, torch.bfloat16, n)
-        check(shim, spec_of(steps), x, v0=v0, ds=ds, dv=dv)
+        check(HOST, T=steps, shape=(n,), dtype="bfloat16", v0=True, state=True)
     assert len(built) == 4  # T = 3 and 4 share kernels, whatever N is
     nvrtc.driver().context = 0  # another thread
-    check(shim, spec_of(20), x, v0=v0, ds=ds, dv=dv)
+    check(HOST, T=20, shape=(77,), dtype="bfloat16", v0=True, state=True)
     shim.allows = False
     with pytest.raises(RuntimeError, match="lif: the CUDA launch failed: an illegal memory"):
-        run(spec_of(20), x, v0=v0, ds=ds, dv=dv)
+        check(HOST, T=20, shape=(77,), dtype="bfloat16", v0=True, state=True)
 
 
 def test_structs(shim):
@@ -323,21 +162,19 @@ def test_fields_are_those_of_the_headers():
 def test_device_and_stream(shim):
     """A launch happens on its device and stream, and no other device is waken up."""
     shim.library.shim_contexts()
-    x, _, _, _ = inputs(4, 64, torch.float32, 8)
-    cuda.lif_forward(spec_of(4), x, None, None, nan(4, 64), None, None)
+    snnfast.lif(torch.randn(4, 64), backend="cuda")
     assert (shim.last.device, shim.last.stream) == (shim.DEVICE, shim.STREAM)
     assert shim.library.shim_contexts() == 1 << shim.DEVICE
     shim.DEVICE = 9
     with pytest.raises(RuntimeError, match="lif: the CUDA launch failed: invalid device ordinal"):
-        cuda.lif_forward(spec_of(4), x, None, None, nan(4, 64), None, None)
+        snnfast.lif(torch.randn(4, 64), backend="cuda")
 
 
 def test_only_addresses_are_new(shim):
     """What a launch has besides them is worked out once for a layer."""
     cuda._plan.cache_clear()
     for turn in range(3):
-        x, v0, ds, _ = inputs(4, 64, torch.float32, turn)
-        run(spec_of(4), x, v0=v0, ds=ds)
+        check(HOST, shape=(64,), seed=turn)
     assert cuda._plan.cache_info()[:2] == (4, 2) and len(shim.launches) == 6
 
 

@@ -4,17 +4,27 @@ that adds up what blocks have left and makes of it what follows, and how many la
 
 import math
 
+import _cuda_host
 import pytest
 import torch
-from test_norm_cuda_host import case, nan, public, shim, spec_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from snnfast import lif, norm_lif, reference
 from snnfast.backends.cuda import lif as cuda
 from snnfast.backends.cuda import norm_lif as backend
-from snnfast.backends.spec import Finished, Prepared
+from snnfast.backends.spec import Finished, Norm, Prepared
+from snnfast.ops import select
+from snnfast.ops.layer import lif_layer
 
-__all__ = ["public", "shim"]  # fixtures
+
+@pytest.fixture
+def shim(monkeypatch):
+    monkeypatch.setattr(select, "_refuse", lambda *args: None)
+    return _cuda_host.install(monkeypatch)
+
+
+def nan(*shape):
+    return torch.full(shape, math.nan)
 
 
 def prepared_of(channels, weight, running, momentum=0.1):
@@ -40,11 +50,11 @@ def assert_prepared(mean, var, ours, before):
 @pytest.mark.parametrize("weight,running", [(True, True), (False, True), (True, False)])
 def test_prepared(shim, shape, weight, running):
     """In the launch that ends the statistics, or in one of its own where they are given."""
-    c = case(4, shape, torch.bfloat16)
+    y = torch.randn(4, *shape).bfloat16()
     for momentum in (0.1, 0.9):
         mean, var = nan(shape[1]), nan(shape[1])
         ours, again, before = (prepared_of(shape[1], weight, running, momentum) for _ in range(3))
-        backend.norm_stats(c.y, *shape[1:], mean, var, ours)
+        backend.norm_stats(y, *shape[1:], mean, var, ours)
         assert_prepared(mean, var, ours, before)
         backend.norm_prepare(mean, var, again)
         assert_prepared(mean, var, again, before)
@@ -56,23 +66,24 @@ def test_prepared(shim, shape, weight, running):
 @pytest.mark.parametrize("count", [0, 1, 4 * 40 * 32])
 def test_finished(shim, shape, count):
     """In the launch that ends the sums, or in one of its own where they are given."""
-    c = case(4, shape, torch.float32)
+    y, ds, dx = (torch.randn(4, *shape) for _ in range(3))
+    norm = Norm(*(torch.rand(shape[1]) + 0.5 for _ in range(3)), *shape[1:])
     inv_std = torch.rand(shape[1]) + 0.5
     ours, again = (
-        Finished(c.norm.scale, inv_std, count, *(nan(shape[1]) for _ in range(4))) for _ in "ab"
+        Finished(norm.scale, inv_std, count, *(nan(shape[1]) for _ in range(4))) for _ in "ab"
     )
     sums = nan(2, shape[1])
-    cuda.lif_backward(spec_of(4), c.y, None, None, None, c.ds, None, torch.empty_like(c.y), None,
-                      None, c.norm, None, sums, ours)  # fmt: skip
+    layer = lif_layer(4)
+    cuda.lif_backward(layer, y, None, None, None, ds, None, dx, None, None, norm, None, sums, ours)
     backend.norm_finish(sums, again)
     assert shim.names == ["norm_lif_backward", "norm_finish", "norm_finish"]
     for found in (ours, again):
         assert torch.equal(found.dweight, sums[1] * inv_std)
         assert torch.equal(found.dbias, sums[0])
         by = -float(count) if count else math.inf
-        want_b = c.norm.scale * inv_std * inv_std * sums[1] / by
+        want_b = norm.scale * inv_std * inv_std * sums[1] / by
         assert torch.equal(found.b, want_b if count else torch.zeros_like(want_b))
-        want_c = c.norm.scale * sums[0] / by
+        want_c = norm.scale * sums[0] / by
         assert torch.equal(found.c, want_c if count else torch.zeros_like(want_c))
 
 
@@ -109,7 +120,7 @@ class Launching(TorchDispatchMode):
 @pytest.mark.unpoisoned
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
 @pytest.mark.parametrize("residual", [False, True])
-def test_launches_of_a_training_step(shim, public, residual, last):
+def test_launches_of_a_training_step(shim, residual, last):
     """Three forward, three backward, and none of torch's in between."""
     y = torch.randn(4, 3, 16, 5, 4)
     y = y.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3) if last else y
@@ -130,7 +141,7 @@ def test_launches_of_a_training_step(shim, public, residual, last):
 
 
 @pytest.mark.unpoisoned
-def test_launches_of_lif(shim, public):
+def test_launches_of_lif(shim):
     x, ds = torch.randn(4, 3, 16).requires_grad_(), torch.ones(4, 3, 16)
     with Launching() as both:
         torch.autograd.grad(lif(x, backend="cuda"), x, ds)

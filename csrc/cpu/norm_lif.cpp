@@ -3,6 +3,7 @@
 #include "norm_lif.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "norm.h"
 #include "tiles.h"
@@ -10,7 +11,8 @@
 namespace snnfast {
 inline namespace SNN_ISA {
 
-// Mean and variance from sums of Y - k, k near the mean: the mean of a few of the channel's values.
+// Mean and variance from sums of Y - k, k near the mean: the mean of a few of the channel's values,
+// without the least and the largest of them, of which one may lie far away.
 template <class R>
 void channel_stats(const NormStats& job) {
   const int64_t C = job.channels, inner = job.inner, chunks = chunk_count(job);
@@ -21,13 +23,16 @@ void channel_stats(const NormStats& job) {
   with_storage(job.dtype, [&](auto* null) {
     const auto* const y = static_cast<decltype(null)>(job.y);
     for (int64_t c = 0; c < C; ++c) {
-      double k = 0;
+      double k = 0, least = INFINITY, most = -INFINITY;
       for (int64_t j = 0, row = c * inner; j < few; row += C * inner) {
         const int64_t end = std::min(inner, few - j);
-        for (int64_t i = 0; i < end; ++i) k += double(widen(y[row + i]));
+        for (int64_t i = 0; i < end; ++i) {
+          const double value = double(widen(y[row + i]));
+          k += value, least = std::min(least, value), most = std::max(most, value);
+        }
         j += end;
       }
-      mean[c] = R(k / double(few));
+      mean[c] = R(few > 2 ? (k - least - most) / double(few - 2) : k / double(few));
     }
   });
   std::fill(job.partial, job.partial + chunks * 2 * C, 0.0);
@@ -65,7 +70,7 @@ void channel_stats(const NormStats& job) {
   for (int64_t c = 0; c < C; ++c) {
     const double shift = total[c] / count, square = total[C + c] / count;
     mean[c] = R(double(mean[c]) + shift);
-    var[c] = R(std::max(0.0, square - shift * shift));
+    var[c] = R(std::max(square - shift * shift, 0.0));  // NaN stays NaN
   }
 }
 
