@@ -38,7 +38,7 @@ TOTAL = tl.constexpr(6)
 
 
 @triton.jit
-def place(batch, classes, ROWS: tl.constexpr, BLOCK: tl.constexpr, CHUNKED: tl.constexpr):
+def row_and_classes(batch, classes, ROWS: tl.constexpr, BLOCK: tl.constexpr, CHUNKED: tl.constexpr):
     """The program's rows [ROWS] int64, and which of them exist (the others repeat the last one);
     its classes [1, BLOCK], and which of the row's chunks they are."""
     program = tl.program_id(0)

@@ -32,11 +32,11 @@ from .distill import (
     load,
     mean_scale,
     offsets,
-    place,
     read_statistics,
     read_steps,
     read_target,
     rounded,
+    row_and_classes,
     row_entropy,
     row_first,
     row_max,
@@ -166,7 +166,7 @@ def stepwise_rows(
     VEC: tl.constexpr,
     DENSE: tl.constexpr,
 ):
-    b, live, c, chunk = place(batch, units * VEC, ROWS, BLOCK, statistics is not None)
+    b, live, c, chunk = row_and_classes(batch, units * VEC, ROWS, BLOCK, statistics is not None)
     classes = units.to(tl.int64) * VEC
     inside = c < classes
     z_at = offsets(b, c, row_stride, class_stride, VEC, DENSE)

@@ -30,11 +30,11 @@ from .distill import (
     centred,
     distribution,
     offsets,
-    place,
     read_statistics,
     read_steps,
     read_target,
     rounded,
+    row_and_classes,
     row_max,
     row_sum,
     softmax,
@@ -171,7 +171,7 @@ def tssd_rows(
     VEC: tl.constexpr,
     DENSE: tl.constexpr,
 ):
-    b, live, c, chunk = place(batch, units * VEC, ROWS, BLOCK, statistics is not None)
+    b, live, c, chunk = row_and_classes(batch, units * VEC, ROWS, BLOCK, statistics is not None)
     classes = units.to(tl.int64) * VEC
     inside = c < classes
     z_at = offsets(b, c, row_stride, class_stride, VEC, DENSE)

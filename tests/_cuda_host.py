@@ -137,7 +137,7 @@ class Host:
 
     # In place of the functions of the same names in backends/cuda/launch.py.
 
-    def place(self, x):
+    def device_and_stream(self, x):
         return self.DEVICE, self.STREAM
 
     def pointer(self, tensor):
@@ -201,7 +201,7 @@ class Host:
 def install(monkeypatch) -> Host:
     """backend="cuda" takes CPU tensors."""
     host = Host()
-    for name in ("place", "pointer", "run"):
+    for name in ("device_and_stream", "pointer", "run"):
         monkeypatch.setattr(launch, name, getattr(host, name))
     monkeypatch.setattr(launch, "on", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(launch, "ahead_of_time", lambda: host)

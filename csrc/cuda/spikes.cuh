@@ -104,12 +104,12 @@ struct Octet {
 };
 
 // The bytes of a thread: the first one, and whether all of the block's are whole and aligned.
-struct PackPlace {
+struct PackRange {
   i64 byte;
   bool whole;
 };
 
-SNN_DEVICE PackPlace pack_place(const SpikesArgs& p) {
+SNN_DEVICE PackRange pack_range(const SpikesArgs& p) {
   const i64 first = i64(blockIdx.x) * (kPackThreads * kPackBytes);
   const bool inside = (first + kPackThreads * kPackBytes) * 8 <= p.n;
   return {first + threadIdx.x, inside && (p.flags & kVector) != 0};
@@ -118,19 +118,19 @@ SNN_DEVICE PackPlace pack_place(const SpikesArgs& p) {
 template <int kSize>
 SNN_DEVICE void pack_spikes(const SpikesArgs& p) {
   const char* s = static_cast<const char*>(p.s);
-  const PackPlace place = pack_place(p);
+  const PackRange range = pack_range(p);
   Octet<kSize> some[kPackBytes];
-  if (place.whole) {  // all loads are in flight before the first is used
+  if (range.whole) {  // all loads are in flight before the first is used
     SNN_UNROLL
     for (int k = 0; k < kPackBytes; ++k)
-      some[k].load(s + (place.byte + k * kPackThreads) * (8 * kSize));
+      some[k].load(s + (range.byte + k * kPackThreads) * (8 * kSize));
   }
   bool exact = true;
   SNN_UNROLL
   for (int k = 0; k < kPackBytes; ++k) {
-    const i64 byte = place.byte + k * kPackThreads, left = p.n - byte * 8;
+    const i64 byte = range.byte + k * kPackThreads, left = p.n - byte * 8;
     if (left <= 0) break;
-    if (!place.whole) some[k].load_some(s + byte * (8 * kSize), left < 8 ? int(left) : 8);
+    if (!range.whole) some[k].load_some(s + byte * (8 * kSize), left < 8 ? int(left) : 8);
     store_byte(p.bits + byte, some[k].byte());
     if (p.flags & kLook) exact &= some[k].only_spikes(p.one);
   }
@@ -141,20 +141,20 @@ SNN_DEVICE void pack_spikes(const SpikesArgs& p) {
 template <int kSize>
 SNN_DEVICE void unpack_spikes(const SpikesArgs& p) {
   char* s = static_cast<char*>(p.s);
-  const PackPlace place = pack_place(p);
+  const PackRange range = pack_range(p);
   unsigned bits[kPackBytes];
   SNN_UNROLL
   for (int k = 0; k < kPackBytes; ++k) {
-    const i64 byte = place.byte + k * kPackThreads;
+    const i64 byte = range.byte + k * kPackThreads;
     bits[k] = byte * 8 < p.n ? load_byte(p.bits + byte) : 0;
   }
   SNN_UNROLL
   for (int k = 0; k < kPackBytes; ++k) {
-    const i64 byte = place.byte + k * kPackThreads, left = p.n - byte * 8;
+    const i64 byte = range.byte + k * kPackThreads, left = p.n - byte * 8;
     if (left <= 0) break;
     Octet<kSize> some;
     some.set(bits[k], p.one);
-    if (place.whole)
+    if (range.whole)
       some.store(s + byte * (8 * kSize));
     else
       some.store_some(s + byte * (8 * kSize), left < 8 ? int(left) : 8);

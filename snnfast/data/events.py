@@ -13,7 +13,7 @@ from snnfast.data.aedat import events, read_aedat2, read_aedat3, read_aedat4
 from snnfast.data.augment import pipelines
 from snnfast.data.base import Data, DataError, TensorSplit
 from snnfast.data.decoded import ON_ERROR
-from snnfast.data.extras import place, regular, require, seen
+from snnfast.data.extras import regular, require, root_of, seen
 from snnfast.data.frames import Recording, load_frames
 from snnfast.data.known import CLASSES, OBJECTS
 from snnfast.data.subset import choose, pick
@@ -47,7 +47,7 @@ def cifar10_dvs(
     recordings that cannot be read: their frames are zeros, their targets IGNORED.
     """
     options = (timesteps, image_size, train, test, augment, workers, on_error, device)
-    name, root = "cifar10_dvs", place(root, ("cifar10_dvs", "CIFAR10DVS"), OBJECTS[:1])
+    name, root = "cifar10_dvs", root_of(root, ("cifar10_dvs", "CIFAR10DVS"), OBJECTS[:1])
     if not (root / OBJECTS[0]).is_dir():
         raise FileNotFoundError(
             f"{name}: {root.resolve()} must hold airplane/*.aedat, automobile/*.aedat and so on: "
@@ -93,7 +93,7 @@ def dvs_gesture(
     """
     options = (timesteps, image_size, train, test, augment, workers, on_error, device)
     signs = ("trials_to_train.txt", "ibmGestureTrain")
-    name, root = "dvs_gesture", place(root, ("dvs_gesture", "DvsGesture", "DVSGesture"), signs)
+    name, root = "dvs_gesture", root_of(root, ("dvs_gesture", "DvsGesture", "DVSGesture"), signs)
     published = (root / "trials_to_train.txt").is_file()
     if not published and not (root / "ibmGestureTrain").is_dir():
         raise FileNotFoundError(

@@ -17,7 +17,7 @@ def require(module: str, extra: str = "train"):
         ) from error
 
 
-def place(root: str | Path, names: Sequence[str], signs: Sequence[str]) -> Path:
+def root_of(root: str | Path, names: Sequence[str], signs: Sequence[str]) -> Path:
     """``root``, or the folder of ``names`` in it that holds one of the files ``signs``."""
     root = Path(root)
     places = (root, *(root / name for name in names))

@@ -12,7 +12,7 @@ from snnfast.data import hub
 from snnfast.data.augment import RESIZED_CROP, pipelines
 from snnfast.data.base import Data
 from snnfast.data.decoded import ON_ERROR, DecodedSplit, Samples
-from snnfast.data.extras import place, require
+from snnfast.data.extras import require, root_of
 from snnfast.data.known import NORMALISE
 from snnfast.data.pictures import centre_crop, decode, resized_crop, shorter_side
 from snnfast.data.subset import choose
@@ -44,7 +44,7 @@ def imagenet(
     """
     options = (train, test, augment, normalise, image_size, workers, on_error, device)
     if source == "files":
-        root = place(root, ("imagenet",), ("train",))
+        root = root_of(root, ("imagenet",), ("train",))
         return _folders("imagenet", root, ("val",), *options)
     samples = {
         split: hub.table("imagenet", "ILSVRC/imagenet-1k", root, source, called)

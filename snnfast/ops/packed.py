@@ -170,8 +170,8 @@ def _as_bits(t: Tensor) -> _Packed | None:
         return None
     backend = _backend(t.device.type, t.dtype)
     storage = _known.get(t)
-    place = (t.storage_offset(), t.numel(), t.dtype)
-    bits = storage.bits.get(place) if storage is not None else None
+    region = (t.storage_offset(), t.numel(), t.dtype)
+    bits = storage.bits.get(region) if storage is not None else None
     if bits is None:
         look = _look_is_free(t)
         if not (look or storage is not None or _picked_from_spikes(t)):
@@ -180,7 +180,7 @@ def _as_bits(t: Tensor) -> _Packed | None:
         if packed is None:
             return None
         storage = storage or _known.add(t)
-        bits = storage.bits[place] = _Bits(packed)
+        bits = storage.bits[region] = _Bits(packed)
     return _Packed(bits, t.shape, t.stride(), contiguous, t.dtype, backend)
 
 

@@ -75,7 +75,7 @@ def aligned(*pointers: int) -> bool:
     return every % 16 == 0
 
 
-def place(x: Tensor) -> tuple[int, int]:
+def device_and_stream(x: Tensor) -> tuple[int, int]:
     """The index of x's device and its current stream."""
     device = x.get_device()
     return device, torch._C._cuda_getCurrentRawStream(device)
@@ -140,7 +140,7 @@ class Launch(NamedTuple):
 
 def run(launch: Launch, like: Tensor, *structs: bytes) -> None:
     """On like's device and stream. Raises RuntimeError where the launch is refused."""
-    device, stream = place(like)
+    device, stream = device_and_stream(like)
     module = ahead_of_time()
     with on(device):
         if module is None:
