@@ -30,9 +30,8 @@ def with_dense_steps(x: Tensor, axis: int) -> Tensor:
     return x.contiguous()
 
 
-def step_strides(x: Tensor, axis: int) -> list[int]:
-    """Strides of one timestep, as dense as x's own; 1 for an axis of one element."""
-    sizes, strides = list(x.shape[axis:]), list(x.stride()[axis:])
+def dense_strides(sizes, strides) -> list[int]:
+    """Strides in the same order, without gaps; 1 for an axis of one element."""
     order = sorted(range(len(sizes)), key=lambda d: (strides[d], -d))
     dense, expected = [1] * len(sizes), 1
     for d in order:
@@ -40,6 +39,11 @@ def step_strides(x: Tensor, axis: int) -> list[int]:
             dense[d] = expected
             expected = expected * sizes[d]
     return dense
+
+
+def step_strides(x: Tensor, axis: int) -> list[int]:
+    """Strides of one timestep, as dense as x's own."""
+    return dense_strides(x.shape[axis:], x.stride()[axis:])
 
 
 def empty_steps(x: Tensor, axis: int, leading: list[int], dtype: torch.dtype) -> Tensor:

@@ -5,6 +5,7 @@ The contract (schemas and fakes), the launches, and what joins ranks, in that or
 batch norm without a neuron, for several ranks.
 """
 
+import functools
 import math
 
 import torch
@@ -42,15 +43,23 @@ def channel_axis(static: bool) -> int:
     return 1 if static else 2
 
 
+@functools.lru_cache(1024)
+def _channels(shape: torch.Size, strides: tuple[int, ...] | None, axis: int) -> tuple[int, int]:
+    """Without ``strides``: contiguous."""
+    if strides is None:
+        return shape[axis], math.prod(shape[axis + 1 :])
+    return shape[axis], layout.dense_strides(shape[axis - 1 :], strides[axis - 1 :])[1]
+
+
+def channels_of(y: Tensor, static: bool) -> tuple[int, int]:
+    """Where the channels of y, whose steps are dense, lie: their number and ``inner``."""
+    return _channels(y.shape, None if y.is_contiguous() else y.stride(), channel_axis(static))
+
+
 def with_channels(y: Tensor, static: bool) -> tuple[Tensor, int, int]:
-    """y as [T, ...] with dense steps, and where its channels are: their number and ``inner``."""
-    first = channel_axis(static) - 1
-    y = layout.with_dense_steps(y, first)
-    if y.is_contiguous():
-        inner = math.prod(y.shape[first + 2 :])
-    else:
-        inner = layout.step_strides(y, first)[1]
-    return (y.unsqueeze(0) if static else y), y.shape[first + 1], inner
+    """y as [T, ...] with dense steps, and where its channels lie."""
+    y = layout.with_dense_steps(y, channel_axis(static) - 1)
+    return (y.unsqueeze(0) if static else y), *channels_of(y, static)
 
 
 def _empty_stats(y: Tensor, static: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:

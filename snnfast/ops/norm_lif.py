@@ -67,7 +67,7 @@ def _(y, mean, scale, bias, v0, rate, borders, ds, dv, a, b, c, steps, choices, 
 def _forward(y, residual, mean, scale, bias, v0, rate, layer, kernels, state, keep):
     y, sequence, rate, layer = layers.as_launched(y, rate, layer)
     s, v, borders = layers.empty_forward(y, layer, state, keep)
-    norm = specs.Norm(mean, scale, bias, *norms.with_channels(y, layer.static)[1:])
+    norm = specs.Norm(mean, scale, bias, *norms.channels_of(y, layer.static))
     v0 = layout.like_steps(v0, y, layers.axis(layer))
     residual = layout.like_steps(residual, y, layers.axis(layer), any_stride=True)
     kernels.lif_forward(layer, sequence, v0, rate, s, v, borders, norm, residual)
@@ -79,7 +79,7 @@ def _backward(y, residual, mean, scale, bias, inv_std, v0, rate, borders, ds, dv
     y, sequence, rate, layer = layers.as_launched(y, rate, layer)
     outputs = _empty_backward(y, mean, rate, layer, want_dx, want_dv0, want_drate)
     dx, sums, *rows, dv0, drate = outputs
-    norm = specs.Norm(mean, scale, bias, *norms.with_channels(y, layer.static)[1:])
+    norm = specs.Norm(mean, scale, bias, *norms.channels_of(y, layer.static))
     v0, *kept = layers.gradients_as_launched(y, layer, v0, borders, ds, dv)
     residual = layout.like_steps(residual, y, layers.axis(layer), any_stride=True)
     grads = (dx, dv0, drate)
@@ -91,7 +91,7 @@ def _backward(y, residual, mean, scale, bias, inv_std, v0, rate, borders, ds, dv
 def _dy(y, mean, scale, bias, v0, rate, borders, ds, dv, a, b, c, layer, kernels):
     y, sequence, rate, layer = layers.as_launched(y, rate, layer)
     dy = layers.empty_input(y, layer)
-    norm = specs.Norm(mean, scale, bias, *norms.with_channels(y, layer.static)[1:])
+    norm = specs.Norm(mean, scale, bias, *norms.channels_of(y, layer.static))
     v0, *kept = layers.gradients_as_launched(y, layer, v0, borders, ds, dv)
     kernels.norm_lif_dy(layer, sequence, v0, rate, *kept, dy, norm, a, b, c)
     return dy
@@ -131,11 +131,8 @@ class _NormLif(torch.autograd.Function):
         y, residual, scale, shift, v0, rate, mean, inv_std, borders = ctx.saved_tensors
         want_dy, want_dresidual, _, _, want_dv0, want_drate, *_ = ctx.needs_input_grad
         call, shared = ctx.call, ctx.group is not None and ctx.batch is not None
-        norm, inputs, direct = (
-            (mean, scale, shift),
-            (v0, rate, borders, ds, dv),
-            call.direct and is_direct(y, ds, dv),
-        )
+        norm, inputs = (mean, scale, shift), (v0, rate, borders, ds, dv)
+        direct = call.direct and is_direct(y, ds, dv)
         dx, sums, dweight, dbias, b, c, dv0, drate = call.backward(
             direct, torch.ops.snnfast.norm_lif_backward.default, _backward,
             (y, residual, *norm, inv_std, *inputs),
