@@ -18,6 +18,7 @@ from snnfast import norm_lif, reference
 kernels = pytest.mark.backends(*KERNELS)
 here = pytest.mark.backends(*CPU, HOST)
 """What computes fast enough without a GPU, and compiles nothing with one."""
+quick = pytest.mark.backends(*CPU, HOST, *GPU)
 DTYPES = ("float32", "float16", "bfloat16")
 LAYOUTS = ("contiguous", "channels_last")
 # [B, C, ...]: odd and even rows, several rows a tile and several tiles a row, several tiles of
@@ -350,7 +351,7 @@ def test_what_is_not_finite(backend):
         assert_same(ours.v, v)
 
 
-@kernels
+@quick
 def test_what_is_not_aligned(backend):
     """The same bits, and so for time strides of their own."""
     steps, shape, width = 5, (1, 4, 128), 1536
@@ -373,7 +374,7 @@ def test_what_is_not_aligned(backend):
     assert all(all(map(torch.equal, result, results[0])) for result in results[1:])
 
 
-@kernels
+@quick
 @pytest.mark.parametrize("name", ["weight", "bias", "running_mean", "running_var"])
 def test_vectors_of_channels_with_gaps(backend, name):
     y, ds = (torch.randn(4, 3, 5, 6).to(backend.device) for _ in range(2))
@@ -390,7 +391,7 @@ def test_vectors_of_channels_with_gaps(backend, name):
         assert all(map(torch.equal, *results))
 
 
-@kernels
+@quick
 def test_a_training_step_between_forward_and_backward_of_an_evaluation(backend):
     y, ds = (torch.randn(4, 3, 5, 6).to(backend.device) for _ in range(2))
     gradients = []
@@ -403,7 +404,7 @@ def test_a_training_step_between_forward_and_backward_of_an_evaluation(backend):
     assert torch.equal(*gradients)
 
 
-@kernels
+@quick
 def test_gradients_share_no_memory(backend):
     """That of y is written where that of the normalised y was: it must be nobody else's."""
     y, r = (torch.randn(4, 3, 5, 6).to(backend.device).requires_grad_() for _ in range(2))
