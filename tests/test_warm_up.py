@@ -1,6 +1,7 @@
 """What a network compiles, counted where there is no GPU; and ``warm_up``, which compiles it
 beforehand."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -172,6 +173,12 @@ def test_a_step_compiles_nothing_after_it(driver, monkeypatch, tmp_path):
     assert snnfast.warm_up(model, x, loss=loss) == 0
 
 
+def test_what_no_process_compiles_is_compiled_here(driver, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    model, x = nn.Sequential(nn.Linear(3, 16), snnfast.nn.LIF()), torch.randn(4, 8, 3)
+    assert snnfast.warm_up(model, x, workers=2) == len(driver.loaded) == 2
+
+
 def values(model):
     kept = {name: t.clone() for name, t in model.state_dict().items()}
     grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -215,3 +222,10 @@ def test_wrong_arguments(message):
     arguments = dict(model=nn.Identity(), example=torch.zeros(1)) | WRONG[message]
     with pytest.raises((TypeError, ValueError), match=f"^warm_up: {message}"):
         snnfast.warm_up(**arguments)
+
+
+def test_who_compiles_does_not_wait_for_torch():
+    code = "import sys; from snnfast.kernels.ahead import serve; serve(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], input="", capture_output=True, text=True)
+    modules = done.stderr.split()  # where its prints go
+    assert "triton.runtime" in modules and "torch" not in modules

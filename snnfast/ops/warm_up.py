@@ -71,7 +71,8 @@ def warm_up(
         model: a module; of DistributedDataParallel, what it wraps.
         example: its input, or a tuple of its inputs.
         loss: of the model's output, gives a tensor or several; None: all outputs get a gradient.
-        workers: processes; None: as many as there are cores. 1 compiles in this one.
+        workers: processes; None: as many as there are cores, of which several ranks on one machine
+            should each name a part. 1 compiles in this one.
 
     Returns:
         How many kernels are new: 0 where all were known, or no layer runs on Triton. Where there is

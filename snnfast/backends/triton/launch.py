@@ -19,6 +19,7 @@ WARPS = 4
 _compiled: dict[tuple, tuple[Any, tuple]] = {}
 """Kernels that were launched before, and the constants that follow their arguments."""
 _noted: dict[tuple, tuple[torch.device, "Call"]] | None = None
+"""In a block of ``noting``, those that are new in it."""
 _numbered: dict[tuple, int] = {}
 _seen: dict[int, tuple[dict, int]] = {}
 
@@ -36,15 +37,18 @@ def _number(constants: dict) -> int:
     return number
 
 
+def _wide(number: int) -> bool:
+    return not -(2**31) <= number < 2**31
+
+
 def _kind(argument) -> Any:
-    """What Triton compiles a kernel apart for: dtypes, pointers and numbers that divide by 16,
-    numbers beyond 32 bits. Not for a 1, since all that it may specialise have a type in the
-    kernels."""
+    """What Triton compiles a kernel apart for: dtypes, pointers and numbers that 16 divides,
+    numbers beyond 32 bits. Not for 1: a number that it may build in has a type in our kernels,
+    which keeps it from doing so."""
     if argument is None or type(argument) is float:
         return argument is None
     if type(argument) is int:
-        wide = not -(2**31) <= argument < 2**31
-        return (argument & 15 == 0) + 2 * wide
+        return (argument & 15 == 0) + 2 * _wide(argument)
     return argument.dtype, argument.data_ptr() & 15 == 0
 
 
@@ -55,8 +59,7 @@ def _like(argument, specialized: bool) -> Any:
     if type(argument) is float:
         return 0.0
     if type(argument) is int:
-        wide = not -(2**31) <= argument < 2**31
-        return (16 if specialized and argument & 15 == 0 else 3) + (wide << 40)
+        return (16 if specialized and argument & 15 == 0 else 3) + (_wide(argument) << 40)
     return Like(str(argument.dtype), argument.data_ptr() & 15 and 1)
 
 
