@@ -87,7 +87,7 @@ def lif_forward(
     steps: tl.int32,
     n: tl.int64,
     x_stride: tl.int64,
-    residual_stride,
+    residual_stride: tl.int64,
     rows,  # with mean: how the tile lies, as ``place`` has it; inner is its width
     chunks,
     channels,
@@ -192,7 +192,7 @@ def lif_backward(
     n: tl.int64,
     x_stride: tl.int64,
     ds_stride: tl.int64,
-    residual_stride,
+    residual_stride: tl.int64,
     rows,
     chunks,
     channels,

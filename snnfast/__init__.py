@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from snnfast.ops.packed import packed_spikes
     from snnfast.ops.select import BackendUnavailable, backend, explain
     from snnfast.ops.spikes import pack_spikes, unpack_spikes
+    from snnfast.ops.warm_up import warm_up
     from snnfast.train.load import load
 
 __version__ = "0.2.0"
@@ -44,6 +45,7 @@ __all__ = [
     "tssd_loss",
     "twkd_loss",
     "unpack_spikes",
+    "warm_up",
 ]
 
 # Imported at first use, so that `snnfast --help` need not wait for torch. None: a submodule.
@@ -68,6 +70,7 @@ _HOMES = {
     "tssd_loss": "snnfast.ops.distill",
     "twkd_loss": "snnfast.ops.distill",
     "unpack_spikes": "snnfast.ops.spikes",
+    "warm_up": "snnfast.ops.warm_up",
 }
 
 

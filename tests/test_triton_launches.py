@@ -96,3 +96,52 @@ def test_evaluation_is_two_launches(launched):
         )
     assert taken(launched) == ["norm_prepare", "lif_forward"]
     assert set(more) <= {"aten::clone", "aten::copy_"}  # of the running statistics
+
+
+def one_of_each(calls: list) -> list:
+    """The calls that all ops make."""
+    y = torch.randn(4, 2, 8, 4, 4, requires_grad=True)
+    weight, mean, var = torch.ones(8), torch.zeros(8), torch.ones(8)
+    with snnfast.backend("triton"):
+        for training in (True, False):
+            for r in (None, y):
+                s = snnfast.norm_lif(
+                    y, r, weight=weight, bias=weight, running_mean=mean, running_var=var,
+                    training=training,
+                )  # fmt: skip
+                s.sum().backward()
+        snnfast.unpack_spikes(snnfast.pack_spikes(s.detach()), s.shape, s.dtype)
+        logits, target = y.flatten(2), torch.zeros(2).long()
+        for loss in (snnfast.twkd_loss, snnfast.tser_loss):
+            loss(logits, target, torch.zeros(2, 128)).backward()
+        snnfast.tssd_loss(logits, target, logits, student_steps=2).backward()
+        many = torch.zeros(4, 2, 5000)
+        snnfast.twkd_loss(many, target, many[0])
+    made, calls[:] = list(calls), []
+    return made
+
+
+@pytest.fixture
+def calls(launched, monkeypatch):
+    made = []
+    monkeypatch.setattr(launch.Call, "launch", lambda call, _: made.append(call))
+    return made
+
+
+@pytest.mark.unpoisoned
+def test_constants_are_the_same_dicts_at_every_step(calls):
+    """By which a launch finds its kernel; equal ones would have to be compared."""
+    first, second = one_of_each(calls), one_of_each(calls)
+    assert len(first) == len(second) and len({call.kernel for call in first}) == 13
+    different = [a.kernel.__name__ for a, b in zip(first, second) if a.constants is not b.constants]
+    assert not different
+
+
+@pytest.mark.unpoisoned
+def test_no_number_is_built_into_a_kernel(calls):
+    """Triton would make a kernel of its own for 1, were the number not of a type or left alone."""
+    for call in one_of_each(calls):
+        for parameter, argument in zip(call.kernel.params, call.arguments):
+            if type(argument) is int:
+                typed = parameter.do_not_specialize or parameter.annotation_type
+                assert typed, f"{call.kernel.__name__}: {parameter.name}"

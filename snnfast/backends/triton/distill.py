@@ -92,15 +92,18 @@ def _access(*tensors: Tensor) -> _Access:
     )
 
 
-def _shape_constants(cut: Tile, access: _Access) -> dict:
+# The plans of kernels: their constants are always the same dict.
+@functools.lru_cache(maxsize=1024)
+def _rows_plan(flags: tuple, cut: Tile, vec: int, dense: bool) -> dict:
     constants = {
+        "FLAGS": flags,
         "STEPS": cut.steps,
         "LONG": cut.long,
         "WHOLE": cut.whole,
         "ROWS": cut.rows,
         "BLOCK": cut.block,
-        "VEC": access.vec,
-        "DENSE": access.dense,
+        "VEC": vec,
+        "DENSE": dense,
         "num_warps": cut.warps,
         "enable_fp_fusion": False,
     }
@@ -108,6 +111,23 @@ def _shape_constants(cut: Tile, access: _Access) -> dict:
         # Left alone, the assembler spills a little to fit more programs.
         constants["maxnreg"] = min(255, 65536 // (32 * cut.warps))
     return constants
+
+
+@functools.cache
+def _statistics_plan(soft: bool, vec: int, dense: bool) -> dict:
+    constants = {"SOFT": soft, "BLOCK": _CHUNK, "VEC": vec, "DENSE": dense}
+    return {**constants, "num_warps": _CHUNK // 256, "enable_fp_fusion": False}
+
+
+@functools.cache
+def _finish_plan(terms: int, few: bool) -> dict:
+    block = 128 if few else 1024
+    return {"COUNT": terms, "BLOCK": block, "num_warps": 4, "enable_fp_fusion": False}
+
+
+@functools.cache
+def _scale_plan(itemsize: int) -> dict:
+    return {"BLOCK": 16 // itemsize * 128, "num_warps": 4, "enable_fp_fusion": False}
 
 
 def _lines(logits: Tensor, *sizes: int) -> Tensor:
@@ -132,14 +152,8 @@ def _statistics_call(rows, lines, far, rates=(None,) * 3, label=None, right=None
     access, groups = _access(rows), len(lines)
     steps, batch, classes = rows.shape
     sizes = (steps // groups, batch, classes // access.vec, *access.strides[0])
-    constants = {
-        "SOFT": label is not None and label.is_floating_point(),
-        "BLOCK": _CHUNK,
-        "VEC": access.vec,
-        "DENSE": access.dense,
-        "num_warps": _CHUNK // 256,
-        "enable_fp_fusion": False,
-    }
+    soft = label is not None and label.is_floating_point()
+    constants = _statistics_plan(soft, access.vec, access.dense)
     arguments = (rows, label, right, lines, *sizes, far, *rates, groups / steps)
     return Call(row_statistics, groups * batch, arguments, constants)
 
@@ -211,7 +225,7 @@ def stepwise_calls(
         calls, lines = _stepwise_statistics(loss, logits, target, teacher, far, rates)
     programs, parts = _parts(cut, logits)
     sizes = (steps, batch, classes // access.vec, *access.strides[0], loss.ignore_index)
-    constants = {"FLAGS": flags, **_shape_constants(cut, access)}
+    constants = _rows_plan(flags, cut, access.vec, access.dense)
     arguments = (
         logits, target, teacher, gradient, lines, parts, *sizes, far, *rates, *numbers
     )  # fmt: skip
@@ -286,7 +300,7 @@ def tssd_calls(
     programs, parts = _parts(cut, logits)
     strides = (*access.strides[0], *access.strides[-1])
     sizes = (steps, loss.student_steps, batch, classes // access.vec, *strides, loss.ignore_index)
-    constants = {"FLAGS": flags, **_shape_constants(cut, access)}
+    constants = _rows_plan(flags, cut, access.vec, access.dense)
     tensors = (logits, target, aux, gradient, aux_gradient, lines, parts)
     call = Call(tssd_rows, programs, (*tensors, *sizes, far, *rates, *numbers), constants)
     return [*calls, call], parts
@@ -301,12 +315,7 @@ def finish_call(parts, value, terms, unit, factors, weights, unit_factor: float)
     # Sums are in bits.
     factors, weights = (*(_LN_2 * factor for factor in factors), *none), (*weights, *none)
     programs = parts.shape[0]
-    constants = {
-        "COUNT": terms.numel(),
-        "BLOCK": 128 if programs <= 128 else 1024,
-        "num_warps": 4,
-        "enable_fp_fusion": False,
-    }
+    constants = _finish_plan(terms.numel(), programs <= 128)
     arguments = (parts, value, terms, unit, programs, *factors, *weights, unit_factor)
     return Call(finish, 1, arguments, constants)
 
@@ -315,12 +324,9 @@ def scale_call(gradient, grad_output, unit, scaled) -> Call:
     """The launch behind ``scale_gradient``: 16 bytes a thread."""
     from snnfast.kernels.distill import scale_gradient as kernel
 
-    block = 16 // gradient.element_size() * 128
-    programs = -(-gradient.numel() // block)
-    constants = {"BLOCK": block, "num_warps": 4, "enable_fp_fusion": False}
-    return Call(
-        kernel, programs, (gradient, grad_output, unit, scaled, gradient.numel()), constants
-    )
+    constants, n = _scale_plan(gradient.element_size()), gradient.numel()
+    programs = -(-n // constants["BLOCK"])
+    return Call(kernel, programs, (gradient, grad_output, unit, scaled, n), constants)
 
 
 def stepwise_loss(loss, logits, target, teacher_logits, value, terms, unit, gradient) -> None:

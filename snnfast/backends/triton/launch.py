@@ -3,10 +3,13 @@
 import contextlib
 import functools
 import importlib.util
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
 import torch
+
+from snnfast.kernels.ahead import Like
 
 # Elements of a thread: 16 bytes of x, so that every access is as wide as the hardware has it.
 THREAD = {torch.float32: 4, torch.float16: 8, torch.bfloat16: 8}
@@ -15,6 +18,8 @@ WARPS = 4
 
 _compiled: dict[tuple, tuple[Any, tuple]] = {}
 """Kernels that were launched before, and the constants that follow their arguments."""
+_noted: dict[tuple, tuple[torch.device, "Call"]] | None = None
+"""In a block of ``noting``, those that are new in it."""
 _numbered: dict[tuple, int] = {}
 _seen: dict[int, tuple[dict, int]] = {}
 
@@ -32,15 +37,35 @@ def _number(constants: dict) -> int:
     return number
 
 
+def _wide(number: int) -> bool:
+    return not -(2**31) <= number < 2**31
+
+
 def _kind(argument) -> Any:
-    """What Triton compiles a kernel apart for: dtypes, pointers and numbers that divide by 16,
-    ones, numbers beyond 32 bits."""
+    """What Triton compiles a kernel apart for: dtypes, pointers and numbers that 16 divides,
+    numbers beyond 32 bits. Not for 1: a number that it may build in has a type in our kernels,
+    which keeps it from doing so."""
     if argument is None or type(argument) is float:
         return argument is None
     if type(argument) is int:
-        wide = not -(2**31) <= argument < 2**31
-        return 2 if argument == 1 else (argument & 15 == 0) + 4 * wide
-    return argument.dtype, argument.data_ptr() & 15
+        return (argument & 15 == 0) + 2 * _wide(argument)
+    return argument.dtype, argument.data_ptr() & 15 == 0
+
+
+def _like(argument, specialized: bool) -> Any:
+    """An argument that the kernel is compiled the same for, without the memory that it holds."""
+    if argument is None:
+        return None
+    if type(argument) is float:
+        return 0.0
+    if type(argument) is int:
+        return (16 if specialized and argument & 15 == 0 else 3) + (_wide(argument) << 40)
+    return Like(str(argument.dtype), argument.data_ptr() & 15 and 1)
+
+
+def _on(device: torch.device):
+    away = device.type == "cuda" and device.index != torch.cuda.current_device()
+    return torch.cuda.device(device) if away else contextlib.nullcontext()
 
 
 class Call(NamedTuple):
@@ -52,8 +77,7 @@ class Call(NamedTuple):
     constants: dict
 
     def launch(self, device: torch.device) -> None:
-        away = device.type == "cuda" and device.index != torch.cuda.current_device()
-        with torch.cuda.device(device) if away else contextlib.nullcontext():
+        with _on(device):
             self._launch(device)
 
     def _launch(self, device: torch.device) -> None:
@@ -66,10 +90,50 @@ class Call(NamedTuple):
             compiled, constants = known
             compiled[self.programs, 1, 1](*self.arguments, *constants)
             return
-        compiled = self.kernel[(self.programs,)](*self.arguments, **self.constants)
+        if _noted is not None:
+            _noted[key] = device, self._form()
+            return
+        self._keep(key, self.kernel[(self.programs,)](*self.arguments, **self.constants))
+
+    def _form(self) -> "Call":
+        """The same for all launches of one kernel, and without memory."""
+        fixed = self.kernel.do_not_specialize
+        named = zip(self.kernel.arg_names, self.arguments)
+        arguments = tuple(_like(argument, name not in fixed) for name, argument in named)
+        return self._replace(programs=1, arguments=arguments)
+
+    def _keep(self, key: tuple, compiled) -> None:
         if compiled is not None:
             names = self.kernel.arg_names[len(self.arguments) :]
             _compiled[key] = compiled, tuple(self.constants[name] for name in names)
+
+    def load(self, device: torch.device, key: tuple) -> None:
+        """Makes the kernel ready to be launched, under the key that it was noted by."""
+        with _on(device):
+            compiled = self.kernel.warmup(*self.arguments, grid=(1,), **self.constants)
+            if compiled is not None:
+                compiled[1, 1, 1]  # which loads it
+            self._keep(key, compiled)
+
+
+@contextlib.contextmanager
+def noting() -> Iterator[dict[tuple, tuple[torch.device, Call]]]:
+    """In the block kernels that were never launched are noted instead, whatever the thread:
+    autograd has its own."""
+    global _noted
+    before, _noted = _noted, {}
+    try:
+        yield _noted
+    finally:
+        _noted = before
+
+
+def target(device: torch.device) -> Any:
+    """What Triton compiles for on it."""
+    from triton.runtime import driver
+
+    with _on(device):
+        return driver.active.get_current_target()
 
 
 @functools.cache
@@ -87,6 +151,17 @@ def available() -> str | None:
         "no CUDA device (torch.cuda.is_available() is False); to run the kernels on the CPU under "
         "Triton's interpreter, slowly, set TRITON_INTERPRET=1 before Python starts"
     )
+
+
+def compiles_nothing() -> str | None:
+    """Why there is nothing to compile here, or None."""
+    reason = available()
+    if reason is None:
+        from snnfast.kernels import neuron
+
+        if neuron.INTERPRET.value:
+            return "Triton's interpreter (TRITON_INTERPRET=1) runs the kernels as they are"
+    return reason
 
 
 def details() -> str:

@@ -123,7 +123,7 @@ def forward_call(
     rate_dim = None if rate is None else rate.dim()
     place = _place(layer, x, rate, norm)
     constants, _, numbers = _plan(layer, x.dtype, rate_dim, stride == 0, v_all, False, place.tile)
-    residual_stride = None if residual is None else residual.stride(0)
+    residual_stride = 0 if residual is None else residual.stride(0)
     tensors = (x, v0, rate, s, v, borders, *_affine(norm, residual))
     arguments = (*tensors, layer.steps, n, stride, residual_stride, *place.sizes, *numbers)
     return Call(kernel, place.programs, arguments, constants)
@@ -145,7 +145,7 @@ def backward_call(
     backwards = norms.BACKWARDS and out[0] is not None
     choices = (static, v_all, sum_, place.tile, place.items > 1, backwards)
     _, constants, numbers = _plan(layer, x.dtype, rate_dim, *choices)
-    strides = (0 if ds is None else ds.stride(0), None if residual is None else residual.stride(0))
+    strides = tuple(0 if t is None else t.stride(0) for t in (ds, residual))
     tensors = (x, v0, rate, borders, ds, dv, dx, dv0, drate, *_affine(norm, residual), sums, *out)
     arguments = (*tensors, layer.steps, n, stride, *strides, *place.sizes, place.items, *numbers)
     return Call(kernel, place.programs, arguments, constants)

@@ -25,8 +25,13 @@ _LOADS = 8
 # x 32 x 128 neurons, T = 4, in half precision; with a sum for every tile they were 3 %.
 _SUM_TILES = 8
 _SUM_PROGRAMS = 1024
-# Channels side by side, a sector of the parts, and parts that a program adds up at a time.
-_ADDED = 8, 512
+# Channels side by side, a sector of the parts. Plans, whose constants are always the same dicts:
+# few parts are added up by a kernel of their own, in the time of a launch.
+_ADDED = 8
+_PREPARE = {"BLOCK": 512, **_OPTIONS}
+_FEW, _MANY = (
+    {"CHANNELS": _ADDED, "BLOCK": block, **_OPTIONS, "num_warps": 2 * WARPS} for block in (128, 512)
+)
 # The second pass begins where the first one ended: what that read last is still in the L2 cache.
 BACKWARDS = True
 
@@ -115,15 +120,12 @@ def _steps(steps: int) -> dict:
     return {"STEPS": unrolled, "LONG": steps > SEGMENT, "WHOLE": steps % unrolled == 0}
 
 
-def stats_calls(
-    y: Tensor, channels: int, inner: int, mean: Tensor, var: Tensor, prepared: Prepared | None
-) -> tuple[Call, Call]:
-    """The two launches behind ``norm_stats``."""
-    from snnfast.kernels.norm_statistics import norm_stats as kernel
-
-    steps = y.shape[0]
-    n = y.numel() // steps
-    tile, _, (rows, chunks, channels, width), _ = lay(channels, inner, n, y.dtype)
+@functools.lru_cache(maxsize=1024)
+def _stats_plan(
+    channels: int, inner: int, n: int, steps: int, dtype: torch.dtype
+) -> tuple[dict, int, int, tuple]:
+    """Constants, programs, parts of a channel, and the sizes that ``norm_stats`` takes."""
+    tile, _, (rows, chunks, channels, width), _ = lay(channels, inner, n, dtype)
     if tile.last:
         items, across = -(-rows // tile.rows), chunks
     else:
@@ -136,11 +138,22 @@ def stats_calls(
     per = -(-per // at_once) * at_once
     groups = -(-items // per)
     even = items % at_once == 0 and (not tile.last or rows % tile.rows == 0)
-    count = groups if tile.last else groups * chunks
-    parts = torch.empty((4, channels, count), dtype=torch.float32, device=y.device)
     constants = {"TILE": tile, "EVEN": even, "ITEMS": at_once, **walk, **_OPTIONS}
-    sizes = (steps, y.stride(0), items, per, groups, rows, chunks, channels, width)
-    take = Call(kernel, groups * across, (y, parts, *sizes), constants)
+    count = groups if tile.last else groups * chunks
+    return constants, groups * across, count, (items, per, groups, rows, chunks, channels, width)
+
+
+def stats_calls(
+    y: Tensor, channels: int, inner: int, mean: Tensor, var: Tensor, prepared: Prepared | None
+) -> tuple[Call, Call]:
+    """The two launches behind ``norm_stats``."""
+    from snnfast.kernels.norm_statistics import norm_stats as kernel
+
+    steps = y.shape[0]
+    plan = _stats_plan(channels, inner, y.numel() // steps, steps, y.dtype)
+    constants, programs, count, sizes = plan
+    parts = torch.empty((4, channels, count), dtype=torch.float32, device=y.device)
+    take = Call(kernel, programs, (y, parts, steps, y.stride(0), *sizes), constants)
     return take, prepare_call(mean, var, prepared, parts)
 
 
@@ -152,9 +165,8 @@ def prepare_call(
 
     count = 0 if parts is None else parts.shape[2]
     numbers = (None,) * 5 + (0.0, 1.0, 0.0) if prepared is None else prepared
-    constants = {"BLOCK": min(1024, max(128, _pow2(count))), **_OPTIONS}
     arguments = (parts, mean, var, *numbers, count, mean.numel())
-    return Call(kernel, mean.numel(), arguments, constants)
+    return Call(kernel, mean.numel(), arguments, _PREPARE)
 
 
 def finish_call(
@@ -169,10 +181,9 @@ def finish_call(
     if finished is not None:
         scale, inv_std, count, *outputs = finished
         tensors = (scale, inv_std, *outputs)
-    constants = {"CHANNELS": _ADDED[0], "BLOCK": min(_ADDED[1], _pow2(outer * chunks))}
-    constants |= {**_OPTIONS, "num_warps": 2 * WARPS}
+    constants = _FEW if outer * chunks <= _FEW["BLOCK"] else _MANY
     arguments = (parts, sums, drate, *tensors, float(count), outer * chunks, channels, chunks)
-    return Call(kernel, -(-channels // _ADDED[0]), arguments, constants)
+    return Call(kernel, -(-channels // _ADDED), arguments, constants)
 
 
 def norm_stats(
@@ -191,6 +202,12 @@ def norm_finish(sums: Tensor, finished: Finished) -> None:
     finish_call(sums, finished).launch(sums.device)
 
 
+@functools.lru_cache(maxsize=1024)
+def _dy_plan(tile, steps: int, backwards: bool) -> dict:
+    """Constants of ``norm_dy``."""
+    return {"TILE": tile, "BACKWARDS": backwards, **_steps(steps), **_OPTIONS}
+
+
 def norm_dy_call(y, dx, norm: Norm, a, b, c, dy) -> Call:
     """The launch behind ``norm_dy``."""
     from snnfast.kernels.norm_lif import norm_dy as kernel
@@ -199,12 +216,7 @@ def norm_dy_call(y, dx, norm: Norm, a, b, c, dy) -> Call:
     tile, programs, places, _ = lay(norm.channels, norm.inner, y.numel() // steps, y.dtype)
     strides = (y.stride(0), dx.stride(0), dy.stride(0))
     arguments = (y, dx, dy, norm.mean, a, b, c, steps, *strides, *places)
-    return Call(
-        kernel,
-        programs,
-        arguments,
-        {"TILE": tile, "BACKWARDS": BACKWARDS, **_steps(steps), **_OPTIONS},
-    )
+    return Call(kernel, programs, arguments, _dy_plan(tile, steps, BACKWARDS))
 
 
 def norm_dy(y: Tensor, dx: Tensor, norm: Norm, a: Tensor, b: Tensor, c: Tensor, dy: Tensor) -> None:

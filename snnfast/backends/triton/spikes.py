@@ -9,24 +9,28 @@ from snnfast.backends.triton.launch import Call
 _ONE = {torch.float32: 0x3F800000, torch.float16: 0x3C00, torch.bfloat16: 0x3F80}
 _BYTES = {torch.float32: 128, torch.float16: 256, torch.bfloat16: 256}
 _OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
+# Plans: the constants of a kernel are always the same dict.
+_UNPACK = {dtype: {"BYTES": size, **_OPTIONS} for dtype, size in _BYTES.items()}
+_PACK = {
+    dtype: {"ONE": _ONE[dtype], "WIDE": dtype == torch.float32, **constants}
+    for dtype, constants in _UNPACK.items()
+}
 
 
 def pack_call(s: Tensor, bits: Tensor, exact: Tensor | None) -> Call:
     """The launch behind ``pack_spikes``; ``exact`` [1] int32 is 1 before, or None."""
     from snnfast.kernels.spikes import pack_spikes as kernel
 
-    wide, size = s.dtype == torch.float32, _BYTES[s.dtype]
-    constants = {"ONE": _ONE[s.dtype], "WIDE": wide, "BYTES": size, **_OPTIONS}
-    return Call(kernel, -(-bits.numel() // size), (s, bits, exact, s.numel()), constants)
+    programs = -(-bits.numel() // _BYTES[s.dtype])
+    return Call(kernel, programs, (s, bits, exact, s.numel()), _PACK[s.dtype])
 
 
 def unpack_call(bits: Tensor, s: Tensor) -> Call:
     """The launch behind ``unpack_spikes``."""
     from snnfast.kernels.spikes import unpack_spikes as kernel
 
-    size = _BYTES[s.dtype]
-    constants = {"BYTES": size, **_OPTIONS}
-    return Call(kernel, -(-bits.numel() // size), (bits, s, s.numel()), constants)
+    programs = -(-bits.numel() // _BYTES[s.dtype])
+    return Call(kernel, programs, (bits, s, s.numel()), _UNPACK[s.dtype])
 
 
 def pack_spikes(s: Tensor, bits: Tensor) -> None:
