@@ -211,13 +211,11 @@ def call(backend, wanted: Case, layout=None) -> tuple[Forward, dict]:
 
 
 def ways(backend, wanted: Case):
-    """Of which dtypes backend computes dX again in its second pass: of this one where it can, and
-    of none."""
+    """Of which dtypes backend computes dX again in its second pass: as it does, and of none."""
     if backend.name == "reference":
         return [None]
-    given = {**wanted.inputs, **wanted.fixed}
-    can = implementation(backend.name).recomputes_dx and "residual" not in given
-    return [(given["y"].dtype,), ()] if can else [()]
+    given, can = {**wanted.inputs, **wanted.fixed}, implementation(backend.name).recomputes_dx
+    return [can, ()] if given["y"].dtype in can and "residual" not in given else [()]
 
 
 def check(backend, **arguments):
