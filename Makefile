@@ -10,11 +10,12 @@ SOURCES := $(shell git ls-files 'csrc/*.h' 'csrc/*.cuh' 'csrc/*.cu' 'csrc/*.cpp'
 # none), and registers and instructions depend on it: the tests bring theirs, the oldest one apart.
 TRITON := 3.8.0
 OLDEST_TRITON := 3.6.0
+SENTRYWARD := 0.1.1
 TRITON_TESTS := $(addprefix tests/,test_triton_aot.py test_norm_triton_aot.py \
 	test_distill_triton_aot.py ops/test_lif.py ops/test_norm_lif.py \
 	ops/test_norm_sums.py ops/test_spikes.py)
 
-.PHONY: demo test fuzz oldest-triton resolve package lint format gpu gpu-full peers clean
+.PHONY: demo test prove fuzz oldest-triton resolve package lint format gpu gpu-full peers clean
 
 demo: $(STAMP)
 	$(BIN)/snnfast train digits_twkd --output runs/demo --overwrite
@@ -26,6 +27,16 @@ test: $(STAMP) peers build/triton-$(TRITON)/.installed
 oldest-triton: $(STAMP) build/triton-$(OLDEST_TRITON)/.installed
 	PYTHONPATH=$(CURDIR)/build/triton-$(OLDEST_TRITON) $(BIN)/pytest -n 2 --dist loadfile -k triton \
 		$(TRITON_TESTS)
+
+# No race in any order of threads and blocks, and faults that each must turn a check red: hours.
+prove: $(STAMP) build/triton-$(TRITON)/.installed build/sentryward-$(SENTRYWARD)/.installed
+	export PYTHONPATH=$(CURDIR)/build/triton-$(TRITON):$(CURDIR)/build/sentryward-$(SENTRYWARD); \
+		$(BIN)/pytest -m prove -s tests/test_prove.py && $(BIN)/python tests/mutants.py
+
+build/sentryward-%/.installed: | $(STAMP)
+	rm -rf $(@D)
+	$(BIN)/pip install --quiet --no-deps --target $(@D) sentryward==$*
+	touch $@
 
 fuzz: $(STAMP)
 	$(BIN)/python tests/fuzz.py --minutes 2

@@ -17,7 +17,7 @@ _POINTERS = {
 }
 
 
-def compile_call(call, arch=90) -> _sass.Kernel:
+def compiled(call, arch=90):
     """What Triton's launcher compiles for such a call: pointers that 16 divides, and integers
     specialised where the kernel lets it."""
     values = dict(zip(call.kernel.arg_names, call.arguments)) | call.constants
@@ -41,6 +41,9 @@ def compile_call(call, arch=90) -> _sass.Kernel:
     options = {name: value for name, value in call.constants.items() if name not in names}
     assert options["enable_fp_fusion"] is False
     source = ASTSource(call.kernel, signature, constants, attributes)
-    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    (kernel,) = _sass.read(compiled.asm["cubin"]).values()
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+
+
+def compile_call(call, arch=90) -> _sass.Kernel:
+    (kernel,) = _sass.read(compiled(call, arch).asm["cubin"]).values()
     return kernel

@@ -42,11 +42,21 @@ def folder_of(prefix: str) -> Path:
     return folder
 
 
+def compile_object(out: Path, *arguments: str) -> Path:
+    subprocess.run([compiler(), *FLAGS, *INCLUDES, *arguments, "-c", "-o", str(out)], check=True)
+    return out
+
+
 @functools.cache
-def objects() -> dict[str, Path]:
-    """Every source as setup.py compiles it, by its name, and the shim."""
+def shim() -> Path:
+    return compile_object(folder_of("cuda_shim") / "shim.o", str(SHIM / "shim.cpp"))
+
+
+@functools.cache
+def objects() -> list[Path]:
+    """Every source as setup.py compiles it, and the shim."""
     folder, python = folder_of("cuda_host"), sysconfig.get_paths()["include"]
-    jobs = {"shim": [str(SHIM / "shim.cpp")]}
+    jobs = {}
     jobs["bindings"] = [f"-I{pybind11.get_include()}", f"-I{python}", str(CUDA / "bindings.cpp")]
     for source in CUDA.glob("*.cu"):
         maths = ["-include", "device_maths.h"] if source.stem.startswith("distill") else []
@@ -54,23 +64,16 @@ def objects() -> dict[str, Path]:
         for io in launch.IO.values() if "SNN_IO" in source.read_text() else (None,):
             jobs[f"{source.stem}_{io}"] = [f"-DSNN_IO={io}", *device] if io else device
 
-    def build(name):
-        out = folder / f"{name}.o"
-        subprocess.run(
-            [compiler(), *FLAGS, *INCLUDES, *jobs[name], "-c", "-o", str(out)], check=True
-        )
-        return name, out
-
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return dict(pool.map(build, jobs))
+        built = pool.map(lambda name: compile_object(folder / f"{name}.o", *jobs[name]), jobs)
+        return [shim(), *built]
 
 
 @functools.cache
 def module():
     """The module itself, and the library that it is."""
-    (shim, *_) = objects().values()
-    out = shim.parent / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
-    link = [compiler(), "-shared", *map(str, objects().values()), "-o", str(out)]
+    out = shim().parent / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
+    link = [compiler(), "-shared", *map(str, objects()), "-o", str(out)]
     subprocess.run(link, check=True)
     spec = importlib.util.spec_from_file_location("_cuda", out)
     found = importlib.util.module_from_spec(spec)
@@ -131,9 +134,16 @@ class Host:
     DEVICE, STREAM = 3, 0x5EED
 
     def __init__(self):
-        self.module, self.library = module()
         self.launches, self.tensors = [], {}
         self.allows = True
+
+    @property
+    def module(self):
+        return module()[0]
+
+    @property
+    def library(self):
+        return module()[1]
 
     # In place of the functions of the same names in backends/cuda/launch.py.
 
@@ -215,7 +225,7 @@ def one_kernel(header: str, name: str, options: tuple[str, ...]) -> ctypes.CDLL:
     names = [f'-DSNN_HEADER="{header}"', f"-DSNN_KERNEL={name}", *options]
     forced = ["cuda_runtime.h", *["device_maths.h"] * (header == "distill.cuh")]
     include = [part for each in forced for part in ("-include", each)]
-    sources = [str(SHIM / "one_kernel.cpp"), str(objects()["shim"])]
+    sources = [str(SHIM / "one_kernel.cpp"), str(shim())]
     command = [compiler(), *FLAGS, *INCLUDES, *names, *include, "-shared", *sources]
     subprocess.run([*command, "-o", str(out)], check=True)
     return library(out)
