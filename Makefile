@@ -20,9 +20,10 @@ TRITON_TESTS := $(addprefix tests/,test_triton_aot.py test_norm_triton_aot.py \
 demo: $(STAMP)
 	$(BIN)/snnfast train digits_twkd --output runs/demo --overwrite
 
+# Three processes on two cores: many tests wait for processes of their own.
 test: $(STAMP) peers build/triton-$(TRITON)/.installed
 	PYTHONPATH=$(CURDIR)/build/triton-$(TRITON) OMP_WAIT_POLICY=PASSIVE \
-		$(BIN)/pytest -n 2 --dist loadfile
+		$(BIN)/pytest -n 3 --dist loadfile
 
 oldest-triton: $(STAMP) build/triton-$(OLDEST_TRITON)/.installed
 	PYTHONPATH=$(CURDIR)/build/triton-$(OLDEST_TRITON) $(BIN)/pytest -n 2 --dist loadfile -k triton \

@@ -60,6 +60,7 @@ def test_a_module_that_does_not_load(monkeypatch, gpu, tmp_path):
     """It is there, so that nothing else is taken in silence."""
     (tmp_path / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}").write_bytes(b"no library")
     monkeypatch.setattr(snnfast, "__path__", [str(tmp_path), *snnfast.__path__])
+    monkeypatch.delitem(sys.modules, "snnfast._cuda", raising=False)
     text = cuda.available()
     assert text.startswith("snnfast._cuda does not load: ") and "file too short" in text
     assert "reinstall snnfast" in text and cuda.details() in text
