@@ -124,3 +124,10 @@ def parameters(backends) -> list:
     return [
         pytest.param(b, id=b.id, marks=[pytest.mark.gpu] * (b.device == "cuda")) for b in backends
     ]
+
+
+def named(arguments: dict) -> str:
+    """A row of a table as the id of its test."""
+    return " ".join(
+        f"{k}={'x'.join(map(str, v)) if k == 'shape' else v}" for k, v in arguments.items()
+    )

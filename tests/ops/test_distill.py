@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 import torch.nn.functional as F
-from backends import CPU, EVERY, HALF, HOST, INTERPRETED, REFERENCE, Backend
+from backends import CPU, EVERY, HALF, HOST, INTERPRETED, REFERENCE, Backend, named
 from distill_cases import (
     LAYOUTS,
     LOSSES,
@@ -66,12 +66,6 @@ def asked(backend):
 def few(backend, options) -> list:
     """All of them; the first where kernels are interpreted."""
     return list(options)[: 1 if backend is INTERPRETED else None]
-
-
-def named(arguments):
-    return " ".join(
-        f"{k}={'x'.join(map(str, v)) if k == 'shape' else v}" for k, v in arguments.items()
-    )
 
 
 # The specification.

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from backends import CPU, HALF, INTERPRETED, KERNELS, REFERENCE
+from backends import CPU, HALF, INTERPRETED, KERNELS, REFERENCE, named
 from lif_cases import (
     CHARGES,
     LAYOUTS,
@@ -96,12 +96,6 @@ def table():
     for state, spikes_used in ((False, True), *itertools.product((True, "all"), (True, False))):
         yield dict(T=10, shape=(33,), v0=True, state=state, spikes_used=spikes_used, **default)
     yield dict(T=12, shape=(), **default)
-
-
-def named(arguments):
-    return " ".join(
-        f"{k}={'x'.join(map(str, v)) if k == 'shape' else v}" for k, v in arguments.items()
-    )
 
 
 @pytest.mark.parametrize("arguments", [{"surrogate": "atan"} | a for a in table()], ids=named)

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from backends import CPU, GPU, HOST, KERNELS, REFERENCE
+from backends import CPU, GPU, HOST, KERNELS, REFERENCE, named
 from lif_cases import assert_same, grads, permuted
 from norm_cases import NEURONS, call, case, check, check_statistics, rows, specification
 
@@ -149,12 +149,6 @@ def more():
         yield dict(T=steps, shape=shape, dtype=dtype, training=True, **state)
     for shape in ((2, 16, 32), (3, 5, 7), (16, 16, 1)):
         yield dict(shape=shape, dtype="bfloat16", static=True, training=True, **state)
-
-
-def named(arguments):
-    return " ".join(
-        f"{k}={'x'.join(map(str, v)) if k == 'shape' else v}" for k, v in arguments.items()
-    )
 
 
 @pytest.mark.parametrize("arguments", [*table()], ids=named)
