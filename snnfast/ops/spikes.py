@@ -58,8 +58,8 @@ for _device in ("CPU", "CUDA"):
 
 
 def pack_in_memory(s: Tensor, backend: str, look: bool) -> Tensor | None:
-    """The bits of a dense ``s``, not empty, in the order of its memory. Where ``look``: None if an
-    element is neither +0 nor 1, at the first one on the CPU; a GPU is waited for."""
+    """The bits of a dense ``s``, not empty, in the order of its memory. With a ``look``, which a
+    backend of the CPU has: None if an element is neither +0 nor 1."""
     if backend == "reference":
         s = s.as_strided((s.numel(),), (1,))
         is_spikes = not look or ((s == 1) | ((s == 0) & ~s.signbit())).all()
