@@ -6,6 +6,7 @@ import json
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from snnfast.models import exported_weights, set_process_group
 from snnfast.train import build, checkpoint, folder, metrics, preprocess, progress
 from snnfast.train.checkpoint import EMA, LATEST, STUDENT, TEACHER, CheckpointError
 from snnfast.train.config import Config, ConfigError, differences, dump, flat, load
-from snnfast.train.distributed import RankError, World, code, digest_of, joined
+from snnfast.train.distributed import RankError, World, code, digest_of, in_a_line, joined
 from snnfast.train.evaluate import accuracy, logits_of, time_steps
 from snnfast.train.folder import FILES, METRICS, PLOT
 from snnfast.train.load import CONFIG, SHAPE
@@ -183,6 +184,7 @@ class _Run:
             self._restore(trainer)
             if self.world.main and trainer.done == len(trainer.batches):
                 self._write(self._weights(trainer))  # of this epoch: nothing else would mend them
+        self._warm_up(trainer)
         every, start = self.config.checkpoint_every, time.perf_counter()
         with progress.bar(trainer.name, trainer, self.world) as bar:
             try:
@@ -202,6 +204,19 @@ class _Run:
                     raise
                 self._save(trainer)
                 raise Interrupted(_after(trainer)) from None
+
+    def _warm_up(self, trainer: Trainer) -> None:
+        """Compile a phase's kernels before its first step, which where that fails does it."""
+        start = time.perf_counter()
+        try:
+            count = trainer.warm_up()
+        except Exception as error:
+            reason = in_a_line(error)
+            warnings.warn(f"warm_up: kernels compile in the first step: {reason}", stacklevel=2)
+            return
+        if count and self.world.main:
+            seconds = time.perf_counter() - start
+            print(f"{trainer.name}: {count} kernels compiled in {seconds:.1f} s", file=sys.stderr)
 
     def _asked_to_stop(self, step: Step) -> bool:
         """All ranks alike; they seldom ask one another where that waits for a GPU."""
