@@ -24,7 +24,7 @@ from snnfast.ops.warm_up import warm_up
 from snnfast.train.distributed import World
 from snnfast.train.graph import Graphed
 from snnfast.train.objective import Objective, step_logits
-from snnfast.train.optim import Average, Schedule, fuse, make_optimizer
+from snnfast.train.optim import Average, Schedule, fuse, load_optimizer, make_optimizer
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -211,8 +211,13 @@ class Trainer:
         if not (0 <= self.epoch <= self.options.epochs and 0 <= self.done <= len(self.batches)):
             raise ValueError(f"no epoch {self.epoch} with {self.done} steps")
         self.sums = {name: float(value) for name, value in state["sums"].items()}
-        self.optimizer.load_state_dict(state["optimizer"])
+        finite = all(math.isfinite(value) for value in self.sums.values())
+        if self.sums and not (finite and self.sums["count"] > 0 and self.sums["right"] >= 0):
+            raise ValueError(f"no sums of losses: {self.sums}")
+        load_optimizer(self.optimizer, state["optimizer"])
         fuse(self.optimizer, self._fused)  # the device may be another than before
+        if not all(math.isfinite(value) for value in state["scaler"].values()):
+            raise ValueError(f"no state of a GradScaler: {state['scaler']}")
         self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["rng"])
         if "cuda_rng" in state and self.device.type == "cuda":

@@ -295,6 +295,10 @@ class _Run:
             if trainer.average:
                 trainer.average.load(weights[EMA])
             trainer.restore(state["trainer"])
+            tested = trainer.epoch + (trainer.done == len(trainer.batches))
+            rows = len(self.metrics.of(trainer.name))
+            if rows != tested:
+                raise ValueError(f"{rows} rows of metrics for {tested} epochs")
         except Exception as error:  # of a state that is not ours, anything
             raise CheckpointError(f"{home}: its state does not fit: {error!r}") from error
 
@@ -306,15 +310,22 @@ class _Run:
             return None
         home = self.output / checkpoint.FOLDER
         try:
-            text, rows, name = (found[1][key] for key in ("config", "rows", "trainer"))
-            if not isinstance(rows, int | list) or name["name"] not in ("teacher", "student"):
-                raise ValueError("its rows or its phase are of another kind")
+            if not isinstance(found[1], dict):
+                raise ValueError("it is no dict")
+            text, rows, at = (found[1][key] for key in ("config", "rows", "trainer"))
+            if not isinstance(rows, int | list) or not isinstance(at, dict):
+                raise ValueError("its rows or its trainer are of another kind")
+            if at["name"] not in ("teacher", "student"):
+                raise ValueError("its phase is of another kind")
+            if isinstance(rows, list):
+                metrics.checked(rows)
             with tempfile.TemporaryDirectory() as scratch:
                 file = Path(scratch) / CONFIG
                 file.write_text(text)
                 before = load(str(file))
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{home}: not a checkpoint of a run: {error}") from error
+        except Exception as error:  # of a state that is not ours, anything
+            reason = in_a_line(error)
+            raise CheckpointError(f"{home}: not a checkpoint of a run: {reason}") from error
         changed = [name for name in differences(before, self.config) if name not in FREE]
         if changed:
             raise CheckpointError(
