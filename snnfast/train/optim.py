@@ -78,10 +78,10 @@ def load_optimizer(optimizer: torch.optim.SGD, state: dict) -> None:
     for group, options in zip(optimizer.param_groups, own, strict=True):
         group.update(options)
         for p in group["params"]:
-            momentum = optimizer.state[p].get("momentum_buffer")
-            if momentum is not None and (
-                momentum.shape != p.shape or not momentum.isfinite().all()
-            ):
+            momentum = optimizer.state.get(p, {}).get("momentum_buffer")
+            if momentum is None:
+                continue
+            if momentum.shape != p.shape or not momentum.isfinite().all():
                 raise ValueError(f"no momentum of a parameter {list(p.shape)}")
 
 
