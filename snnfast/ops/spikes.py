@@ -11,7 +11,7 @@ from torch import Tensor
 
 from snnfast import reference
 from snnfast.ops import validation as check
-from snnfast.ops.select import implementation, select
+from snnfast.ops.select import by_name, implementation, select
 
 _library = torch.library.Library("snnfast", "FRAGMENT")
 _library.define("pack_spikes(Tensor s, str backend) -> Tensor")
@@ -53,8 +53,8 @@ def _run_unpack(bits, shape, dtype, backend):
 
 
 for _device in ("CPU", "CUDA"):
-    _library.impl("pack_spikes", _run_pack, _device)
-    _library.impl("unpack_spikes", _run_unpack, _device)
+    _library.impl("pack_spikes", by_name(_run_pack), _device)
+    _library.impl("unpack_spikes", by_name(_run_unpack), _device)
 
 
 def pack_in_memory(s: Tensor, backend: str, look: bool) -> Tensor | None:
