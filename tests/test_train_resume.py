@@ -120,14 +120,19 @@ def test_an_interrupt_saves_and_says_how_to_go_on(tmp_path, capsys, monkeypatch,
     same(output, whole)
 
 
-def test_resume_auto_starts_where_there_is_nothing(tmp_path, whole):
+def test_resume_auto_starts_where_there_is_nothing(tmp_path, whole, capsys):
     assert main(arguments(tmp_path / "new", **SHORT, resume="auto")) == 0
+    where = tmp_path / "new" / "checkpoint"
+    assert f"resume: no checkpoint, begins anew ({where})\n" in capsys.readouterr().err
     same(tmp_path / "new", whole)
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path, whole, capsys):
     before = {file: (whole / file).stat().st_mtime_ns for file in FILES}
     assert main(arguments(whole, **SHORT, resume="auto")) == 0
+    said = capsys.readouterr().err
+    assert "resume: goes on from student at epoch 1, step 6 (digest " in said
+    assert f") ({whole / 'checkpoint'})\n" in said
     assert {file: (whole / file).stat().st_mtime_ns for file in FILES} == before
     assert len([row for row in rows(whole) if row["phase"] == "result"]) == 1
 

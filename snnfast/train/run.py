@@ -128,7 +128,11 @@ class _Run:
                 )
             self.world.wait()
             self.found = self._checkpoint() if self.resume else None
-            self.world.agree({"resume": self._start()})
+            start = self._start()
+            self.world.agree({"resume": start})
+            if self.resume and self.world.main:
+                found = f"goes on from {start}" if self.found else f"{start}, begins anew"
+                print(f"resume: {found} ({self.output / checkpoint.FOLDER})", file=sys.stderr)
             self.interrupted.begin()
             rows, path = self._prepare(), self.output / METRICS
             with _written(path):
