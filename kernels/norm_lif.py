@@ -20,7 +20,6 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-
 MEAN, VAR, INV_STD, SCALE = (tl.constexpr(row) for row in range(4))
 """The rows of ``stats`` [4, channels]..."""
 SUM, MOMENT, DWEIGHT, B, C = (tl.constexpr(row) for row in range(5))

@@ -62,7 +62,7 @@ def test_prepared(shim, shape, weight, running):
         cuda.norm_prepare(*numbers, stats, *again)
         assert_prepared(stats, momentum, again, before)
     assert shim.names == ["norm_stats", "norm_prepare", "norm_prepare"] * 2
-    assert shim.last.bytes["first"] == 4 * shape[1]
+    assert shim.last.bytes["first"] == 4 * 4 * shape[1]  # two rows read, two written
 
 
 @pytest.mark.parametrize("shape", [(40, 16, 32), (7, 1500, 1), (3, 5, 7)], ids=str)

@@ -71,9 +71,7 @@ def _forward(y, residual, stats, bias, v0, rate, layer, kernels, state, keep):
     where = norms.channels_of(y, layer.static)
     v0 = layout.like_steps(v0, y, layers.axis(layer))
     residual = layout.like_steps(residual, y, layers.axis(layer), any_stride=True)
-    kernels.lif_forward(
-        layer, sequence, v0, rate, s, v, borders, stats, bias, residual, where
-    )
+    kernels.lif_forward(layer, sequence, v0, rate, s, v, borders, stats, bias, residual, where)
     return s, v, borders
 
 
@@ -137,7 +135,7 @@ class _NormLif(torch.autograd.Function):
     def backward(ctx, ds, dv=None):
         layers.refuse_twice("norm_lif")
         call, kept = ctx.call, ctx.saved_tensors
-        y, residual, stats, _, _, rate, _ = kept
+        y, residual, _, _, _, rate, _ = kept
         want_dy, want_dresidual, want_dweight, want_dbias, want_dv0, want_drate, *_ = (
             ctx.needs_input_grad
         )
@@ -339,9 +337,7 @@ def norm_lif(
             raise ValueError("norm_lif: process_group must be None on the reference backend")
         statistics = None if use_batch else (running_mean, running_var)
         update = running and (*running, momentum, count * repeats)
-        return _on_the_reference(
-            call, rate, y, residual, v0, weight, bias, statistics, update, eps
-        )
+        return _on_the_reference(call, rate, y, residual, v0, weight, bias, statistics, update, eps)
 
     y = layout.with_dense_steps(y, layers.axis(call.layer))
     if use_batch:

@@ -11,7 +11,12 @@ from snnfast.backends.spec import Channels, LifLayer, as_bytes
 def lif_forward(
     layer: LifLayer, where: Channels | None, x, v0, rate, s, v, borders, stats, bias, residual
 ):  # fmt: skip
-    kernel, args, dtype, stride = module().lif_forward, as_bytes(layer), DTYPES[x.dtype], x.stride(0)
+    kernel, args, dtype, stride = (
+        module().lif_forward,
+        as_bytes(layer),
+        DTYPES[x.dtype],
+        x.stride(0),
+    )
     neurons, every = x[0].numel(), v is not None and v.dim() == x.dim()
     beside = _beside(where, residual)
 

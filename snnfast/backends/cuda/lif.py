@@ -93,7 +93,9 @@ def lif_backward(
     drate, stats, bias, residual, totals,
 ):  # fmt: skip
     width, given = 0 if where is None else 2, (x, v0, rate, borders, ds, dv, dx, dv0, drate)
-    plan = _backward_planner(layer, where, given, residual, width, HAS_DX * (width > 0 and dx is not None))
+    plan = _backward_planner(
+        layer, where, given, residual, width, HAS_DX * (width > 0 and dx is not None)
+    )
     per_channel = rate is not None and layer.channels > 1
     neurons = x[0].numel()
 

@@ -22,7 +22,7 @@ from snnfast.backends.cuda.launch import (
     Unsigned,
 )
 from snnfast.backends.layout import DTYPES
-from snnfast.backends.spec import INV_STD, MEAN, MOMENT, SCALE, SUM, VAR, B, C, Channels, DWEIGHT
+from snnfast.backends.spec import DWEIGHT, INV_STD, MEAN, MOMENT, SCALE, SUM, VAR, B, C, Channels
 
 ANY_CHANNELS, ONE_CHANNEL, ROW_OF_CHANNELS = 0, 1, 2
 _THREADS, _TOTAL_THREADS = 128, 256

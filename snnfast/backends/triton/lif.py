@@ -71,7 +71,11 @@ def _plan(
 
 
 def _place(
-    layer: LifLayer, x: Tensor, rate: Tensor | None, where: Channels | None, neurons: int | None = None
+    layer: LifLayer,
+    x: Tensor,
+    rate: Tensor | None,
+    where: Channels | None,
+    neurons: int | None = None,
 ):
     """What a program has of one timestep."""
     n = x.numel() // layer.steps
@@ -206,9 +210,7 @@ def norm_lif_dy(
     layer: LifLayer, where: Channels, x, v0, rate, borders, ds, dv, dy, stats, bias, totals
 ):  # fmt: skip
     given, device = (x, v0, rate, borders, ds, dv, dy, None, None), x.device
-    plan = Plan(
-        backward_call(layer, where, *given, stats, bias, None, None, totals)
-    )
+    plan = Plan(backward_call(layer, where, *given, stats, bias, None, None, totals))
 
     def launch(x, v0, rate, borders, ds, dv, dy, stats, bias, totals):
         given = (x, v0, rate, borders, ds, dv, dy, None, None)

@@ -181,9 +181,7 @@ def finish_call(
     outer, chunks = (1, 1) if parts is None else (parts.shape[1], parts.shape[3])
     constants = _FEW if outer * chunks <= _FEW["BLOCK"] else _MANY
     numbers = (float(count), outer * chunks, channels, chunks)
-    return Call(
-        kernel, -(-channels // _ADDED), (parts, drate, stats, totals, *numbers), constants
-    )
+    return Call(kernel, -(-channels // _ADDED), (parts, drate, stats, totals, *numbers), constants)
 
 
 def norm_stats(where: Channels, momentum: float, unbias: float, eps: float, y, stats, *given):
