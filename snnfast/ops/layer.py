@@ -88,17 +88,17 @@ def check_options(op, *, v_threshold, v_reset, detach_reset, surrogate, return_s
     return theta, reset, surrogates.resolve(surrogate, op), state
 
 
-def _check_rate(op, x, shape, tau, inv_tau) -> tuple[Tensor, bool]:
-    """A rate tensor, and whether it divides."""
+def _check_rate(op, x, shape, tau, inv_tau) -> Tensor:
+    """Which of them is a rate tensor."""
     if inv_tau is None:
         check.check_rate(op, "tau", tau, x, shape)
-        return tau, True
+        return tau
     if tau is not DEFAULT_TAU:
         raise ValueError(f"{op}: tau and inv_tau must not both be given, got both")
     if not isinstance(inv_tau, Tensor):
         raise TypeError(f"{op}: inv_tau must be a tensor, got {check.type_name(inv_tau)}")
     check.check_rate(op, "inv_tau", inv_tau, x, shape)
-    return inv_tau, False
+    return inv_tau
 
 
 def _number_rate(op: str, tau) -> tuple[float, bool]:
@@ -135,8 +135,8 @@ def lif_layer(
 def _checked(tensors, own_check, op, tau, divide, timesteps, v_threshold, v_reset, decay_input,
              detach_reset, surrogate, return_state, backend, *own_options):  # fmt: skip
     """(the layer, packed, which state is wanted, the surrogate, the name of one's own, what
-    ``own_check`` says of the op's other arguments). ``tau`` is None for a rate tensor, which
-    divides or not."""
+    ``own_check`` says of the op's other arguments). ``divide`` is None for a rate that is a
+    number, ``tau``."""
     x, v0, *others = tensors
     found = own_check and own_check(x, *others, timesteps, *own_options)
     if timesteps is None:
@@ -146,7 +146,7 @@ def _checked(tensors, own_check, op, tau, divide, timesteps, v_threshold, v_rese
     else:
         check.check_int(op, "timesteps", timesteps, 0)
         steps, shape = timesteps, x.shape
-    rate, divide = (0.0, divide) if tau is None else _number_rate(op, tau)
+    rate, divide = _number_rate(op, tau) if divide is None else (0.0, divide)
     theta, reset, chosen, state = check_options(
         op, v_threshold=v_threshold, v_reset=v_reset, decay_input=decay_input,
         detach_reset=detach_reset, surrogate=surrogate, return_state=return_state, backend=backend,
@@ -168,18 +168,18 @@ def checked_call(op, x, v0, *others, tau, v_threshold, v_reset, decay_input, det
     """The arguments of a neuron, checked against the input ``x`` and the state ``v0``: (Call, the
     rate where it is a tensor, what ``own_check(x, *others, timesteps, *own_options)`` gives).
     ``others``: what else the op reads."""
-    rate, divide, given = None, True, (x, v0, *others)
-    if inv_tau is not None or isinstance(tau, Tensor):
-        check.check_input(op, "x", x)
-        rate, divide = _check_rate(op, x, x.shape[timesteps is None :], tau, inv_tau)
-        tau = None
-    check.refuse_transforms(op, rate, *given)
+    given, rate = (x, v0, *others), None
+    by_tensor = inv_tau is not None or isinstance(tau, Tensor)
+    number, divide = (None, inv_tau is None) if by_tensor else (tau, None)
     # A surrogate of one's own may be equal to another one whose formula is different.
     in_table = isinstance(surrogate, str) or getattr(surrogate, "ID", None) is not None
     layer, packed, state, chosen, own, found = (_remembered if in_table else _checked)(
-        given, own_check, op, tau, divide, timesteps, v_threshold, v_reset, decay_input,
+        given, own_check, op, number, divide, timesteps, v_threshold, v_reset, decay_input,
         detach_reset, surrogate, return_state, backend, *own_options,
     )  # fmt: skip
+    if by_tensor:
+        rate = _check_rate(op, x, x.shape[timesteps is None :], tau, inv_tau)
+    check.refuse_transforms(op, rate, *given)
     name = select(op, backend, x.device.type, x.dtype, not chosen.spiking, own)
     direct = is_direct(x, v0, rate, *others)
     return Call(layer, state, chosen, name, (*packed, name), direct), rate, found

@@ -29,7 +29,7 @@ def memoized(function):
     return call
 
 
-_REMEMBERED = 1024
+REMEMBERED = 1024
 
 
 def by_kind(function):
@@ -53,7 +53,7 @@ def by_kind(function):
             return function(tensors, *options)
         if found is None:
             found = function(tensors, *options)
-            if len(known) >= _REMEMBERED:
+            if len(known) >= REMEMBERED:
                 known.clear()
             known[key] = found
         return found
