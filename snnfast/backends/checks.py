@@ -2,8 +2,8 @@
 
 The public functions refuse in their own words what a user can get wrong. Whoever comes another way
 (a traced graph that runs on other sizes, a hook that changes what autograd kept, an op called by
-its name) must not make a kernel touch memory that is not a tensor's. Layers are checked by the kinds
-of their tensors alone: what was let in once is let in again (``contract.Backend``).
+its name) must not make a kernel touch memory that is not a tensor's. Layers are checked by the
+kinds of their tensors alone: what was let in once is let in again (``contract.Backend``).
 """
 
 from torch import Tensor, int64, uint8
