@@ -34,6 +34,7 @@ SHAPES = [
 def forget_plans():
     for cached in (backend.plan, backend._map, cuda._plan):
         cached.cache_clear()
+    select.implementation("cuda").forget()
 
 
 @pytest.fixture
