@@ -1,0 +1,43 @@
+"""A traced step with what follows from it, made once and known by its text."""
+
+import functools
+
+from snnfast.program.adjoint import adjoint, advance, with_surrogate, without_detach
+from snnfast.program.ir import Program
+
+
+class Step:
+    """One timestep of a neuron: its programs and how many values they read and give.
+
+    ``line``: the packed program of the step as it was traced. ``outputs``: how many of its results
+    are outputs; the others are its new states. ``gradient``: a packed program of one input in place
+    of the surrogate of the call, or "".
+    """
+
+    def __init__(self, line: str, outputs: int, inputs: int, params: int, gradient: str = ""):
+        self.line, self.gradient = line, gradient
+        self.inputs, self.outputs, self.params = inputs, outputs, params
+        traced = Program.unpack(line)
+        self.states = len(traced.results) - outputs
+        self.forward = without_detach(traced)
+        """Reads input, state and param leaves; gives the outputs, then the new states."""
+        self.advance = advance(traced, outputs)
+        """The same for the new states alone: what backward recomputes."""
+        self.adjoint = adjoint(traced, outputs, inputs, params)
+        """Reads these leaves, dout and dstate; gives the gradients of the inputs, of the states and
+        of the parameters, None for one that is 0."""
+        if gradient:
+            self.adjoint = with_surrogate(self.adjoint, Program.unpack(gradient))
+
+    @property
+    def key(self) -> tuple:
+        """What ``of`` makes it from."""
+        return self.line, self.outputs, self.inputs, self.params, self.gradient
+
+    @staticmethod
+    def of(line: str, outputs: int, inputs: int, params: int, gradient: str = "") -> "Step":
+        """The one object of these arguments, by which backends may keep what they made of it."""
+        return _step(line, outputs, inputs, params, gradient)
+
+
+_step = functools.lru_cache(1024)(Step)
