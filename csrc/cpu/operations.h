@@ -122,7 +122,14 @@ struct Then {
   static constexpr int kArity = First::kArity + Second::kArity - 1;
   template <class V, class... Rest>
   SNN_HD static V of(V a, V b, Rest... rest) {
-    return Second::of(First::of(a, b), rest...);
+    if constexpr (First::kArity == 2)
+      return Second::of(First::of(a, b), rest...);
+    else
+      return of_three(a, b, rest...);
+  }
+  template <class V, class... Rest>
+  SNN_HD static V of_three(V a, V b, V c, Rest... rest) {
+    return Second::of(First::of(a, b, c), rest...);
   }
 };
 
@@ -195,6 +202,8 @@ constexpr Operation kOperations[] = {
     SNN_NAMED("eq where", Then<Eq, Where>),
     SNN_NAMED("ne where", Then<Ne, Where>),
     SNN_NAMED("spike", Spike),
+    SNN_NAMED("sub div add", Then<Then<Sub, Div>, Add>),
+    SNN_NAMED("sub mul add", Then<Then<Sub, Mul>, Add>),
     SNN_THEN("add", Add),
     SNN_THEN("sub", Sub),
     SNN_THEN("mul", Mul),

@@ -63,12 +63,13 @@ def neuron_backward(
 
 
 def _neuron(layer: NeuronLayer, inputs, states, params):
+    """csrc/cpu/program_bindings.cpp's ``NeuronArgs``."""
     like = inputs[0]
-    return module().Neuron(
+    return (
         DTYPES[like.dtype],
         torch.get_num_threads(),
         layer.steps,
-        like[0].numel(),
+        like.numel() // layer.steps,
         layer.channels,
         layer.inner,
         layer.rest,
