@@ -99,10 +99,15 @@ def explain(fn, *args, **kwargs) -> list[tuple[str, str, str]]:
         _local.calls = before
 
 
-def _refuse(name: str, device: str, dtype: torch.dtype, smooth: bool, own: str | None):
-    """Why a backend cannot run an op on such tensors, or None."""
+def _refuse(
+    name: str, device: str, dtype: torch.dtype, smooth: bool, own: str | None, needs: str = ""
+) -> str | None:
+    """Why a backend cannot run an op on such tensors, or None. ``needs``: a function that not every
+    backend has."""
     if name == "reference":
         return None
+    if needs and not hasattr(implementation(name).unchecked, needs):
+        return "it has no kernel for this op"
     if own is not None:
         return (
             f"no kernel knows the surrogate {own}; its formula in PyTorch runs on the reference: "
@@ -124,13 +129,15 @@ def _refuse(name: str, device: str, dtype: torch.dtype, smooth: bool, own: str |
     return _unavailable(name)
 
 
-def automatic(device: str, dtype: torch.dtype, smooth: bool, own: str | None) -> tuple[str, str]:
+def automatic(
+    device: str, dtype: torch.dtype, smooth: bool, own: str | None, needs: str = ""
+) -> tuple[str, str]:
     if own is not None:
         return "reference", f"auto: no kernel knows the surrogate {own}"
     order = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}.get(device, ())
     reasons = []
     for name in order:
-        why_not = _refuse(name, device, dtype, smooth, own)
+        why_not = _refuse(name, device, dtype, smooth, own, needs)
         if why_not is None:
             tried = f"; {'; '.join(reasons)}" if reasons else ""
             return name, f"auto: the fastest on {device}{tried}"
@@ -145,6 +152,7 @@ def select(
     dtype: torch.dtype,
     smooth: bool,
     own: str | None = None,
+    needs: str = "",
 ) -> str:
     """The backend's name; ``own`` is that of a surrogate without a kernel. Raises ValueError for an
     unknown one, BackendUnavailable where the one asked for cannot run."""
@@ -156,7 +164,7 @@ def select(
     else:
         name, source = _DEFAULT, "SNNFAST_BACKEND"
     if name == "auto":
-        name, reason = automatic(device, dtype, smooth, own)
+        name, reason = automatic(device, dtype, smooth, own, needs)
         if torch.compiler.is_compiling():
             pass
         elif own is not None:
@@ -168,7 +176,7 @@ def select(
         elif name == "reference" and device == "cuda":
             _warn_once(f"{op}: running the slow reference on a GPU ({reason})")
     else:
-        why_not = _refuse(name, device, dtype, smooth, own)
+        why_not = _refuse(name, device, dtype, smooth, own, needs)
         if why_not is not None:
             raise BackendUnavailable(f"{op}: backend {name!r} cannot be used: {why_not}")
         reason = f"asked for by {source}"

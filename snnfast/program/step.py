@@ -29,10 +29,16 @@ class Step:
         if gradient:
             self.adjoint = with_surrogate(self.adjoint, Program.unpack(gradient))
 
-    @property
-    def key(self) -> tuple:
-        """What ``of`` makes it from."""
-        return self.line, self.outputs, self.inputs, self.params, self.gradient
+    def pack(self) -> str:
+        """The step as text, exactly."""
+        return ";".join((f"{self.inputs},{self.params},{self.outputs}", self.line, self.gradient))
+
+    @staticmethod
+    def unpack(text: str) -> "Step":
+        """The step of ``pack``'s text; ValueError where it is none."""
+        counts, line, gradient = text.split(";")
+        inputs, params, outputs = map(int, counts.split(","))
+        return Step.of(line, outputs, inputs, params, gradient)
 
     @staticmethod
     def of(line: str, outputs: int, inputs: int, params: int, gradient: str = "") -> "Step":
