@@ -170,6 +170,8 @@ class Definition:
                 raise TypeError(f"{self.name}: {name} must be given, got nothing")
         tensors = {k: v for k, v in parameters.items() if isinstance(v, Tensor)}
         options = {k: v for k, v in parameters.items() if k not in tensors}
+        if torch.compiler.is_compiling():
+            options = {k: _constant(v) for k, v in options.items()}
         own = surrogate if surrogate is not None and surrogate.ID is None else None
         return _plan(self, tuple(tensors), tuple(options.items()), own), tensors, options
 
@@ -255,6 +257,15 @@ def _signature(name: str, step: Callable) -> tuple[tuple[str, ...], dict]:
         if key in _OF_THE_CALL:
             raise TypeError(f"{name}: {key} must not name a parameter, it is one of every call")
     return tuple(positional), keywords
+
+
+def _constant(value):
+    """A number that torch.compile may have made symbolic, as the one that it is: a program holds
+    it, and another one is another program."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return value
+    number = float.fromhex(float(value).hex())
+    return int(number) if isinstance(value, int) else number
 
 
 def _plan(definition: Definition, tensors, options, own) -> _Plan:
