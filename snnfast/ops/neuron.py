@@ -158,12 +158,16 @@ class Definition:
                 mark_spikes(s)
         return _returned(outputs, after, return_state)
 
-    def _planned(self, parameters: dict, surrogate=None) -> tuple[_Plan, dict, dict]:
-        """(the plan, the parameters that are tensors, the others), in the definition's order."""
+    def check_names(self, parameters) -> None:
+        """TypeError for a name that is no parameter of the neuron."""
         for name in parameters:
             if name not in self.defaults:
                 known = ", ".join((*self.defaults, *_OF_THE_CALL))
                 raise TypeError(f"{self.name}: arguments must be among {known}, got {name}")
+
+    def _planned(self, parameters: dict, surrogate=None) -> tuple[_Plan, dict, dict]:
+        """(the plan, the parameters that are tensors, the others), in the definition's order."""
+        self.check_names(parameters)
         parameters = {k: parameters.get(k, default) for k, default in self.defaults.items()}
         for name, value in parameters.items():
             if value is inspect.Parameter.empty:
