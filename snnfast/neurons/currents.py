@@ -9,21 +9,23 @@ from snnfast.reference.neuron import spike
 @neuron
 def adaptive_lif(x, v, a, *, tau=20.0, rho=0.95, beta=1.8, theta=1.0, detach_reset=False):
     r"""Adaptive LIF (Bellec et al. 2018, arXiv 1803.09574): a threshold that rises with each spike
-    and comes back. With S the spikes of the step before, whose reset is not decayed::
+    and comes back::
 
-        V[t] = V[t-1] + (X[t] - V[t-1]) / tau - (theta + beta A[t-1]) S[t-1]
-        A[t] = rho A[t-1] + (1 - rho) S[t-1]
-        S[t] = [V[t] >= theta + beta A[t]]
+        H[t] = V[t-1] + X[t] / tau
+        S[t] = [H[t] >= B],  B = theta + beta A[t-1]
+        V[t] = H[t] - H[t] / tau - B S[t]
+        A[t] = rho A[t-1] + (1 - rho) S[t]
 
-    ``tau``: of the membrane, in timesteps, 1/tau for the paper's 1 - exp(-dt / tau_m). ``rho`` =
-    exp(-dt / tau_a). The paper has tau_m = 20 ms, tau_a = 700 ms, beta = 1.8 and theta = 0.01.
+    The paper's potential is H; V is what is left of it for the next step, whose reset is not
+    decayed. ``tau``: of the membrane, in timesteps, 1/tau for the paper's 1 - exp(-dt / tau_m);
+    ``rho`` = exp(-dt / tau_a). The paper has tau_m = 20 ms, tau_a = 700 ms, beta = 1.8 and
+    theta = 0.01.
     """
+    h = v + x / tau
     threshold = theta + beta * a
-    before = spike(v - threshold)
-    before = before.detach() if detach_reset else before
-    v = v + (x - v) / tau - threshold * before
-    a = rho * a + (1 - rho) * before
-    return spike(v - (theta + beta * a)), v, a
+    s = spike(h - threshold)
+    s_reset = s.detach() if detach_reset else s
+    return s, h - h / tau - threshold * s_reset, rho * a + (1 - rho) * s_reset
 
 
 @neuron(rest=lambda *, v_leak, **_: (v_leak, 0.0))
@@ -34,13 +36,13 @@ def cuba_lif(
     r"""Current-based LIF as NIR defines it (Pedersen et al. 2024, arXiv 2311.14641), by Euler
     steps, the potential by the new current; what Norse makes of a NIR graph::
 
-        tau_syn dI/dt = w_in X - I         tau_mem dV/dt = (v_leak - V) + r I
+        tau_syn dI/dt = w_in X - I         tau_mem dV/dt = r I + v_leak - V
         S = [V > v_threshold]              V = v_reset where S
 
     Times in seconds; NIR gives no numbers, these are Norse's. ``v_reset=None``: V - v_threshold S.
     """
     i = i + dt / tau_syn * (w_in * x - i)
-    h = v + dt / tau_mem * ((v_leak - v) + r * i)
+    h = v + dt / tau_mem * (r * i + v_leak - v)
     s = strict_spike(h - v_threshold)
     return s, reset(h, s, v_threshold, v_reset, detach_reset), i
 

@@ -28,12 +28,12 @@ def lif(
 
 @neuron
 def glif(
-    x, v, *, alpha=0.5, beta=0.5, gamma=0.5, tau=0.25, v_threshold=0.5, linear_decay=0.0625,
+    x, v, s, *, alpha=0.5, beta=0.5, gamma=0.5, tau=0.25, v_threshold=0.5, linear_decay=0.0625,
     v_subreset=0.5, conduct=0.5,
 ):  # fmt: skip
     r"""Gated LIF (Yao et al. 2022, arXiv 2210.13768): gates ``alpha``, ``beta`` and ``gamma`` in
     0 .. 1 between exponential and linear decay, weighted and plain input, hard and soft reset.
-    With S the spikes of the step before and D = 1 - alpha (1 - tau)::
+    With D = 1 - alpha (1 - tau)::
 
         V[t] = D V[t-1] - (1 - alpha) linear_decay + X[t] (1 - beta (1 - conduct))
                - D V[t-1] gamma S[t-1] - (1 - gamma) v_subreset S[t-1]
@@ -44,11 +44,11 @@ def glif(
     ``conduct`` may differ from step to step; here it is one for all, and what it multiplies the
     input with may be multiplied in front.
     """
-    before = spike(v - v_threshold)
     decay = 1 - alpha * (1 - tau)
     h = decay * v - (1 - alpha) * linear_decay + x * (1 - beta * (1 - conduct))
-    h = h - decay * v * gamma * before - (1 - gamma) * v_subreset * before
-    return spike(h - v_threshold), h
+    v = h - decay * v * gamma * s - (1 - gamma) * v_subreset * s
+    s = spike(v - v_threshold)
+    return s, v, s
 
 
 @neuron

@@ -90,9 +90,10 @@ def lapicque(
     from beta = exp(-time_step / (R C)); where both are, R = 1; where none is, beta has no part.
     """
     if R is None or C is None:
-        tau = time_step / _log(1 / beta)
-        R = (1.0 if C is None else tau / C) if R is None else R
-        C = tau / R if C is None else C
+        rate = _log(1 / beta)
+        if R is None:
+            R = 1.0 if C is None else time_step / (C * rate)
+        C = time_step / (R * rate) if C is None else C
     before = (mem > threshold).to(mem.dtype)
     h = x * R * (1 / (R * C)) * time_step + (1 - time_step / (R * C)) * mem
     h = _reset("lapicque", h, before, threshold, reset_mechanism)

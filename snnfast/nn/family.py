@@ -1,6 +1,5 @@
 """The neurons of ``snnfast.neurons`` as modules."""
 
-
 import torch
 from torch import Tensor, nn
 
