@@ -263,3 +263,19 @@ def test_spikes_are_packed():
         y = convolution(adaptive(x.permute(0, 2, 1, 3).reshape(4, 64, 8, 8)))
     y.sum().backward()
     assert x.grad is not None
+
+
+class Cosine(snnfast.surrogate.Surrogate):
+    """Of operations that no program has."""
+
+    def gradient(self, x):
+        return torch.cos(x.clamp(-1.5, 1.5))
+
+
+def test_a_surrogate_that_is_no_program_runs_on_the_reference():
+    x = torch.randn(4, 3, requires_grad=True)
+    with pytest.warns(UserWarning, match="no kernel knows Cosine"):
+        adaptive(x, surrogate=Cosine()).sum().backward()
+    assert snnfast.explain(adaptive, x, surrogate=Cosine())[0][1] == "reference"
+    with pytest.raises(snnfast.BackendUnavailable, match="no kernel knows the surrogate"):
+        adaptive(x, surrogate=Cosine(), backend="cpu")
