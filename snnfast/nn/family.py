@@ -64,7 +64,7 @@ class AdaptiveLIF(_Of, of=neurons.adaptive_lif):
     pass
 
 
-class CubaLIF(_Of, of=neurons.cuba_lif):
+class CubaLIF(_Of, of=neurons.cuba_lif, surrogate="super_spike"):
     pass
 
 
@@ -80,7 +80,7 @@ class EIF(_Of, of=neurons.eif):
     pass
 
 
-class Izhikevich(_Of, of=neurons.izhikevich):
+class Izhikevich(_Of, of=neurons.izhikevich, surrogate="super_spike"):
     pass
 
 

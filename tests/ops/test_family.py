@@ -2,12 +2,15 @@
 where one has it, and as a program against the function in a loop."""
 
 import inspect
+import pickle
+import re
 
 import pytest
 import torch
-from backends import named
+from backends import CPU, GPU, REFERENCE, named
 from family_cases import CASES, ROWS, as_tensors, inputs, neuron
-from peer_neurons import PEERS
+from lif_cases import CHARGES
+from peer_neurons import PEERS, package
 
 import snnfast
 from snnfast import neurons
@@ -139,3 +142,119 @@ def test_equals_the_peer(name, options):
             assert a is b
             continue
         torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5 * (1 + b.abs().max().item()))
+
+
+# As they are written
+
+
+@pytest.mark.parametrize("detach", [False, True])
+def test_adaptive_lif_is_the_papers(detach):
+    """Bellec et al. 2018, with V, b and the spikes of the step before, which reset undecayed."""
+    decay, rho, beta, theta = 0.95, 0.9, 1.8, 1.0
+    x = inputs("adaptive_lif", dtype=torch.float64).requires_grad_()
+    v = b = z = torch.zeros_like(x[0])
+    spikes = []
+    for x_t in x:
+        v = decay * v + (1 - decay) * x_t - (theta + beta * b) * z
+        b = rho * b + (1 - rho) * z
+        z = snnfast.spike(v - (theta + beta * b))
+        spikes.append(z)
+        z = z.detach() if detach else z
+    s = neurons.adaptive_lif(x, rho=rho, detach_reset=detach, backend="reference")
+    assert torch.equal(s, torch.stack(spikes)) and 0.01 < s.mean() < 0.5
+    (wanted,), (found,) = gradients([torch.stack(spikes)], [x]), gradients([s], [x])
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.backends(REFERENCE, *CPU, *GPU)
+@pytest.mark.parametrize("detach", [False, True])
+def test_lif_is_what_is_tuned(backend, detach):
+    """``snnfast.lif`` against the definition, bit for bit, and its gradients; that all of its
+    kernels give the same bits is for test_lif.py."""
+    for charge in [*CHARGES, {"inv_tau": torch.tensor(0.3)}]:
+        call = {**charge, "detach_reset": detach, "return_state": "all"}
+        x = 2 * torch.randn(9, 3, 41)
+        ours, definition = x.to(backend.device).requires_grad_(), x.requires_grad_()
+        moved = {k: v.to(backend.device) if k == "inv_tau" else v for k, v in call.items()}
+        found = snnfast.lif(ours, backend=backend.name, **moved)
+        wanted = neurons.lif(definition, backend="reference", **call)
+        assert all(torch.equal(a.cpu(), b) for a, b in zip(found, wanted, strict=True)), charge
+        found = gradients([t.cpu() for t in found], [ours])
+        wanted = gradients(wanted, [definition])
+        torch.testing.assert_close(found[0].cpu(), wanted[0], rtol=1e-4, atol=1e-5)
+
+
+# As modules
+
+
+def family():
+    return [m for m in vars(snnfast.nn).values() if hasattr(m, "_definition")]
+
+
+@pytest.mark.parametrize("module", family(), ids=lambda m: m.__name__)
+def test_a_module_is_its_function(module):
+    name = module._definition.name
+    x = inputs(name, (5, 2, 3, 4))
+    layer = pickle.loads(pickle.dumps(module(surrogate="atan", backend="reference")))
+    whole = layer(x)
+    assert torch.equal(whole, neuron(name)(x, backend="reference"))
+    with snnfast.streaming(layer):
+        assert torch.equal(torch.cat([layer(x[:2]), layer(x[2:])]), whole)
+    if name in PEERS:
+        assert module().surrogate == snnfast.surrogate.resolve(PEERS[name].surrogate)
+    for option in ROWS[name].options:
+        wanted = neuron(name)(x, backend="reference", **option)
+        assert torch.equal(module(backend="reference", **option)(x), wanted), option
+
+
+def test_what_is_learned_is_named_as_in_spikingjelly():
+    theirs = package("spikingjelly.activation_based.neuron")
+    x = inputs("glif", (6, 2, 3, 4, 5)).requires_grad_()
+    pairs = []
+    node, layer = theirs.KLIFNode(step_mode="m"), snnfast.nn.KLIF(backend="reference")
+    node.k.data.fill_(1.3)
+    layer.load_state_dict(node.state_dict())
+    pairs.append((node, layer))
+    node = theirs.GatedLIFNode(T=6, inplane=3)
+    layer = snnfast.nn.GLIF(channels=3, backend="reference")
+    state = node.state_dict()
+    state["conduct"] = state["conduct"][0]  # one for all steps
+    layer.load_state_dict(state)
+    pairs.append((node, layer))
+    for node, layer in pairs:
+        r, s = node(x), layer(x)
+        assert torch.equal(s, r) and 0.01 < s.mean() < 0.99
+        names = dict(layer.named_parameters())
+        wanted = gradients([r], [x, *(getattr(node, name) for name in names)])
+        for a, b in zip(gradients([s], [x, *names.values()]), wanted, strict=True):
+            b = b if b.shape == a.shape else b.sum(0)
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * (1 + b.abs().max().item()))
+
+
+# What is refused
+
+X = torch.zeros(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: neurons.leaky(X, reset_mechanism="hard"), ValueError,
+         "leaky: reset_mechanism must be 'subtract', 'zero' or 'none', got 'hard'"),
+        (lambda: neurons.alpha(X, reset_mechanism=None), ValueError,
+         "alpha: reset_mechanism must be 'subtract', 'zero' or 'none', got None"),
+        (lambda: neurons.alpha(X, alpha=0.8), ValueError,
+         "alpha: alpha must be greater than beta, got 0.8 and 0.8"),
+        (lambda: neurons.liaf(X, activation="selu"), ValueError,
+         "liaf: activation must be one of 'relu', 'sigmoid', 'tanh', got 'selu'"),
+        (lambda: neurons.ilif(X, levels=0), ValueError, "levels must be an int >= 1, got 0"),
+        (lambda: snnfast.nn.GLIF(gamma=1.0), ValueError, "GLIF: gamma must be within 0 .. 1, got"),
+        (lambda: snnfast.nn.GLIF(channels=0), ValueError, "GLIF: channels must be"),
+        (lambda: snnfast.nn.KLIF(k="1"), TypeError, "KLIF: k must be a number, got str"),
+        (lambda: snnfast.nn.Leaky(tau=2.0), TypeError, "leaky: arguments must be among beta, "),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_refused(call, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        call()
