@@ -44,17 +44,30 @@ def _snntorch(kind: str, states: int):
     return Peer(run, "atan", numbers=())
 
 
-def _norse_lif(x, parameters):
-    norse = package("norse.torch.functional.lif")
-    dt = parameters.pop("dt")
-    parameters.pop("detach_reset")
-    p = norse.LIFParameters(method="super", alpha=100.0, **parameters)
+def _as_norse_resets(parameters) -> bool:
+    return parameters["v_reset"] is not None and not parameters["detach_reset"]
 
-    def step(x_t, v, i):
-        s, state = norse.lif_feed_forward_step(x_t, norse.LIFFeedForwardState(v, i), p, dt)
-        return s, state.v, state.i
 
-    return _over_time(step, x, (p.v_leak.expand_as(x[0]), torch.zeros_like(x[0])))
+def _norse(kind: str, *more: str):
+    """``more``: its states besides v and i."""
+
+    def run(x, parameters):
+        module = package(f"norse.torch.functional.{kind}")
+        camel = {"lif": "LIF", "lif_adex": "LIFAdEx"}[kind]
+        step = getattr(module, f"{kind}_feed_forward_step")
+        state = getattr(module, f"{camel}FeedForwardState")
+        dt = parameters.pop("dt")
+        parameters.pop("detach_reset")
+        p = getattr(module, f"{camel}Parameters")(method="super", alpha=100.0, **parameters)
+
+        def one(x_t, *states):
+            s, after = step(x_t, state(*states), p, dt)
+            return s, *(getattr(after, name) for name in ("v", "i", *more))
+
+        rest = torch.zeros_like(x[0])
+        return _over_time(one, x, (p.v_leak.expand_as(x[0]), *[rest] * (1 + len(more))))
+
+    return Peer(run, "super_spike", ("dt",), _as_norse_resets)
 
 
 def _cuba_lif(x, p):
@@ -136,10 +149,6 @@ def _glif(x, p):
     return _over_time(step, x, [torch.zeros_like(x[0])] * 2)
 
 
-def _as_norse_resets(parameters) -> bool:
-    return parameters["v_reset"] is not None and not parameters["detach_reset"]
-
-
 def _as_boxes(parameters) -> bool:
     """They take inverse times: the same where those are exact."""
     return _as_norse_resets(parameters) and math.frexp(parameters["dt"])[0] == 0.5
@@ -147,6 +156,7 @@ def _as_boxes(parameters) -> bool:
 
 PEERS = {
     "adaptive_qif": _spikingjelly("IzhikevichNode", ("v", "w")),
+    "adex": _norse("lif_adex", "a"),
     "alpha": _snntorch("Alpha", 3),
     "clif": _spikingjelly("ComplementaryLIFNode", ("v", "m"), "Rect"),
     "cuba_lif": Peer(_cuba_lif, "super_spike", ("dt",), _as_boxes),
@@ -158,7 +168,7 @@ PEERS = {
     "lapicque": _snntorch("Lapicque", 1),
     "leaky": _snntorch("Leaky", 1),
     "liaf": _spikingjelly("LIAFNode", names={"activation": "act"}),
-    "norse_lif": Peer(_norse_lif, "super_spike", ("dt",), _as_norse_resets),
+    "norse_lif": _norse("lif"),
     "qif": _spikingjelly("QIFNode"),
     "synaptic": _snntorch("Synaptic", 2),
     "ternary_lif": _spikingjelly("TernaryLIFNode"),

@@ -72,6 +72,10 @@ class NorseLIF(_Of, of=neurons.norse_lif, surrogate="super_spike"):
     pass
 
 
+class AdEx(_Of, of=neurons.adex, surrogate="super_spike"):
+    pass
+
+
 class QIF(_Of, of=neurons.qif):
     pass
 
