@@ -1,6 +1,6 @@
 """Modules: they hold parameters and state, and call the ops."""
 
-from snnfast.nn.batch_norm import BatchNormLIF
+from snnfast.nn.batch_norm import BatchNormLIF, BatchNormNeuron
 from snnfast.nn.checkpoint import checkpoint_spikes
 from snnfast.nn.fuse import Fusion, fuse
 from snnfast.nn.neuron import IF, LIF, Neuron, ParametricLIF
@@ -9,6 +9,7 @@ __all__ = [
     "IF",
     "LIF",
     "BatchNormLIF",
+    "BatchNormNeuron",
     "Fusion",
     "Neuron",
     "ParametricLIF",

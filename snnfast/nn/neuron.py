@@ -205,6 +205,10 @@ class Neuron(Stateful):
 
     def forward(self, *inputs: Tensor, states=None, timesteps: int | None = None):
         """The outputs [T, ...] of inputs [T, ...], from rest or from ``states``."""
+        return self._run(self.neuron, inputs, states, timesteps)
+
+    def _run(self, op, inputs: tuple, states, timesteps: int | None):
+        """``op`` (the neuron, or one that ends in it) with this module's parameters and state."""
         parameters = {name: getattr(self, name) for name in self._names}
         if inputs and isinstance(inputs[0], Tensor):
             # In the state's dtype also where the module was cast to half precision.
@@ -214,7 +218,7 @@ class Neuron(Stateful):
                     parameters[name] = value.to(dtype)
 
         def run(states, return_state):
-            return self.neuron(
+            return op(
                 *inputs, states=states, surrogate=self.surrogate, timesteps=timesteps,
                 return_state=return_state, backend=self.backend, **parameters,
             )  # fmt: skip
