@@ -25,7 +25,7 @@ _BINARY = {"tau_syn": 2.0**-7, "tau_mem": 2.0**-6, "dt": 2.0**-10}
 ROWS = {
     "adaptive_lif": Row(40.0, ({"detach_reset": True},)),
     "adaptive_qif": Row(2.0, (*_CALM, {"a": 0.3, "b": 0.2, "w_rest": 0.1})),
-    "adex": Row(8.0, ({"delta_T": 0.3}, {"detach_reset": True}, {"v_reset": None})),
+    "adex": Row(8.0, ({"delta_t": 0.3}, {"detach_reset": True}, {"v_reset": 0.1})),
     "alpha": Row(2.0, ({"reset_mechanism": "subtract"}, {"reset_mechanism": "none"})),
     "clif": Row(1.5),
     "cuba_lif": Row(

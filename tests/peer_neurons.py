@@ -58,6 +58,8 @@ def _norse(kind: str, *more: str):
         state = getattr(module, f"{camel}FeedForwardState")
         dt = parameters.pop("dt")
         parameters.pop("detach_reset")
+        if "delta_t" in parameters:
+            parameters["delta_T"] = parameters.pop("delta_t")
         p = getattr(module, f"{camel}Parameters")(method="super", alpha=100.0, **parameters)
 
         def one(x_t, *states):

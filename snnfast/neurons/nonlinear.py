@@ -46,31 +46,27 @@ def eif(
 
 @neuron(rest=lambda *, v_leak, **_: (v_leak, 0.0, 0.0))
 def adex(
-    x, v, i, a, *, adaptation_current=4.0, adaptation_spike=0.02, delta_T=0.5, tau_ada_inv=2.0,
+    x, v, i, a, *, adaptation_current=4.0, adaptation_spike=0.02, delta_t=0.5, tau_ada_inv=2.0,
     tau_syn_inv=200.0, tau_mem_inv=100.0, v_leak=0.0, v_th=1.0, v_reset=0.0, dt=1e-3,
     detach_reset=False,
 ):  # fmt: skip
     r"""Adaptive exponential integrate-and-fire (Brette and Gerstner 2005; numbers and order of
     operations of Norse's ``lif_adex_feed_forward_step``), with J = I[t-1] + X[t]::
 
-        H = V + dt tau_mem_inv (v_leak - V + delta_T exp((V - v_th) / delta_T) + J - A[t-1])
+        H = V + dt tau_mem_inv (v_leak - V + delta_t exp((V - v_th) / delta_t) + J - A[t-1])
         I[t] = J - dt tau_syn_inv J                  S = [H > v_th],  V[t] = v_reset where S
         A[t] = A + dt tau_ada_inv (adaptation_current (V - v_leak) - A) + adaptation_spike S
 
     V and A are those of the step before. Inverse times in 1/s, ``dt`` in seconds.
     """
     i = i + x
-    rise = delta_T * torch.exp((v - v_th) / delta_T)
+    rise = delta_t * torch.exp((v - v_th) / delta_t)
     h = v + dt * tau_mem_inv * (v_leak - v + rise + i - a)
     a = a + dt * tau_ada_inv * (adaptation_current * (v - v_leak) - a)
     s = strict_spike(h - v_th)
-    v = reset(h, s, v_th, v_reset, detach_reset)
-    return (
-        s,
-        v,
-        i + -dt * tau_syn_inv * i,
-        a + (s.detach() if detach_reset else s) * adaptation_spike,
-    )
+    s_reset = s.detach() if detach_reset else s
+    a = a + adaptation_spike * s_reset
+    return s, reset(h, s_reset, v_th, v_reset), i + -dt * tau_syn_inv * i, a
 
 
 @neuron(rest=lambda *, b, c, **_: (c, b * c))

@@ -1,6 +1,6 @@
 """Modules: they hold parameters and state, and call the ops."""
 
-from snnfast.nn.batch_norm import BatchNormLIF
+from snnfast.nn.batch_norm import BatchNormLIF, BatchNormNeuron
 from snnfast.nn.checkpoint import checkpoint_spikes
 from snnfast.nn.family import (
     CLIF,
@@ -40,6 +40,7 @@ __all__ = [
     "AdaptiveQIF",
     "Alpha",
     "BatchNormLIF",
+    "BatchNormNeuron",
     "CubaLIF",
     "Fusion",
     "Izhikevich",

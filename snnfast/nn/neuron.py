@@ -205,10 +205,14 @@ class Neuron(Stateful):
 
     def forward(self, *inputs: Tensor, states=None, timesteps: int | None = None):
         """The outputs [T, ...] of inputs [T, ...], from rest or from ``states``."""
+        return self._run(self.neuron, inputs, states, timesteps)
+
+    def _run(self, op, inputs: tuple, states, timesteps: int | None):
+        """``op`` (the neuron, or one that ends in it) with this module's parameters and state."""
         parameters = self._parameters_for(inputs[0] if inputs else None)
 
         def run(states, return_state):
-            return self.neuron(
+            return op(
                 *inputs, states=states, surrogate=self.surrogate, timesteps=timesteps,
                 return_state=return_state, backend=self.backend, **parameters,
             )  # fmt: skip

@@ -11,7 +11,7 @@ from snnfast import surrogate as surrogates
 from snnfast.backends.spec import Step
 from snnfast.program.evaluate import evaluate
 from snnfast.program.ir import Program
-from snnfast.program.prelude import split
+from snnfast.program.prelude import normalised, split
 from snnfast.program.trace import trace
 
 
@@ -36,13 +36,14 @@ def constant(value):
     return int(number) if isinstance(value, int) else number
 
 
-def plan_of(definition, tensors, options, own) -> Plan:
+def plan_of(definition, tensors, options, own, norm: str = "") -> Plan:
+    """``norm``: behind a normalisation "alone", or one "and a residual"."""
     try:
-        return _cached_plan(definition, tensors, options, own)
+        return _cached_plan(definition, tensors, options, own, norm)
     except TypeError:
         if all(_is_hashable(value) for _, value in options):
             raise
-        return _cached_plan.__wrapped__(definition, tensors, options, own)
+        return _cached_plan.__wrapped__(definition, tensors, options, own, norm)
 
 
 plan_of._dynamo_marked_constant = True
@@ -57,7 +58,7 @@ def _is_hashable(value) -> bool:
 
 
 @functools.lru_cache(1024, typed=True)
-def _cached_plan(definition, tensors, options, own) -> Plan:
+def _cached_plan(definition, tensors, options, own, norm) -> Plan:
     name, inputs, states = definition.name, definition.inputs, definition.states
     for key, value in options:
         if isinstance(value, float) and math.isnan(value):
@@ -73,9 +74,14 @@ def _cached_plan(definition, tensors, options, own) -> Plan:
                 )
     prelude, main = split(traced)
     gradient = "" if own is None else _gradient(own)
-    step = Step.of(main.pack(), outputs, len(inputs), len(prelude.results), gradient or "")
+    counts = outputs, len(inputs), len(prelude.results)
+    if norm:
+        residual = norm == "and a residual"
+        main = normalised(main, len(prelude.results), residual)
+        counts = outputs, 1 + residual, len(prelude.results) + 3
+    step = Step.of(main.pack(), *counts, gradient or "")
     spikes = tuple(r is not None and main.nodes[r].op == "spike" for r in main.results[:outputs])
-    if not tensors and not callable(definition.rest):
+    if not tensors and not norm and not callable(definition.rest):
         _check_gradient_at_rest(definition, step)
     return Plan(step, prelude, spikes, gradient is not None)
 

@@ -15,7 +15,7 @@ class Step:
     """
 
     def __init__(self, line: str, outputs: int, inputs: int, params: int, gradient: str = ""):
-        self.gradient = gradient
+        self.line, self.gradient = line, gradient
         self.text = f"{inputs},{params},{outputs};{line};{gradient}"
         """The step as text, exactly."""
         self.inputs, self.outputs, self.params = inputs, outputs, params
