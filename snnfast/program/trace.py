@@ -102,6 +102,10 @@ class _Recorder(TorchDispatchMode):
         self._places: dict[int, int] = {}
         self._alive: list[Tensor] = []  # or a later tensor might have the id of an earlier one
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else PyTorch imports its compiler at the first operation, 2 s
+
     def knows(self, t: Tensor, place: int) -> Tensor:
         self._places[id(t)] = place
         self._alive.append(t)
