@@ -136,10 +136,11 @@ def fuse(model: nn.Module, *, inplace: bool = False, report: list | None = None)
     """Rewrites BatchNorm -> (add) -> neuron into one pass over memory wherever that is safe.
 
     The pairs are torch's BatchNorm1d, 2d, 3d or SyncBatchNorm and LIF, IF, ParametricLIF or a
-    ``Neuron`` of one input of ``snnfast.nn``, with at most one addition between them and time split from the batch there
-    (``unflatten``, ``view`` or ``reshape``), in one module's forward or across several: a
-    ``Sequential``, a wrapper that folds time into the batch, a residual block. What runs in their
-    place is ``snnfast.norm_lif``. Modules, their classes, parameters, buffers and so the state_dict
+    ``Neuron`` of one input of ``snnfast.nn``, with at most one addition between them and time split
+    from the batch there (``unflatten``, ``view`` or ``reshape``), in one module's forward or across
+    several: a ``Sequential``, a wrapper that folds time into the batch, a residual block. What runs
+    in their place is ``snnfast.norm_lif``, or the program of the neuron behind the same
+    normalisation. Modules, their classes, parameters, buffers and so the state_dict
     stay as they are; train(), eval(), streaming, deepcopy and pickle work as before.
 
     The way from a batch norm to its neuron is found with torch.fx. Left alone, with the reason in
