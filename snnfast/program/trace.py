@@ -5,7 +5,7 @@ import threading
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from snnfast.program.ir import Builder, Program
 
@@ -67,18 +67,21 @@ def _traced(name, function, inputs, states, params, options, shape) -> tuple[Pro
     recorder = _Recorder(name, shape)
 
     def leaf(kind, which, shape):
-        t = torch.empty(shape, device="meta", requires_grad=True).clone()  # not a leaf of autograd
+        t = torch.empty(shape, dtype=torch.float32, device="meta", requires_grad=True)
+        t = t.clone()  # not a leaf of autograd, which refuses what is in place there
         return recorder.knows(t, recorder.builder.add(kind, number=which))
 
-    tensors = [leaf("input", k, shape) for k in range(inputs)]
-    tensors += [leaf("state", k, shape) for k in range(states)]
-    named = {key: leaf("param", k, ()) for k, key in enumerate(params)}
-    before, _active.recorder = _active.recorder, recorder
-    try:
-        with torch.enable_grad(), recorder:
-            results = function(*tensors, **named, **options)
-    finally:
-        _active.recorder = before
+    # Whatever mode the caller is in.
+    with _disable_current_modes(), torch.inference_mode(False), torch.enable_grad():
+        tensors = [leaf("input", k, shape) for k in range(inputs)]
+        tensors += [leaf("state", k, shape) for k in range(states)]
+        named = {key: leaf("param", k, ()) for k, key in enumerate(params)}
+        before, _active.recorder = _active.recorder, recorder
+        try:
+            with recorder:
+                results = function(*tensors, **named, **options)
+        finally:
+            _active.recorder = before
     results = results if isinstance(results, (tuple, list)) else (results,)
     outputs = len(results) - states
     if outputs < 1:
@@ -122,7 +125,7 @@ class _Recorder(TorchDispatchMode):
             self.refuse(
                 f"a tensor {list(value.shape)} from outside; hand it in as a keyword parameter"
             )
-        with torch.utils._python_dispatch._disable_current_modes():
+        with _disable_current_modes():
             return self.builder.constant(value.item())
 
     def real(self, value) -> int:
@@ -154,7 +157,7 @@ class _Recorder(TorchDispatchMode):
     def spike(self, u: Tensor) -> Tensor:
         """What ``snnfast.spike`` is while its step is traced."""
         place = self.builder.add("spike", self.real(u))
-        with torch.utils._python_dispatch._disable_current_modes():
+        with _disable_current_modes():
             s = u.clone()  # behind u in autograd's graph
         return self.knows(s, place)
 
