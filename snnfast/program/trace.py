@@ -2,6 +2,7 @@
 memory, and each operation of PyTorch that it calls is written down."""
 
 import threading
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -45,6 +46,13 @@ class _Active(threading.local):
 _active = _Active()
 
 
+@contextmanager
+def in_no_mode():
+    """Out of whatever mode the caller is in, gradients on."""
+    with _disable_current_modes(), torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
 def recording():
     """The recorder of the trace that runs now in this thread, or None."""
     return _active.recorder
@@ -71,8 +79,7 @@ def _traced(name, function, inputs, states, params, options, shape) -> tuple[Pro
         t = t.clone()  # not a leaf of autograd, which refuses what is in place there
         return recorder.knows(t, recorder.builder.add(kind, number=which))
 
-    # Whatever mode the caller is in.
-    with _disable_current_modes(), torch.inference_mode(False), torch.enable_grad():
+    with in_no_mode():
         tensors = [leaf("input", k, shape) for k in range(inputs)]
         tensors += [leaf("state", k, shape) for k in range(states)]
         named = {key: leaf("param", k, ()) for k, key in enumerate(params)}
