@@ -12,7 +12,7 @@ from snnfast.backends.spec import Step
 from snnfast.program.evaluate import evaluate
 from snnfast.program.ir import Program
 from snnfast.program.prelude import normalised, split
-from snnfast.program.trace import trace
+from snnfast.program.trace import in_no_mode, trace
 
 
 class Plan(NamedTuple):
@@ -99,14 +99,16 @@ def _check_gradient_at_rest(definition, step: Step) -> None:
         "input": [0.0] * step.inputs, "state": definition.rest, "param": [],
         "dout": [1.0] * step.outputs, "dstate": [1.0] * step.states,
     }  # fmt: skip
-    leaves = {
-        kind: [torch.full((), float(v), dtype=torch.float64) for v in values]
-        for kind, values in numbers.items()
-    }
     names = [*definition.inputs, *definition.states]
-    results = evaluate(step.adjoint, leaves, surrogates.resolve("sigmoid"))
-    for which, gradient in zip(names, results, strict=False):
-        if gradient is not None and not gradient.isfinite():
+    with in_no_mode():
+        leaves = {
+            kind: [torch.full((), float(v), dtype=torch.float64) for v in values]
+            for kind, values in numbers.items()
+        }
+        results = evaluate(step.adjoint, leaves, surrogates.resolve("sigmoid"))
+        finite = [gradient is None or bool(gradient.isfinite()) for gradient in results]
+    for which, gradient, fine in zip(names, results, finite, strict=False):
+        if not fine:
             raise ValueError(
                 f"{definition.name}: the gradient at rest must be finite, got {gradient.item()} "
                 f"for {which}; keep what is divided by, or under a root, off 0"

@@ -2,10 +2,11 @@
 memory, and each operation of PyTorch that it calls is written down."""
 
 import threading
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from snnfast.program.ir import Builder, Program
 
@@ -45,6 +46,13 @@ class _Active(threading.local):
 _active = _Active()
 
 
+@contextmanager
+def in_no_mode():
+    """Out of whatever mode the caller is in, gradients on."""
+    with _disable_current_modes(), torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
 def recording():
     """The recorder of the trace that runs now in this thread, or None."""
     return _active.recorder
@@ -67,18 +75,20 @@ def _traced(name, function, inputs, states, params, options, shape) -> tuple[Pro
     recorder = _Recorder(name, shape)
 
     def leaf(kind, which, shape):
-        t = torch.empty(shape, device="meta", requires_grad=True).clone()  # not a leaf of autograd
+        t = torch.empty(shape, dtype=torch.float32, device="meta", requires_grad=True)
+        t = t.clone()  # not a leaf of autograd, which refuses what is in place there
         return recorder.knows(t, recorder.builder.add(kind, number=which))
 
-    tensors = [leaf("input", k, shape) for k in range(inputs)]
-    tensors += [leaf("state", k, shape) for k in range(states)]
-    named = {key: leaf("param", k, ()) for k, key in enumerate(params)}
-    before, _active.recorder = _active.recorder, recorder
-    try:
-        with torch.enable_grad(), recorder:
-            results = function(*tensors, **named, **options)
-    finally:
-        _active.recorder = before
+    with in_no_mode():
+        tensors = [leaf("input", k, shape) for k in range(inputs)]
+        tensors += [leaf("state", k, shape) for k in range(states)]
+        named = {key: leaf("param", k, ()) for k, key in enumerate(params)}
+        before, _active.recorder = _active.recorder, recorder
+        try:
+            with recorder:
+                results = function(*tensors, **named, **options)
+        finally:
+            _active.recorder = before
     results = results if isinstance(results, (tuple, list)) else (results,)
     outputs = len(results) - states
     if outputs < 1:
@@ -126,7 +136,7 @@ class _Recorder(TorchDispatchMode):
             self.refuse(
                 f"a tensor {list(value.shape)} from outside; hand it in as a keyword parameter"
             )
-        with torch.utils._python_dispatch._disable_current_modes():
+        with _disable_current_modes():
             return self.builder.constant(value.item())
 
     def real(self, value) -> int:
@@ -158,7 +168,7 @@ class _Recorder(TorchDispatchMode):
     def spike(self, u: Tensor) -> Tensor:
         """What ``snnfast.spike`` is while its step is traced."""
         place = self.builder.add("spike", self.real(u))
-        with torch.utils._python_dispatch._disable_current_modes():
+        with _disable_current_modes():
             s = u.clone()  # behind u in autograd's graph
         return self.knows(s, place)
 

@@ -3,6 +3,7 @@ registration, compilation, modules. What it computes: test_neuron.py."""
 
 import math
 import pickle
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -279,3 +280,34 @@ def test_a_surrogate_that_is_no_program_runs_on_the_reference():
     assert snnfast.explain(adaptive, x, surrogate=Cosine())[0][1] == "reference"
     with pytest.raises(snnfast.BackendUnavailable, match="no kernel knows the surrogate"):
         adaptive(x, surrogate=Cosine(), backend="cpu")
+
+
+def _modes():
+    from torch._subclasses import FakeTensorMode
+
+    def double():
+        torch.set_default_dtype(torch.float64)
+        return nullcontext()
+
+    return {
+        "no_grad": torch.no_grad,
+        "inference_mode": torch.inference_mode,
+        "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+        "fake tensors": FakeTensorMode,
+        "another default dtype": double,
+    }
+
+
+@pytest.mark.parametrize("mode", _modes())
+def test_the_program_does_not_depend_on_the_mode_it_is_first_called_in(mode):
+    def step(x, v, *, tau=3.0):
+        h = v + (x - v) / tau
+        s = spike(h - torch.tensor(0.5))
+        return s, torch.where(s > 0, torch.zeros_like(h), h * (1 - s.detach()))
+
+    expected = str(snnfast.neuron(step).program)
+    try:
+        with _modes()[mode]():
+            assert str(snnfast.neuron(step).program) == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
