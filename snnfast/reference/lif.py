@@ -5,22 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from snnfast.reference.neuron import fire
 from snnfast.surrogate import Surrogate
-
-
-class _Fire(torch.autograd.Function):
-    """S = 1 where x >= 0, with dS/dx = g(x)."""
-
-    @staticmethod
-    def forward(ctx, x, surrogate):
-        ctx.save_for_backward(x)
-        ctx.surrogate = surrogate
-        return (x >= 0).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx, grad):
-        (x,) = ctx.saved_tensors
-        return grad * ctx.surrogate.gradient(x), None
 
 
 class _HardReset(torch.autograd.Function):
@@ -81,8 +67,7 @@ def lif(
     for t in range(steps):
         x_t = x[t].to(state) if static is None else static
         h = charge(x_t, v, r, rate, divide, decay_input)
-        u = h - v_threshold
-        s = _Fire.apply(u, surrogate) if surrogate.spiking else surrogate.primitive(u)
+        s = fire(h - v_threshold, surrogate)
         s_reset = s.detach() if detach_reset else s
         if v_reset is None:
             v = h - v_threshold * s_reset
