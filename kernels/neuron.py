@@ -45,19 +45,20 @@ class Layout(NamedTuple):
 
 
 @triton.jit
-def _tile(n, channels, inner, L: tl.constexpr):
-    """Where a program's neurons lie, and their channels."""
+def _tile(n, L: tl.constexpr):
+    """Where a program's neurons lie."""
     first = tl.program_id(0).to(tl.int64) * L.block
     lane = tl.arange(0, L.block)
     inside = lane < tl.minimum(n - first, L.block).to(tl.int32)
-    channel = None if channels is None else channel_of(first, lane, channels, inner)
-    return first, lane, inside, channel
+    return first, lane, inside
 
 
 @triton.jit
-def _params(params, channel, L: tl.constexpr):
+def _params(params, first, lane, channels, inner, L: tl.constexpr):
     """Numbers, and tiles of those per channel."""
     found = ()
+    if channels is not None:
+        channel = channel_of(first, lane, channels, inner)
     for k in tl.static_range(L.params):
         if L.per_channel[k]:
             found += (tl.load(params[k] + channel),)
@@ -132,8 +133,8 @@ def walk_forward(
     FORWARD: tl.constexpr,
     L: tl.constexpr,
 ):
-    first, lane, inside, channel = _tile(n, channels, inner, L)
-    p = _params(params, channel, L)
+    first, lane, inside = _tile(n, L)
+    p = _params(params, first, lane, channels, inner, L)
     state = _begin(states, rest, first, lane, inside, L)
     once = _rows(inputs, strides, 0, steps, first, lane, inside, L.inputs, L)
     segments = tl.cdiv(steps, L.steps) if L.long else 1
@@ -193,8 +194,8 @@ def walk_backward(
     ID: tl.constexpr,  # of the surrogate
     L: tl.constexpr,
 ):
-    first, lane, inside, channel = _tile(n, channels, inner, L)
-    p = _params(params, channel, L)
+    first, lane, inside = _tile(n, L)
+    p = _params(params, first, lane, channels, inner, L)
     zero = tl.zeros(lane.shape, tl.float32)
     dx_sums = ()
     for j in tl.static_range(L.inputs):

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
-from .surrogate import INTERPRET
+from .surrogate import INTERPRET, reciprocal
 
 
 @triton.jit
@@ -61,7 +61,10 @@ def tanh(x):
 
 @triton.jit
 def sigmoid(x):
-    return tl.div_rn(1.0, 1.0 + exp(negate(x)))
+    y = 1.0 + exp(negate(x))
+    z = reciprocal(y)
+    finer = tl.fma(tl.fma(y, negate(z), 1.0), z, z)
+    return tl.where(finer == finer, finer, z)  # y may be infinite
 
 
 @triton.jit

@@ -46,21 +46,25 @@ class Source(NamedTuple):
     text: str
     forward: tuple[float, ...]
     backward: tuple[float, ...]
+    held: int
+    """How many values of each step backward holds until it comes back to it."""
 
 
 @functools.lru_cache(1024)
 def source(step: Step) -> Source:
     """The module of ``step``; ``backward``'s numbers stand behind the surrogate's a and b."""
     forward, backward = _Numbers(()), _Numbers(("a", "b"))
+    adjoint = _Writer(_folded(step.adjoint), backward)
     parts = [
         _HEAD,
-        _function("forward", step.forward, forward),
-        _function("advance", step.advance, backward),
-        _function("adjoint", step.adjoint, backward),
+        _Writer(_folded(step.forward), forward).function("def forward_step(x, v, p, c):"),
+        _Writer(_folded(step.advance), backward).function("def advance_step(x, v, p, c):"),
+        adjoint.function("def adjoint_step(x, v, p, ds, dv, c, ID: tl.constexpr):"),
         _forward_kernel(step, forward),
         _backward_kernel(step, backward),
     ]
-    return Source("\n\n".join(parts), tuple(forward.values), tuple(backward.values))
+    numbers = tuple(forward.values), tuple(backward.values)
+    return Source("\n\n".join(parts), *numbers, adjoint.held())
 
 
 class _Numbers:
@@ -111,84 +115,122 @@ def _folded(program: Program) -> Program:
     return builder.program(None if r is None else places[r] for r in program.results)
 
 
-def _function(name: str, program: Program, numbers: _Numbers) -> str:
-    """``program`` as a function that gives its results in a tuple, each a tile."""
-    adjoint = name == "adjoint"
-    leaves = ["x", "v", "p", *(["ds", "dv"] if adjoint else []), "c", *(["ID"] if adjoint else [])]
-    parameters = ", ".join(f"{leaf}: tl.constexpr" if leaf == "ID" else leaf for leaf in leaves)
-    lines = ["@triton.jit", f"def {name}_step({parameters}):"]
-    program = _folded(program)
-    uniform = _uniform(program)
+class _Writer:
+    """A program as the text of a function that gives its results in a tuple, each a tile.
 
-    def tile(place: int | None) -> str:
+    Values that only gradients need are written for speed: with products fused into sums, and
+    quotients by numbers and parameters as products.
+    """
+
+    def __init__(self, program: Program, numbers: _Numbers):
+        self.program, self.nodes, self.numbers = program, program.nodes, numbers
+        self.uniform: list[bool] = []  # the same for all neurons, or for those of a channel
+        self.gradient: list[bool] = []
+        for op, args, _ in self.nodes:
+            leaf = op in LEAVES
+            self.uniform.append(op == "param" if leaf else all(self.uniform[a] for a in args))
+            starts = op in ("dout", "dstate", "surrogate")
+            self.gradient.append(starts or any(self.gradient[a] for a in args))
+        self.reads = [0] * len(self.nodes)
+        for place in (*(a for n in self.nodes for a in n.args), *program.results):
+            if place is not None:
+                self.reads[place] += 1
+
+    def held(self) -> int:
+        """How many values of the step itself its gradients read."""
+        read = {a for n, g in zip(self.nodes, self.gradient, strict=True) if g for a in n.args}
+        return sum(
+            not (self.gradient[a] or self.uniform[a] or self.nodes[a].op in (*TRUTH, "input"))
+            for a in read
+        )
+
+    def function(self, head: str) -> str:
+        lines, fused = [], set()
+        for place in range(len(self.nodes) - 1, -1, -1):
+            if self.nodes[place].op != "const" and place not in fused:
+                lines.append(f"    n{place} = {self.expression(place, fused)}")
+        results = "".join(f"{self.tile(r)}, " for r in self.program.results)
+        return "\n".join(["@triton.jit", head, *reversed(lines), f"    return ({results})", ""])
+
+    def tile(self, place: int | None) -> str:
+        zeros = "tl.zeros(x[0].shape, tl.float32)"
         if place is None:
-            return "tl.zeros(x[0].shape, tl.float32)"
-        op, _, number = program.nodes[place]
-        if op == "const":
-            return f"tl.full(x[0].shape, {number!r}, tl.float32)" if _plain(number) else (
-                f"tl.zeros(x[0].shape, tl.float32) + {numbers.name(number)}"
-            )
-        return f"tl.broadcast_to(n{place}, x[0].shape)" if uniform[place] else f"n{place}"
+            return zeros
+        node = self.nodes[place]
+        if node.op == "const":
+            return f"{zeros} + {self.numbers.name(node.number)}"
+        return f"tl.broadcast_to(n{place}, x[0].shape)" if self.uniform[place] else f"n{place}"
 
-    for place, node in enumerate(program.nodes):
-        if node.op != "const":
-            lines.append(f"    n{place} = {_expression(program, node, numbers, uniform)}")
-    results = [tile(r) for r in program.results]
-    lines.append(f"    return ({', '.join(results)}{',' if results else ''})")
-    return "\n".join(lines) + "\n"
+    def value(self, place: int, plain: bool = True) -> str:
+        op, _, number = self.nodes[place]
+        if op != "const":
+            return f"n{place}"
+        literal = plain and repr(number) in ("0.0", "1.0", "-1.0")
+        return repr(number) if literal else self.numbers.name(number)
 
+    def expression(self, place: int, fused: set[int]) -> str:
+        op, args, number = self.nodes[place]
+        if op in LEAVES:
+            half = op in ("input", "dout")
+            return f"{_LEAVES[op]}[{int(number)}]" + ".to(tl.float32)" * half
+        alone = all(self.nodes[a].op == "const" for a in args)
+        values = [self.value(a, not alone and op != "pow") for a in args]
+        if op in ("add", "sub") and self.gradient[place]:
+            found = self.fused(op, args, values, fused)
+            if found:
+                return found
+        if op == "div":
+            return self.quotient(place, *values)
+        if op == "spike":
+            return f"tl.where({values[0]} >= 0.0, 1.0, 0.0)"
+        if op == "surrogate":
+            return f"gradient({self.tile(args[0])}, c[0], c[1], ID)"
+        if op == "not":
+            return f"{values[0]} == 0"
+        if op in _INFIX:
+            return f"{values[0]} {_INFIX[op]} {values[1]}"
+        return f"{_CALLS[op]}({', '.join(values)})"
 
-def _plain(number: float) -> bool:
-    return repr(number) in ("0.0", "1.0", "-1.0")
+    def fused(self, op: str, args: tuple, values: list[str], fused: set[int]) -> str | None:
+        """A sum with a product that nobody else reads."""
+        for k in (1, 0):
+            product = self.product(args[k])
+            if product is not None:
+                first, second, places = product
+                fused.update(places)
+                other = values[1 - k]
+                if op == "sub" and k == 1:
+                    first = f"negate({first})"
+                elif op == "sub":
+                    other = f"negate({other})"
+                return f"tl.fma({first}, {second}, {other})"
+        return None
 
+    def product(self, place: int) -> tuple[str, str, list[int]] | None:
+        """(factor, factor, the places that they stand for) of a gradient."""
+        op, args, _ = self.nodes[place]
+        if not self.gradient[place] or self.reads[place] > 1:
+            return None
+        if op == "neg":
+            inner = self.product(args[0])
+            return inner and (f"negate({inner[0]})", inner[1], [*inner[2], place])
+        if op == "mul":
+            return self.value(args[0], False), self.value(args[1], False), [place]
+        return None
 
-def _uniform(program: Program) -> list[bool]:
-    """Which values are the same for all neurons, or at least for those of a channel."""
-    found: list[bool] = []
-    for op, args, _ in program.nodes:
-        found.append(all(found[a] for a in args) if op not in LEAVES else op == "param")
-    return found
-
-
-def _expression(program: Program, node: Node, numbers: _Numbers, uniform: list[bool]) -> str:
-    op, args, number = node
-    if op in LEAVES:
-        widened = op in ("input", "dout")
-        return f"{_LEAVES[op]}[{int(number)}]" + ".to(tl.float32)" * widened
-    of = [program.nodes[a] for a in args]
-    alone = all(n.op == "const" for n in of)
-
-    def value(k: int) -> str:
-        if of[k].op != "const":
-            return f"n{args[k]}"
-        plain = _plain(of[k].number) and not alone and op != "pow"
-        return repr(of[k].number) if plain else numbers.name(of[k].number)
-
-    values = [value(k) for k in range(len(args))]
-    if op == "div":
-        return _quotient(of[1], values, numbers, uniform[args[1]])
-    if op == "spike":
-        return f"tl.where({values[0]} >= 0.0, 1.0, 0.0)"
-    if op == "surrogate":
-        tile = f"tl.broadcast_to({values[0]}, x[0].shape)" if uniform[args[0]] else values[0]
-        return f"gradient({tile}, c[0], c[1], ID)"
-    if op == "not":
-        return f"{values[0]} == 0"
-    if op in _INFIX:
-        return f"{values[0]} {_INFIX[op]} {values[1]}"
-    return f"{_CALLS[op]}({', '.join(values)})"
-
-
-def _quotient(divisor: Node, values: list[str], numbers: _Numbers, uniform: bool) -> str:
-    """Exact; by a number or a parameter with the reciprocal, which is the same at every step."""
-    top, bottom = values
-    if divisor.op == "const":
-        if 1.0 / _ORDINARY <= abs(divisor.number) <= _ORDINARY:
-            inverse = numbers.name(_rounded(1.0 / divisor.number))
-            return f"exact_quotient({top}, {bottom}, {inverse})"
-    elif uniform:
-        return f"exact_quotient({top}, {bottom}, tl.div_rn(1.0, {bottom}))"
-    return f"tl.div_rn({top}, {bottom})"
+    def quotient(self, place: int, top: str, bottom: str) -> str:
+        """Exact but for gradients; by a number or a parameter by way of its reciprocal, which is
+        the same at every step."""
+        divisor = self.nodes[place].args[1]
+        op, _, number = self.nodes[divisor]
+        inverse = f"tl.div_rn(1.0, {bottom})"
+        if op == "const" and 1.0 / _ORDINARY <= abs(number) <= _ORDINARY:
+            inverse = self.numbers.name(_rounded(1.0 / number))
+        elif op == "const" or not self.uniform[divisor]:
+            return f"tl.div_rn({top}, {bottom})"
+        if self.gradient[place]:
+            return f"{top} * {inverse}"
+        return f"exact_quotient({top}, {bottom}, {inverse})"
 
 
 def _several(letter: str, count: int) -> list[str]:

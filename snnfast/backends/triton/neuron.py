@@ -6,6 +6,7 @@ call can be compiled ahead of time where there is no GPU.
 """
 
 import functools
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -13,27 +14,29 @@ from torch import Tensor
 from snnfast.backends.spec import SEGMENT, NeuronLayer
 from snnfast.backends.triton.launch import THREAD, WARPS, Call
 from snnfast.program.step import Step
-from snnfast.program.triton_source import source
+from snnfast.program.triton_source import Source, source
 
-# 32-bit values that a thread may hold from one step to another, of 128 registers.
-_HELD = 88
+# 32-bit values that a thread may hold from step to step, so that it has about 128 registers, of
+# which a multiprocessor has for four blocks; counted in machine code.
+_HELD = 136
 
 
 @functools.lru_cache(maxsize=1024)
-def _kernels(step: Step):
-    """(module, numbers of forward, numbers of backward)."""
+def _kernels(step: Step) -> tuple[ModuleType, Source]:
     from snnfast.kernels import generated
 
-    text, forward, backward = source(step)
-    return generated.module(text), forward, backward
+    found = source(step)
+    return generated.module(found.text), found
 
 
 def _neurons(step: Step, dtype: torch.dtype, steps: int, channels: int, backward: bool) -> int:
-    """Neurons of a thread: as many as leave it at about 128 registers; counted in machine code. It
-    holds the steps of a segment of all that is read, and in backward of the states."""
-    steps = min(steps, SEGMENT)
-    words = steps * dtype.itemsize * (step.inputs + step.outputs * backward) / 4
-    words += step.states * (steps + 2 if backward else 2) + channels
+    """Neurons of a thread. It holds a segment of what is read, and in backward of what gradients
+    need of the steps; of ``channels`` parameters the values and what is added up."""
+    ragged = steps > SEGMENT and steps % SEGMENT > 0
+    words = step.outputs * dtype.itemsize / 4 + source(step).held
+    if not backward:
+        words = step.inputs * dtype.itemsize / 4
+    words = min(steps, SEGMENT) * words + step.states + 3 * channels + 2 * ragged
     neurons = THREAD[dtype]
     while neurons > 1 and neurons * words > _HELD:
         neurons //= 2
@@ -94,7 +97,7 @@ def _programs(n: int, constants: dict) -> int:
 def forward_call(layer: NeuronLayer, inputs, states, params, outputs, news=(), borders=None) -> Call:
     """The launch behind ``neuron_forward``."""
     step, dims = layer.step, inputs[0].dim()
-    module, numbers, _ = _kernels(step)
+    module, (_, numbers, *_) = _kernels(step)
     static = tuple(x.stride(0) == 0 for x in inputs)
     every = any(v.dim() == dims for v in news)
     choices = (static, (), _per_channel(params), every, None)
@@ -111,7 +114,7 @@ def backward_call(
     """The launch behind ``neuron_backward``, and where it puts its parts of the params' gradients:
     one float32 a neuron for a param per channel, else one a program."""
     step, dims = layer.step, inputs[0].dim()
-    module, _, numbers = _kernels(step)
+    module, (_, _, numbers, _) = _kernels(step)
     summed = tuple(dx is not None and dx.dim() < dims for dx in dinputs)
     static = tuple(x.stride(0) == 0 or s for x, s in zip(inputs, summed, strict=True))
     every = any(v is not None and v.dim() == dims for v in dnews)
