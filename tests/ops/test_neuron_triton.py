@@ -111,3 +111,36 @@ class Case:
 @pytest.mark.parametrize("T, n", ((1, 1), (4, 37), (8, 130), (19, 37)), ids=str)
 def test_named_steps(backend, name, T, n):
     Case(programs.named(name), T, n).check(exact=name in EXACT)
+
+
+@interpreted
+@pytest.mark.parametrize(
+    "options",
+    (
+        {"channels": 3},
+        {"channels": 3, "T": 19, "every": True},
+        {"static": (0,)},
+        {"static": (0,), "T": 19, "channels": 3},
+        {"every": True, "T": 16},
+        {"start": False, "T": 12},
+        {"stride": 3, "T": 12},
+        {"dtype": torch.float16},
+        {"dtype": torch.bfloat16, "T": 12},
+        {"surrogate": "sigmoid", "n": 1300},
+    ),
+    ids=backends.named,
+)
+@pytest.mark.parametrize("name", ("adaptive_lif", "synaptic"))
+def test_choices(backend, name, options):
+    options = {"T": 5, "n": 39, **options}
+    Case(programs.named(name), options.pop("T"), options.pop("n"), **options).check()
+
+
+@interpreted
+@pytest.mark.parametrize("seed", range(16))
+def test_random_steps(backend, seed):
+    exact = seed % 2 == 0
+    step = programs.random_step(seed, exact)
+    static = (0,) if step.inputs > 1 and seed % 3 == 0 else ()
+    channels = 3 if seed % 4 < 2 else 0
+    Case(step, (3, 8, 11)[seed % 3], 21, channels=channels, static=static, seed=seed).check(exact)
