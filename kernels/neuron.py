@@ -25,6 +25,7 @@ import triton
 import triton.language as tl
 
 from .lif import channel_of, within
+from .operations import narrowed
 
 
 class Layout(NamedTuple):
@@ -150,7 +151,7 @@ def walk_forward(
             results = FORWARD(xs[i], state, p, numbers)
             row = (start + i) * n + first
             for j in tl.static_range(L.outputs):
-                value = results[j].to(outputs[j].dtype.element_ty)
+                value = narrowed(results[j], outputs[j].dtype.element_ty)
                 tl.store(outputs[j] + row + lane, value, mask=live)
             after = results[L.outputs :]
             for j in tl.static_range(L.states):
@@ -254,7 +255,8 @@ def walk_backward(
                 dx = found[j]
                 if dinputs[j] is not None and not L.summed[j]:
                     row = dinputs[j] + (start + i) * n + first
-                    tl.store(row + lane, dx.to(dinputs[j].dtype.element_ty), mask=live)
+                    dx_t = narrowed(dx, dinputs[j].dtype.element_ty)
+                    tl.store(row + lane, dx_t, mask=live)
                 sums += (dx_sums[j] + (dx if L.whole else tl.where(taken, dx, 0.0)),)
             dx_sums = sums
             dstate = _selected(taken, found[L.inputs :], dstate, L.states, L.whole)
@@ -266,7 +268,7 @@ def walk_backward(
 
     for j in tl.static_range(L.inputs):
         if dinputs[j] is not None and L.summed[j]:
-            dx = dx_sums[j].to(dinputs[j].dtype.element_ty)
+            dx = narrowed(dx_sums[j], dinputs[j].dtype.element_ty)
             tl.store(dinputs[j] + first + lane, dx, mask=inside)
     for j in tl.static_range(L.states):
         if dstates[j] is not None:

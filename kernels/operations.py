@@ -13,6 +13,17 @@ from .surrogate import INTERPRET, reciprocal
 
 
 @triton.jit
+def narrowed(value, DTYPE: tl.constexpr):
+    """``value`` rounded to a dtype; Triton's interpreter cuts off what bfloat16 has no room for."""
+    if INTERPRET and DTYPE == tl.bfloat16:
+        bits = value.to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000
+        nearest = bits.to(tl.float32, bitcast=True)
+        value = tl.where(value == value, nearest, value)
+    return value.to(DTYPE)
+
+
+@triton.jit
 def minimum(x, y):
     return tl.minimum(x, y, propagate_nan=tl.PropagateNan.ALL)
 

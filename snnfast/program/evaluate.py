@@ -6,7 +6,6 @@ from torch import Tensor
 from snnfast.program.ir import LEAVES, Program
 
 
-
 def _sqrt(x: Tensor) -> Tensor:
     """As IEEE rounds it; PyTorch's own is a unit off for one float32 in six on some CPUs."""
     return torch.sqrt(x.double()).to(x.dtype) if x.dtype == torch.float32 else torch.sqrt(x)

@@ -260,7 +260,11 @@ def _kernel(name: str, parameters: list[str], walk: str, arguments: list[str]) -
 def _leaves(step: Step) -> tuple[list[list[str]], list[list[str]]]:
     """(parameters, groups of arguments) of what both kernels read."""
     x, dx = _several("x", step.inputs), _several("x_stride", step.inputs)
-    v, rest, p = _several("v", step.states), _several("rest", step.states), _several("p", step.params)
+    v, rest, p = (
+        _several("v", step.states),
+        _several("rest", step.states),
+        _several("p", step.params),
+    )
     return [x, _typed(dx), v, rest, p], [x, dx, v, rest, p]
 
 

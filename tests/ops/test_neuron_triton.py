@@ -28,9 +28,7 @@ class Case:
         )
         inputs, states, params = programs.tensors(step, seed, T, n, dtype, channels)
         apart = [x.repeat_interleave(stride, 0)[::stride] for x in inputs]
-        self.inputs = [
-            x[:1].expand_as(x) if k in static else x for k, x in enumerate(apart)
-        ]
+        self.inputs = [x[:1].expand_as(x) if k in static else x for k, x in enumerate(apart)]
         self.states = states if start else [None] * step.states
         self.params = params
         self.static = static
@@ -73,7 +71,9 @@ class Case:
         inputs = [
             x.expand(steps, self.n) if k in self.static else x for k, x in enumerate(leaves[:a])
         ]
-        outputs, every = programs.looped(self.layer, inputs, leaves[a:b], leaves[b:], self.surrogate)
+        outputs, every = programs.looped(
+            self.layer, inputs, leaves[a:b], leaves[b:], self.surrogate
+        )
         news = every if self.every else [v[-1] for v in every]
         results = [t for t in (*outputs, *news) if t.requires_grad]
         given = [
@@ -93,17 +93,14 @@ class Case:
         dtype = self.inputs[0].dtype
         for got, want in zip((*outputs, *news), (*wanted_outputs, *wanted_news), strict=True):
             if exact:
-                rounded = got.dtype == torch.bfloat16  # the interpreter cuts it off
-                torch.testing.assert_close(
-                    got, want.to(got.dtype), rtol=2**-7 if rounded else 0, atol=0
-                )
+                assert torch.equal(got, want.to(got.dtype)), (got - want).abs().max()
             else:
                 torch.testing.assert_close(got, want.to(got.dtype), rtol=1e-5, atol=1e-5)
         for got, want in zip(gradients, wanted, strict=True):
             assert got.isfinite().all()
             scale = want.abs().max().clamp_min(1e-6)
             far = (got.double() - want.double()).abs().max() / scale
-            assert far <= (2e-5 if got.dtype == torch.float32 else 2 ** -6), far
+            assert far <= (2e-5 if got.dtype == torch.float32 else 2**-6), far
 
 
 @interpreted

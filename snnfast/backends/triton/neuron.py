@@ -94,7 +94,9 @@ def _programs(n: int, constants: dict) -> int:
     return -(-n // constants["L"].block)
 
 
-def forward_call(layer: NeuronLayer, inputs, states, params, outputs, news=(), borders=None) -> Call:
+def forward_call(
+    layer: NeuronLayer, inputs, states, params, outputs, news=(), borders=None
+) -> Call:
     """The launch behind ``neuron_forward``."""
     step, dims = layer.step, inputs[0].dim()
     module, (_, numbers, *_) = _kernels(step)
