@@ -4,8 +4,9 @@ For t = 0 .. T-1, with FORWARD and ADVANCE of a step (its source: snnfast/progra
 
     outputs_t, states_t = FORWARD(inputs_t, states_{t-1}, params)      states_t = ADVANCE(the same)
 
-and back, t = T-1 .. 0:  dinputs_t, dstates_{t-1}, dparams += ADJOINT(inputs_t, states_{t-1}, params,
-douts_t, dstates_t).
+and back, t = T-1 .. 0, dparams being added up,
+
+    dinputs_t, dstates_{t-1}, dparams = ADJOINT(inputs_t, states_{t-1}, params, douts_t, dstates_t)
 
 The walk is that of lif.py: states live in registers from the first step to the last. Backward takes
 segments of 8 steps from the states at their borders; it runs ADVANCE through one, holding the state
@@ -107,6 +108,14 @@ def _begin(states, rest, first, lane, inside, L: tl.constexpr):
 
 
 @triton.jit
+def _repeated(value, COUNT: tl.constexpr):
+    found = ()
+    for _ in tl.static_range(COUNT):
+        found += (value,)
+    return found
+
+
+@triton.jit
 def _selected(taken, values, others, COUNT: tl.constexpr, WHOLE: tl.constexpr):
     """``values`` where the step is one of the sequence, else ``others``."""
     found = ()
@@ -198,12 +207,8 @@ def walk_backward(
     first, lane, inside = _tile(n, L)
     p = _params(params, first, lane, channels, inner, L)
     zero = tl.zeros(lane.shape, tl.float32)
-    dx_sums = ()
-    for j in tl.static_range(L.inputs):
-        dx_sums += (zero,)
-    dp_sums = ()
-    for j in tl.static_range(L.params):
-        dp_sums += (zero,)
+    dx_sums = _repeated(zero, L.inputs)
+    dp_sums = _repeated(zero, L.params)
     dstate = ()
     for j in tl.static_range(L.states):
         if dnews[j] is None or L.every:

@@ -60,8 +60,8 @@ def source(step: Step) -> Source:
         _Writer(_folded(step.forward), forward).function("def forward_step(x, v, p, c):"),
         _Writer(_folded(step.advance), backward).function("def advance_step(x, v, p, c):"),
         adjoint.function("def adjoint_step(x, v, p, ds, dv, c, ID: tl.constexpr):"),
-        _forward_kernel(step, forward),
-        _backward_kernel(step, backward),
+        _kernel("forward", step, forward),
+        _kernel("backward", step, backward),
     ]
     numbers = tuple(forward.values), tuple(backward.values)
     return Source("\n\n".join(parts), *numbers, adjoint.held())
@@ -233,59 +233,35 @@ class _Writer:
         return f"exact_quotient({top}, {bottom}, {inverse})"
 
 
-def _several(letter: str, count: int) -> list[str]:
-    return [f"{letter}{k}" for k in range(count)]
-
-
-def _typed(names: list[str]) -> list[str]:
-    return [f"{name}: tl.int64" for name in names]
+def _kernel(name: str, step: Step, numbers: _Numbers) -> str:
+    """Parameters one by one, as a launch has them, handed to the walk in tuples."""
+    i, o, v, p = step.inputs, step.outputs, step.states, step.params
+    parts = [("x", i), ("x_stride", i, "tl.int64"), ("v", v), ("rest", v), ("p", p)]
+    borders = ["borders", "border_stride: tl.int64"]
+    if name == "forward":
+        parts += [("s", o), ("w", v), *borders]
+        choices = ["forward_step", "L: tl.constexpr"]
+    else:
+        parts += [*borders, ("ds", o), ("ds_stride", o, "tl.int64"), ("dw", v)]
+        parts += [("dx", i), ("dv", v), ("dp", p)]
+        choices = ["advance_step", "adjoint_step", "ID: tl.constexpr", "L: tl.constexpr"]
+    parts += ["steps: tl.int32", "n: tl.int64", "channels", "inner"]
+    parameters, arguments = [], []
+    for part in parts:
+        names, kind = [part], ()
+        if not isinstance(part, str):
+            letter, count, *kind = part
+            names = [f"{letter}{k}" for k in range(count)]
+        parameters += [": ".join((one, *kind)) for one in names]
+        arguments.append(part.split(":")[0] if isinstance(part, str) else _group(names))
+    parameters += numbers.names() + [choice for choice in choices if ":" in choice]
+    arguments += [_group(numbers.names()), *(choice.split(":")[0] for choice in choices)]
+    return (
+        '@triton.jit(do_not_specialize=["steps", "channels", "inner"])\n'
+        f"def neuron_{name}({', '.join(parameters)}):\n"
+        f"    walk_{name}({', '.join(arguments)})\n"
+    )
 
 
 def _group(names: list[str]) -> str:
     return f"({', '.join(names)}{',' if len(names) == 1 else ''})"
-
-
-_SIZES = ["steps: tl.int32", "n: tl.int64", "channels", "inner"]
-
-
-def _kernel(name: str, parameters: list[str], walk: str, arguments: list[str]) -> str:
-    return "\n".join([
-        '@triton.jit(do_not_specialize=["steps", "channels", "inner"])',
-        f"def neuron_{name}({', '.join(parameters)}):",
-        f"    {walk}({', '.join(arguments)})",
-        "",
-    ])  # fmt: skip
-
-
-def _leaves(step: Step) -> tuple[list[list[str]], list[list[str]]]:
-    """(parameters, groups of arguments) of what both kernels read."""
-    x, dx = _several("x", step.inputs), _several("x_stride", step.inputs)
-    v, rest, p = (
-        _several("v", step.states),
-        _several("rest", step.states),
-        _several("p", step.params),
-    )
-    return [x, _typed(dx), v, rest, p], [x, dx, v, rest, p]
-
-
-def _forward_kernel(step: Step, numbers: _Numbers) -> str:
-    parameters, groups = _leaves(step)
-    s, w = _several("s", step.outputs), _several("w", step.states)
-    flat = [*sum(parameters, []), *s, *w, "borders", "border_stride: tl.int64", *_SIZES]
-    arguments = [_group(g) for g in (*groups, s, w)] + ["borders", "border_stride"]
-    arguments += ["steps", "n", "channels", "inner", _group(numbers.names()), "forward_step", "L"]
-    flat += [*numbers.names(), "L: tl.constexpr"]
-    return _kernel("forward", flat, "walk_forward", arguments)
-
-
-def _backward_kernel(step: Step, numbers: _Numbers) -> str:
-    parameters, groups = _leaves(step)
-    ds, strides = _several("ds", step.outputs), _several("ds_stride", step.outputs)
-    after = [_several("dw", step.states), _several("dx", step.inputs)]
-    after += [_several("dv", step.states), _several("dp", step.params)]
-    flat = [*sum(parameters, []), "borders", "border_stride: tl.int64", *ds, *_typed(strides)]
-    flat += [*sum(after, []), *_SIZES, *numbers.names(), "ID: tl.constexpr", "L: tl.constexpr"]
-    arguments = [_group(g) for g in groups] + ["borders", "border_stride"]
-    arguments += [_group(g) for g in (ds, strides, *after)] + ["steps", "n", "channels", "inner"]
-    arguments += [_group(numbers.names()), "advance_step", "adjoint_step", "ID", "L"]
-    return _kernel("backward", flat, "walk_backward", arguments)

@@ -1,11 +1,10 @@
-"""The source that the Triton backend writes of a step, run by Triton's interpreter: what the backend
-fills, held to the step looped over time."""
+"""What the Triton backend fills by the source that it writes of a step, under Triton's interpreter,
+held to the step looped over time."""
 
 import backends
 import programs
 import pytest
 import torch
-from bounds import assert_gradient
 
 from snnfast import surrogate as surrogates
 from snnfast.ops.select import implementation
@@ -58,7 +57,7 @@ class Case:
 
     def looped(self, dtype=torch.float32):
         """The same by the loop and autograd."""
-        steps, state = self.T, dtype
+        steps = self.T
         leaves = [(x[0] if k in self.static else x).to(dtype) for k, x in enumerate(self.inputs)]
         rest = self.layer.rest
         states = [
@@ -90,7 +89,6 @@ class Case:
     def check(self, exact=True):
         outputs, news, gradients = self.run(implementation("triton"))
         wanted_outputs, wanted_news, wanted = self.looped()
-        dtype = self.inputs[0].dtype
         for got, want in zip((*outputs, *news), (*wanted_outputs, *wanted_news), strict=True):
             if exact:
                 assert torch.equal(got, want.to(got.dtype)), (got - want).abs().max()
