@@ -312,3 +312,27 @@ def test_the_program_does_not_depend_on_the_mode_it_is_first_called_in(mode):
             assert str(snnfast.neuron(step).program) == expected
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "1,0,1;input:0 > 0",
+        "1,0,1;input:5 > 0;",
+        "1,0,1;input:0 state:3 > 0,1;",
+        "1,0,1;input:0 dout:0 add,0,1 > 2;",
+        "1,0,1;input:0 add,0,7 > 1;",
+        "1,0,1;input:0 erf,0 > 1;",
+        "1,0,1;input:0 ge,0,0 > 1;",
+        "1,0,2;input:0 > 0;",
+        "0,0,1;const:0x1p+0 > 0;",
+        "1,0,1;input:0 > -;",
+        "1,0,1;input:-1 > 0;",
+        "1,0,1;input:0 > 0;input:0 input:4 add,0,1 > 2",
+    ],
+)
+def test_a_program_that_is_none_is_refused(text):
+    x = torch.randn(4, 3)
+    with pytest.raises((ValueError, RuntimeError), match=r"program|step"):
+        torch.ops.snnfast.neuron_forward([x], [], [], text, 4, [1, 0], [4.0, 0.0], "cpu", 0, False)
