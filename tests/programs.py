@@ -13,7 +13,7 @@ from snnfast.program.evaluate import evaluate
 from snnfast.program.ir import Builder, Program
 from snnfast.program.step import Step
 from snnfast.program.trace import recording, trace
-from snnfast.reference.lif import _Fire
+from snnfast.reference.neuron import fire
 from snnfast.surrogate import Surrogate
 
 
@@ -228,7 +228,7 @@ def looped(layer: NeuronLayer, inputs, states, params, surrogate: Surrogate):
     """(outputs [T, N] each, states [T, N] each) of the step as it was traced, one step after the
     other; differentiable. Inputs are [T, N]; a state that is None starts at the layer's rest."""
     step, state = layer.step, state_dtype(inputs[0])
-    program, n = Program.unpack(step.line), inputs[0].shape[1]
+    program, n = Program.unpack(step.text.split(";")[1]), inputs[0].shape[1]
     now = [
         torch.full((n,), rest, dtype=state) if v is None else v
         for v, rest in zip(states, layer.rest or (0.0,) * step.states, strict=True)
@@ -237,7 +237,7 @@ def looped(layer: NeuronLayer, inputs, states, params, surrogate: Surrogate):
     outputs, every = [], []
     for t in range(layer.steps):
         leaves = {"input": [x[t].to(state) for x in inputs], "state": now, "param": params}
-        results = evaluate(program, leaves, surrogate, lambda u: _Fire.apply(u, surrogate))
+        results = evaluate(program, leaves, surrogate, lambda u: fire(u, surrogate))
         results = [torch.broadcast_to(r, (n,)) for r in results]
         outputs.append([s.to(inputs[0].dtype) for s in results[: step.outputs]])
         now = results[step.outputs :]

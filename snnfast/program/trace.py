@@ -1,36 +1,38 @@
-"""From a function of one timestep to its program: the function runs once, on tensors without
-memory, and each operation of PyTorch that it calls is written down."""
+"""From a function of one timestep to its program: the function runs twice, on a few numbers of no
+meaning, and each operation of PyTorch that it calls is written down."""
 
 import threading
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from snnfast.program.ir import Builder, Program
 
-_SHAPES = ((2, 5, 3), (4, 7, 2))
-"""The shapes that a step is tried on: one whose program depends on the shape is refused."""
-_INSTEAD = {
-    "_local_scalar_dense": "a branch, or a number, of a tensor's values; use torch.where",
-    "is_nonzero": "a branch on a tensor's values; use torch.where",
-    "heaviside": "a step without a gradient; use snnfast.spike",
-    "mm": "a matrix product; put it in front of the neuron",
-    "bmm": "a matrix product; put it in front of the neuron",
-    "addmm": "a matrix product; put it in front of the neuron",
-    "convolution": "a convolution; put it in front of the neuron",
-    "sum": "a reduction over neurons; a step sees one neuron",
-    "mean": "a reduction over neurons; a step sees one neuron",
-    "amax": "a reduction over neurons; a step sees one neuron",
-    "view": "a change of shape; parameters are [] or [C] and broadcast by themselves",
-    "_unsafe_view": "a change of shape; parameters are [] or [C] and broadcast by themselves",
-    "unsqueeze": "a change of shape; parameters are [] or [C] and broadcast by themselves",
-    "bernoulli": "randomness; draw it outside and hand it in as an input",
-    "rand_like": "randomness; draw it outside and hand it in as an input",
-    "randn_like": "randomness; draw it outside and hand it in as an input",
-    "round": "a step without a gradient; use snnfast.spike(u, levels=...)",
-    "floor": "a step without a gradient; use snnfast.spike(u, levels=...)",
-}
+_TRIED = (((2, 5, 3), 0.25), ((4, 7, 2), 0.75))
+"""The shapes and values that a step is tried on: one whose program depends on them is refused."""
+_REFUSED = (
+    (
+        "mm bmm addmm baddbmm mv dot convolution einsum",
+        "a matrix product ({}); put it in front of the neuron",
+    ),
+    (
+        "view _unsafe_view reshape expand permute transpose t unsqueeze squeeze select slice cat "
+        "stack index roll repeat gather",
+        "a change of shape or a matrix product ({}); a step sees one neuron, and parameters [] or "
+        "[C] broadcast by themselves",
+    ),
+    (
+        "sum mean amax amin max min any all prod norm var std argmax cumsum softmax _softmax",
+        "a reduction over neurons ({}); a step sees one neuron, and chooses with torch.where",
+    ),
+    (
+        "_local_scalar_dense is_nonzero",
+        "a branch on, or a number of, a tensor's values ({}); use torch.where",
+    ),
+    ("heaviside round floor ceil trunc", "{}, whose gradient is 0; use snnfast.spike"),
+)
 _HAS = (
     "+ - * /, neg, abs, minimum, maximum, clamp, relu, comparisons, and/or/not, where, exp, log, "
     "sqrt, rsqrt, tanh, sigmoid, pow by a constant, detach, snnfast.spike"
@@ -42,6 +44,15 @@ class _Active(threading.local):
 
 
 _active = _Active()
+
+
+@contextmanager
+def in_no_mode():
+    """Out of whatever mode the caller is in, gradients on."""
+    # Only where there is one: what disables them imports the compiler.
+    modes = _disable_current_modes if torch._C._len_torch_dispatch_stack() else nullcontext
+    with modes(), torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 def recording():
@@ -56,28 +67,30 @@ def trace(name: str, function, inputs: int, states: int, params: tuple[str, ...]
     ``params`` are tensors to the program, ``options`` what stays as it is. Raises ValueError and
     TypeError for a step that is not elementwise or gives something else than it must.
     """
-    programs = {_traced(name, function, inputs, states, params, options, s) for s in _SHAPES}
+    programs = {_traced(name, function, inputs, states, params, options, *t) for t in _TRIED}
     if len(programs) > 1:
-        raise ValueError(f"{name}: a step must not depend on the shape of x")
+        raise ValueError(f"{name}: a step must not depend on the shape or the values of x")
     return programs.pop()
 
 
-def _traced(name, function, inputs, states, params, options, shape) -> tuple[Program, int]:
-    recorder = _Recorder(name)
+def _traced(name, function, inputs, states, params, options, shape, value) -> tuple[Program, int]:
+    recorder = _Recorder(name, shape)
 
     def leaf(kind, which, shape):
-        t = torch.empty(shape, device="meta", requires_grad=True)
+        t = torch.full(shape, value, dtype=torch.float32, device="cpu", requires_grad=True)
+        t = t.clone()  # not a leaf of autograd, which refuses what is in place there
         return recorder.knows(t, recorder.builder.add(kind, number=which))
 
-    tensors = [leaf("input", k, shape) for k in range(inputs)]
-    tensors += [leaf("state", k, shape) for k in range(states)]
-    named = {key: leaf("param", k, ()) for k, key in enumerate(params)}
-    before, _active.recorder = _active.recorder, recorder
-    try:
-        with torch.enable_grad(), recorder:
-            results = function(*tensors, **named, **options)
-    finally:
-        _active.recorder = before
+    with in_no_mode():
+        tensors = [leaf("input", k, shape) for k in range(inputs)]
+        tensors += [leaf("state", k, shape) for k in range(states)]
+        named = {key: leaf("param", k, ()) for k, key in enumerate(params)}
+        before, _active.recorder = _active.recorder, recorder
+        try:
+            with recorder:
+                results = function(*tensors, **named, **options)
+        finally:
+            _active.recorder = before
     results = results if isinstance(results, (tuple, list)) else (results,)
     outputs = len(results) - states
     if outputs < 1:
@@ -94,12 +107,16 @@ def _traced(name, function, inputs, states, params, options, shape) -> tuple[Pro
 
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self, name: str):
+    def __init__(self, name: str, shape):
         super().__init__()
-        self.name = name
+        self.name, self.shape = name, shape
         self.builder = Builder()
         self._places: dict[int, int] = {}
         self._alive: list[Tensor] = []  # or a later tensor might have the id of an earlier one
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else PyTorch imports its compiler at the first operation, 2 s
 
     def knows(self, t: Tensor, place: int) -> Tensor:
         self._places[id(t)] = place
@@ -117,11 +134,11 @@ class _Recorder(TorchDispatchMode):
             self.refuse(f"a {type(value).__name__} in arithmetic")
         if id(value) in self._places:
             return self._places[id(value)]
-        if value.device.type == "meta" or value.dim() or value.requires_grad:
+        if value.dim() or value.requires_grad:
             self.refuse(
                 f"a tensor {list(value.shape)} from outside; hand it in as a keyword parameter"
             )
-        with torch.utils._python_dispatch._disable_current_modes():
+        with torch._C._DisableTorchDispatch():
             return self.builder.constant(value.item())
 
     def real(self, value) -> int:
@@ -153,7 +170,7 @@ class _Recorder(TorchDispatchMode):
     def spike(self, u: Tensor) -> Tensor:
         """What ``snnfast.spike`` is while its step is traced."""
         place = self.builder.add("spike", self.real(u))
-        with torch.utils._python_dispatch._disable_current_modes():
+        with torch._C._DisableTorchDispatch():
             s = u.clone()  # behind u in autograd's graph
         return self.knows(s, place)
 
@@ -161,7 +178,10 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         op = func._schema.name.removeprefix("aten::")
         if op in ("_local_scalar_dense", "is_nonzero"):
-            self.refuse(_INSTEAD[op])
+            self._refuse_operation(func, op)
+        for value in args:
+            if isinstance(value, Tensor) and id(value) not in self._places:
+                self.place(value)  # refused here, before torch finds that it does not fit
         out = func(*args, **kwargs)
         if not isinstance(out, Tensor):
             return out
@@ -173,6 +193,8 @@ class _Recorder(TorchDispatchMode):
         if out.dtype not in (torch.float32, torch.bool):
             dtype = str(out.dtype).removeprefix("torch.")
             self.refuse(f"a tensor of {dtype}; its numbers are of the state's dtype")
+        if out.shape not in (self.shape, ()):
+            self.refuse(f"a tensor {list(out.shape)}; a step sees one neuron")
         place = write(self, args, kwargs)
         if not torch.is_grad_enabled() and not self.builder.is_truth(place):
             place = self.builder.add("detach", place)
@@ -183,7 +205,10 @@ class _Recorder(TorchDispatchMode):
             self.refuse(f"an operation in place ({op}); write v = v + ... instead of v += ...")
         if torch.Tag.nondeterministic_seeded in func.tags:
             self.refuse("randomness; draw it outside and hand it in as an input")
-        self.refuse(_INSTEAD.get(op) or f"{op}; what may stand in it is {_HAS}")
+        for names, message in _REFUSED:
+            if op in names.split():
+                self.refuse(message.format(op))
+        self.refuse(f"{op}; what may stand in it is {_HAS}")
 
 
 def _refuse_own_gradients(name: str, results) -> None:
@@ -297,7 +322,7 @@ def _power(r, x: int, exponent: float) -> int:
 
 
 def _to(r, args, kwargs):
-    if kwargs.get("device") is not None and kwargs["device"].type != "meta":
+    if kwargs.get("device") is not None and kwargs["device"].type != "cpu":
         r.refuse("a move to another device")
     return r.place(args[0]) if kwargs.get("dtype") == torch.bool else r.real(args[0])
 
