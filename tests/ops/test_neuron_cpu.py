@@ -223,10 +223,11 @@ CHANNELS = {1: (1, 1), 7: (7, 1), 511: (7, 73), 512: (4, 16), 513: (3, 19), 4099
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALF], ids=str)
 @pytest.mark.parametrize("n", CHANNELS)
-def test_sizes_dtypes_and_channels(n, dtype):
+@pytest.mark.parametrize("name", ("adaptive_lif", "gated"))
+def test_sizes_dtypes_and_channels(name, n, dtype):
     """Tails of rows, narrow dtypes, parameters by the channel within and beyond a tile."""
     channels, inner = CHANNELS[n]
-    step = programs.named("adaptive_lif" if n % 2 else "synaptic")
+    step = programs.named(name)
     inputs, states, params = programs.tensors(step, n, 9, n, dtype, channels)
     layer = programs.layer_of(step, ATAN, 9, channels=channels, inner=inner)
     results, borders = run(layer, inputs, states, params)
