@@ -53,10 +53,12 @@ class Fetch {
     now_ = 0, share_ = (total_ + instructions_ - 1) / std::max<int64_t>(1, instructions_);
   }
   void some() {
-    for (int64_t left = share_; left > 0 && now_ < count_; --left) {
-      __builtin_prefetch(rows_[now_].at);
-      rows_[now_].at += 64;
-      if (--rows_[now_].lines == 0) ++now_;
+    for (int64_t left = share_; left > 0 && now_ < count_;) {
+      auto& row = rows_[now_];
+      const int64_t lines = std::min(left, row.lines);
+      for (int64_t k = 0; k < lines; ++k) __builtin_prefetch(row.at + 64 * k);
+      left -= lines, row.at += 64 * lines, row.lines -= lines;
+      now_ += row.lines == 0;
     }
   }
 
