@@ -54,6 +54,7 @@ def encode(
     result_places = {k: start + k for k in results}
 
     copies: list[tuple[int, int]] = []
+    read.update(r for r, count in Counter(results.values()).items() if count > 1)
     for k, r in results.items():
         if r in code and r not in places and (k in again or r not in read):
             places[r] = result_places[k]
