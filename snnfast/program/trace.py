@@ -1,5 +1,6 @@
-"""From a function of one timestep to its program: the function runs once, on tensors without
-memory, and each operation of PyTorch that it calls is written down."""
+"""From a function of one timestep to its program: the function runs once, on small
+tensors, and each operation of PyTorch that it calls is written down. They are no meta tensors: for
+those PyTorch runs Python code that imports its compiler, 2 s."""
 
 import threading
 from contextlib import contextmanager
@@ -75,7 +76,7 @@ def _traced(name, function, inputs, states, params, options, shape) -> tuple[Pro
     recorder = _Recorder(name, shape)
 
     def leaf(kind, which, shape):
-        t = torch.empty(shape, dtype=torch.float32, device="meta", requires_grad=True)
+        t = torch.zeros(shape, dtype=torch.float32, device="cpu", requires_grad=True)
         t = t.clone()  # not a leaf of autograd, which refuses what is in place there
         return recorder.knows(t, recorder.builder.add(kind, number=which))
 
@@ -114,7 +115,7 @@ class _Recorder(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # else PyTorch imports its compiler at the first operation, 2 s
+        return False  # it would import the compiler
 
     def knows(self, t: Tensor, place: int) -> Tensor:
         self._places[id(t)] = place
@@ -132,7 +133,7 @@ class _Recorder(TorchDispatchMode):
             self.refuse(f"a {type(value).__name__} in arithmetic")
         if id(value) in self._places:
             return self._places[id(value)]
-        if value.device.type == "meta" or value.dim() or value.requires_grad:
+        if value.dim() or value.requires_grad:
             self.refuse(
                 f"a tensor {list(value.shape)} from outside; hand it in as a keyword parameter"
             )
@@ -320,7 +321,7 @@ def _power(r, x: int, exponent: float) -> int:
 
 
 def _to(r, args, kwargs):
-    if kwargs.get("device") is not None and kwargs["device"].type != "meta":
+    if kwargs.get("device") is not None and kwargs["device"].type != "cpu":
         r.refuse("a move to another device")
     return r.place(args[0]) if kwargs.get("dtype") == torch.bool else r.real(args[0])
 
