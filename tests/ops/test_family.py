@@ -119,6 +119,31 @@ def test_equals_the_peer(name, options):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5 * (1 + b.abs().max().item()))
 
 
+@pytest.mark.parametrize("name", ["leaky", "synaptic"])
+def test_at_the_threshold(name):
+    """No spike there, and the surrogate's gradient all the same."""
+    x = (4 * inputs(name)).round().div(4).requires_grad_()
+    numbers = {"leaky": {"beta": 0.5}, "synaptic": {"alpha": 0.5, "beta": 0.5}}[name]
+    s, states = neuron(name)(
+        x, surrogate="atan", return_state="all", backend="reference", **numbers
+    )
+    assert (flat(s, states)[-1] == 1.0).any()
+    theirs = PEERS[name].run(x, neuron(name).defaults | numbers)[0]
+    assert torch.equal(s, theirs)
+    (ours,), (wanted,) = gradients([s], [x]), gradients([theirs], [x])
+    torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_what_depends_on_parameters_alone_is_no_part_of_a_step():
+    beta = torch.tensor(0.9)
+    for mechanism in ("zero", "none"):
+        steps = [
+            neurons.leaky.listing(reset_mechanism=mechanism, **of).step
+            for of in ({}, {"beta": beta})
+        ]
+        assert steps[0].forward.operations() == steps[1].forward.operations()
+
+
 # As they are written
 
 
