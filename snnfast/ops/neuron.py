@@ -330,7 +330,7 @@ def _neuron(step: Callable | None = None, *, inputs: int = 1, rest=None):
         s = adaptive_lif(x, surrogate="atan")
         s, (v, a) = adaptive_lif(x, states=(v0, a0), rho=rho, return_state=True)
 
-    The function is traced, once for each choice of its parameters, on tensors without values. What
+    The function is traced, once for each choice of its parameters, on a few numbers. What
     may stand in it: + - * /, neg, abs, minimum, maximum, clamp, relu, comparisons, and/or/not,
     where, exp, log, sqrt, rsqrt, tanh, sigmoid, pow by a constant, detach (also ``no_grad``),
     ``snnfast.spike`` and ``snnfast.ternary_spike``. Anything else is refused by its name.

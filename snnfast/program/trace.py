@@ -1,9 +1,8 @@
-"""From a function of one timestep to its program: the function runs once, on small
-tensors, and each operation of PyTorch that it calls is written down. They are no meta tensors: for
-those PyTorch runs Python code that imports its compiler, 2 s."""
+"""From a function of one timestep to its program: the function runs twice, on a few numbers of no
+meaning, and each operation of PyTorch that it calls is written down."""
 
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -11,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from snnfast.program.ir import Builder, Program
 
-_SHAPES = ((2, 5, 3), (4, 7, 2))
-"""The shapes that a step is tried on: one whose program depends on the shape is refused."""
+_TRIED = (((2, 5, 3), 0.25), ((4, 7, 2), 0.75))
+"""The shapes and values that a step is tried on: one whose program depends on them is refused."""
 _REFUSED = (
     (
         "mm bmm addmm baddbmm mv dot convolution einsum",
@@ -50,7 +49,9 @@ _active = _Active()
 @contextmanager
 def in_no_mode():
     """Out of whatever mode the caller is in, gradients on."""
-    with _disable_current_modes(), torch.inference_mode(False), torch.enable_grad():
+    # Only where there is one: what disables them imports the compiler.
+    modes = _disable_current_modes if torch._C._len_torch_dispatch_stack() else nullcontext
+    with modes(), torch.inference_mode(False), torch.enable_grad():
         yield
 
 
@@ -66,17 +67,17 @@ def trace(name: str, function, inputs: int, states: int, params: tuple[str, ...]
     ``params`` are tensors to the program, ``options`` what stays as it is. Raises ValueError and
     TypeError for a step that is not elementwise or gives something else than it must.
     """
-    programs = {_traced(name, function, inputs, states, params, options, s) for s in _SHAPES}
+    programs = {_traced(name, function, inputs, states, params, options, *t) for t in _TRIED}
     if len(programs) > 1:
-        raise ValueError(f"{name}: a step must not depend on the shape of x")
+        raise ValueError(f"{name}: a step must not depend on the shape or the values of x")
     return programs.pop()
 
 
-def _traced(name, function, inputs, states, params, options, shape) -> tuple[Program, int]:
+def _traced(name, function, inputs, states, params, options, shape, value) -> tuple[Program, int]:
     recorder = _Recorder(name, shape)
 
     def leaf(kind, which, shape):
-        t = torch.zeros(shape, dtype=torch.float32, device="cpu", requires_grad=True)
+        t = torch.full(shape, value, dtype=torch.float32, device="cpu", requires_grad=True)
         t = t.clone()  # not a leaf of autograd, which refuses what is in place there
         return recorder.knows(t, recorder.builder.add(kind, number=which))
 
@@ -115,7 +116,7 @@ class _Recorder(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # it would import the compiler
+        return False  # else PyTorch imports its compiler at the first operation, 2 s
 
     def knows(self, t: Tensor, place: int) -> Tensor:
         self._places[id(t)] = place
@@ -137,7 +138,7 @@ class _Recorder(TorchDispatchMode):
             self.refuse(
                 f"a tensor {list(value.shape)} from outside; hand it in as a keyword parameter"
             )
-        with _disable_current_modes():
+        with torch._C._DisableTorchDispatch():
             return self.builder.constant(value.item())
 
     def real(self, value) -> int:
@@ -169,7 +170,7 @@ class _Recorder(TorchDispatchMode):
     def spike(self, u: Tensor) -> Tensor:
         """What ``snnfast.spike`` is while its step is traced."""
         place = self.builder.add("spike", self.real(u))
-        with _disable_current_modes():
+        with torch._C._DisableTorchDispatch():
             s = u.clone()  # behind u in autograd's graph
         return self.knows(s, place)
 

@@ -144,6 +144,13 @@ def test_what_depends_on_parameters_alone_is_no_part_of_a_step():
         assert steps[0].forward.operations() == steps[1].forward.operations()
 
 
+def test_spikes_are_known_as_such():
+    """By their program, without a look at them: they can be kept as bits."""
+    programs = {name: neuron(name).program.step.forward for name in ROWS}
+    graded = {name for name, program in programs.items() if not program.fires(program.results[0])}
+    assert graded == {"ilif", "liaf", "ternary_lif"}
+
+
 # As they are written
 
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from snnfast import surrogate as surrogates
-from snnfast.backends.contract import Backend
 from snnfast.backends import cpu
+from snnfast.backends.contract import Backend
 from snnfast.backends.layout import state_dtype
 from snnfast.backends.spec import segments
 from snnfast.program.evaluate import evaluate
-from snnfast.program.ir import Builder, Program
+from snnfast.program.ir import Builder
 from snnfast.program.step import Step
 
 BACKEND = Backend(cpu)

@@ -4,13 +4,15 @@ import itertools
 
 import pytest
 import torch
-from backends import named
+from backends import PROGRAMS, named
 from bounds import assert_gradient
 from lif_cases import LAYOUTS
 from neuron_cases import adaptive, two_compartments
 from torch import nn
 
 import snnfast
+
+pytestmark = pytest.mark.backends(*PROGRAMS)
 
 
 @snnfast.neuron
