@@ -74,6 +74,18 @@ def test_equals_the_loop(backend, name, options, kind):
             torch.testing.assert_close(a, b, rtol=bound, atol=bound * (1 + b.abs().max().item()))
 
 
+@over([case for case in CASES if not case[1].get("detach_reset")])
+def test_gradcheck_of_the_smooth_twin(name, options):
+    definition, smooth = neuron(name), snnfast.surrogate.Sigmoid(alpha=0.5, spiking=False)
+    x = inputs(name, (3, 1, 3), torch.float64).requires_grad_()
+    states = [torch.rand_like(x[0]).requires_grad_() for _ in definition.states]
+
+    def twin(x, *states):
+        return definition(x, states=states, surrogate=smooth, backend="reference", **options)
+
+    assert torch.autograd.gradcheck(twin, (x, *states), atol=1e-5)
+
+
 @pytest.mark.backends(*CPU, *GPU)
 @over(CASES)
 def test_same_bits_in_float32(backend, name, options):
