@@ -30,8 +30,8 @@ from .operations import narrowed
 
 
 class Layout(NamedTuple):
-    """What a kernel is compiled for besides the step. (Triton 3.6 takes its fields for plain numbers,
-    which a static_range does not accept.)"""
+    """What a kernel is compiled for besides the step. To Triton 3.6 its fields are plain numbers,
+    which a static_range does not take."""
 
     inputs: int
     outputs: int
