@@ -118,6 +118,8 @@ GPU = tuple(
 )
 KERNELS = (*CPU, HOST, INTERPRETED, *GPU)
 EVERY = (REFERENCE, *KERNELS)
+PROGRAMS = tuple(backend for backend in EVERY if backend.name != "cuda")
+"""Those that run a neuron by its program."""
 
 
 def parameters(backends) -> list:
