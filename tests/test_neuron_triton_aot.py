@@ -5,6 +5,7 @@ import math
 
 import programs
 import pytest
+import test_triton_aot as lif
 import torch
 from _aot import compile_call
 
@@ -90,6 +91,16 @@ def test_other_lengths(T, dtype, backward):
     kernel = compile_call(call, 90)
     assert kernel.spills == 0 and kernel.registers <= 128
     at_floor(step, segment(kernel, T), call, T, dtype, backward)
+
+
+@pytest.mark.parametrize("backward", (False, True), ids=("forward", "backward"))
+@pytest.mark.parametrize("T", (4, 8, 16))
+def test_as_short_as_the_kernel_of_lif(T, backward):
+    """Whose reset to zero this one is, its spike detached; steps and tiles are the same."""
+    written = make_call(programs.named("lif"), T, torch.bfloat16, backward=backward)
+    own = lif.make_call(T, torch.bfloat16, backward=backward, detach_reset=True)
+    written, own = compile_call(written, 90), compile_call(own, 90)
+    assert written.size <= 1.02 * own.size and written.registers <= own.registers + 8
 
 
 def test_sums_are_not_contracted():
