@@ -125,7 +125,7 @@ class Machine {
     input = next, state = input + layer.inputs.count, dout = state + layer.states.count;
     dstate = dout + layer.outputs, result = dstate + layer.states.count;
     for (int64_t k = 0; k < code.registers; ++k) places_[first + k] = {room.take<R>(kRow<R>)};
-    for (int64_t k = 0; k < code.before; ++k)
+    for (int64_t k = 0; k < code.hoisted; ++k)
       execute(code.code[k], tile.wide ? count_ : Lanes<R>::kCount);
   }
 
@@ -133,7 +133,7 @@ class Machine {
 
   void run(Fetch& fetch) const {
     fetch.start();
-    const Instruction *in = code_.code + code_.before, *end = in + code_.instructions;
+    const Instruction *in = code_.code + code_.hoisted, *end = in + code_.instructions;
     for (; in != end; ++in) {
       fetch.some();
       execute(*in, count_);
