@@ -13,9 +13,11 @@
 #include <tuple>
 
 #include "channels.h"
+#include "compiled.h"
 #include "distill.h"
 #include "lif.h"
 #include "norm_lif.h"
+#include "rows.h"
 #include "spikes.h"
 #include "unpack.h"
 
@@ -41,6 +43,7 @@ struct Kernels {
   void (*scale)(const Scale&) = scale_gradient_baseline;
   bool (*pack)(const PackSpikes&) = pack_spikes_baseline;
   void (*unpack)(const UnpackSpikes&) = unpack_spikes_baseline;
+  void (*run_compiled)(const Compiled&) = run_compiled_baseline;
 };
 
 Kernels best_kernels() {
@@ -49,7 +52,7 @@ Kernels best_kernels() {
   if (has_avx2())
     k = {"avx2",           lif_forward_avx2,   lif_backward_avx2, norm_stats_avx2,
          norm_dy_avx2,     stepwise_loss_avx2, tssd_loss_avx2,    scale_gradient_avx2,
-         pack_spikes_avx2, unpack_spikes_avx2};
+         pack_spikes_avx2, unpack_spikes_avx2, run_compiled_avx2};
 #endif
   return k;
 }
@@ -287,6 +290,28 @@ void unpack_spikes(int dtype, int threads, int64_t n, uintptr_t bits, uintptr_t 
   kernels.unpack({dtype, threads, n, pointer<uint8_t>(bits), pointer<void>(s)});
 }
 
+// Runs a compiled walk over all neurons. `rows`: addresses of parameters of channels; `sums`: where
+// gradients of parameters go, and whether they have channels.
+void run_compiled(uintptr_t walk, std::string_view args, int threads, int64_t n, int64_t steps,
+                  bool wide, int64_t channels, int64_t inner, const std::vector<uintptr_t>& rows,
+                  const std::vector<std::pair<uintptr_t, bool>>& sums) {
+  Compiled job{reinterpret_cast<CompiledWalk*>(walk),
+               args.data(),
+               threads,
+               n,
+               steps,
+               channels,
+               inner,
+               wide,
+               {},
+               {}};
+  for (uintptr_t row : rows) job.rows.push_back(pointer<void>(row));
+  for (const auto& [total, of_channels] : sums)
+    job.sums.push_back({pointer<void>(total), of_channels});
+  py::gil_scoped_release release;
+  kernels.run_compiled(job);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -302,6 +327,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("scale_gradient", &scale_gradient);
   m.def("pack_spikes", &pack_spikes);
   m.def("unpack_spikes", &unpack_spikes);
+  m.def("run_compiled", &run_compiled);
+  m.attr("TILE") = kTile;
+  m.attr("CACHE_BYTES") = cache_bytes();
   m.def("instruction_set", [] { return kernels.name; });
   // For tests: the kernels that an older machine would run.
   m.def("use_baseline", [](bool yes) { kernels = yes ? Kernels{} : best_kernels(); });
