@@ -38,7 +38,7 @@ def arguments_of(cls: type) -> list[str]:
     """The keyword arguments of a neuron's class and its bases."""
     names = []
     for base in cls.__mro__:
-        if base.__module__.startswith("snnfast."):
+        if base.__module__.startswith("snnfast.") and "__init__" in vars(base):
             parameters = inspect.signature(base.__init__).parameters.values()
             names += [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
     return [name for name in dict.fromkeys(names) if name != "self"]

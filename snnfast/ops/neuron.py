@@ -2,8 +2,7 @@
 
 import functools
 import inspect
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,29 +11,17 @@ from torch import Tensor
 from snnfast import reference
 from snnfast import surrogate as surrogates
 from snnfast.backends import layout
-from snnfast.backends.spec import NeuronLayer, Step
+from snnfast.backends.spec import NeuronLayer
 from snnfast.ops import layer as layers
 from snnfast.ops import neuron_op
 from snnfast.ops import validation as check
+from snnfast.ops.neuron_plan import Plan, constant, plan_of
 from snnfast.ops.packed import mark_spikes
 from snnfast.ops.select import check_name, select
 from snnfast.program.evaluate import evaluate
-from snnfast.program.ir import Program
-from snnfast.program.prelude import split
 from snnfast.program.text import Listing
-from snnfast.program.trace import trace
 
 _OF_THE_CALL = ("states", "surrogate", "timesteps", "return_state", "backend")
-
-
-class _Plan(NamedTuple):
-    """What a definition is for one choice of which parameters are tensors and what the others
-    are."""
-
-    step: Step
-    prelude: Program
-    spikes: tuple[bool, ...]
-    """Which outputs are 0 or 1 by construction."""
 
 
 class Definition:
@@ -55,9 +42,9 @@ class Definition:
                 f"got ({', '.join(positional)})"
             )
         self.inputs, self.states = positional[:inputs], positional[inputs:]
-        self._rest = (0.0,) * len(self.states) if rest is None else rest
+        self.rest = (0.0,) * len(self.states) if rest is None else rest
         if not callable(rest):
-            self._check_rest(self._rest)
+            self._check_rest(self.rest)
         if inspect.Parameter.empty not in self.defaults.values():
             self._planned({})  # what cannot be fused is said here and now
 
@@ -89,6 +76,28 @@ class Definition:
         backend: str | None = None,
         **parameters,
     ):
+        bound = self.bind(
+            inputs, parameters, states=states, surrogate=surrogate, timesteps=timesteps,
+            return_state=return_state, backend=backend,
+        )  # fmt: skip
+        if bound.backend == "reference":
+            return looped(self, bound)
+        call, params = prepared(bound)
+        step = call.layer.step
+        inputs = [layout.with_dense_steps(inputs[0], layers.axis(call.layer)), *inputs[1:]]
+        given = (*inputs, *bound.states, *params)
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
+            results = neuron_op.Neuron.apply(call, *given)
+        else:
+            outputs, after, _ = neuron_op.forward(call, inputs, bound.states, params, False)
+            results = (*outputs, *after)
+        return returned(bound, results[: step.outputs], results[step.outputs :])
+
+    def bind(
+        self, inputs, parameters: dict, *, states, surrogate, timesteps, return_state, backend,
+        op: str | None = None,
+    ) -> "Bound":  # fmt: skip
+        """The arguments of a call, checked. ``op``: what it is called in ``explain``."""
         x, steps, shape = self._checked_inputs(inputs, timesteps)
         if not isinstance(return_state, (bool, str)) or return_state not in (False, True, "all"):
             raise ValueError(
@@ -105,73 +114,36 @@ class Definition:
         unknown = None
         if not chosen.spiking:
             unknown = f"{type(chosen).__name__}(spiking=False)"
-        elif chosen.ID is None and "surrogate:" in plan.step.gradient:
+        elif not plan.fusible:
             unknown = type(chosen).__name__
-        name = select(self.name, backend, x.device.type, x.dtype, False, unknown, "neuron_forward")
-        if name == "reference":
-            return self._looped(
-                inputs, states, rest, tensors | options, plan, chosen, timesteps, return_state
-            )
-        return self._fused(
-            inputs, states, rest, list(tensors.values()), plan, chosen, steps,
-            timesteps is not None, return_state, name,
-        )  # fmt: skip
+        name = select(
+            op or self.name, backend, x.device.type, x.dtype, False, unknown, "neuron_forward"
+        )
+        static = timesteps is not None
+        return Bound(
+            plan, inputs, states, rest, tensors, options, chosen, steps, static, return_state, name
+        )
 
-    def _looped(self, inputs, states, rest, parameters, plan, surrogate, timesteps, return_state):
-        x = inputs[0]
-        shape = x.shape[1:] if timesteps is None else x.shape
-        dtype = layout.state_dtype(x)
-        start = [
-            torch.full(shape, number, dtype=dtype, device=x.device) if v is None else v
-            for v, number in zip(states, rest, strict=True)
-        ]
-        outputs, passed = reference.neuron(
-            self.step, inputs, start, parameters, outputs=plan.step.outputs,
-            surrogate=surrogate, timesteps=timesteps,
-        )  # fmt: skip
-        after = [v[1:] if return_state == "all" else v[-1] for v in passed]
-        return _returned(outputs, after, return_state)
-
-    def _fused(self, inputs, states, rest, tensors, plan, surrogate, steps, static, return_state,
-               backend):  # fmt: skip
-        x = inputs[0]
-        axis = 0 if static else 1
-        inputs = [layout.with_dense_steps(x, axis), *inputs[1:]]
-        params = tensors
-        if plan.prelude.nodes:
-            params = list(evaluate(plan.prelude, {"param": tensors})) if tensors else []
-        number, (a, b) = 0, (0.0, 0.0)
-        if not plan.step.gradient:
-            number, (a, b) = surrogate.ID, surrogate.params()
-        layer = NeuronLayer(plan.step, number, static, a, b, rest, steps)
-        state = layers.STATE_ALL if return_state == "all" else int(bool(return_state))
-        call = neuron_op.Call(layer, state, backend)
-        given = (*inputs, *states, *params)
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
-            results = neuron_op.Neuron.apply(call, *given)
-        else:
-            outputs, after, _ = neuron_op.forward(call, inputs, states, params, False)
-            results = (*outputs, *after)
-        outputs, after = results[: plan.step.outputs], results[plan.step.outputs :]
-        for s, spikes in zip(outputs, plan.spikes, strict=True):
-            if spikes:
-                mark_spikes(s)
-        return _returned(outputs, after, return_state)
-
-    def _planned(self, parameters: dict, surrogate=None) -> tuple[_Plan, dict, dict]:
-        """(the plan, the parameters that are tensors, the others), in the definition's order."""
+    def check_names(self, parameters) -> None:
+        """TypeError for a name that is no parameter of the neuron."""
         for name in parameters:
             if name not in self.defaults:
                 known = ", ".join((*self.defaults, *_OF_THE_CALL))
                 raise TypeError(f"{self.name}: arguments must be among {known}, got {name}")
+
+    def _planned(self, parameters: dict, surrogate=None) -> tuple[Plan, dict, dict]:
+        """(the plan, the parameters that are tensors, the others), in the definition's order."""
+        self.check_names(parameters)
         parameters = {k: parameters.get(k, default) for k, default in self.defaults.items()}
         for name, value in parameters.items():
             if value is inspect.Parameter.empty:
                 raise TypeError(f"{self.name}: {name} must be given, got nothing")
         tensors = {k: v for k, v in parameters.items() if isinstance(v, Tensor)}
         options = {k: v for k, v in parameters.items() if k not in tensors}
+        if torch.compiler.is_compiling():
+            options = {k: constant(v) for k, v in options.items()}
         own = surrogate if surrogate is not None and surrogate.ID is None else None
-        return _plan(self, tuple(tensors), tuple(options.items()), own), tensors, options
+        return plan_of(self, tuple(tensors), tuple(options.items()), own), tensors, options
 
     def _checked_inputs(self, inputs, timesteps):
         if len(inputs) != len(self.inputs):
@@ -200,8 +172,8 @@ class Definition:
 
     def _checked_states(self, states, parameters, x, shape):
         """(a tensor or None for each state, the number where one without starts)."""
-        rest = self._rest(**parameters) if callable(self._rest) else self._rest
-        if callable(self._rest):
+        rest = self.rest(**parameters) if callable(self.rest) else self.rest
+        if callable(self.rest):
             rest = rest if isinstance(rest, (tuple, list)) else (rest,)
             self._check_rest(rest)
         if states is None:
@@ -257,77 +229,6 @@ def _signature(name: str, step: Callable) -> tuple[tuple[str, ...], dict]:
     return tuple(positional), keywords
 
 
-def _plan(definition: Definition, tensors, options, own) -> _Plan:
-    try:
-        return _cached_plan(definition, tensors, options, own)
-    except TypeError:
-        if all(_is_hashable(value) for _, value in options):
-            raise
-        return _cached_plan.__wrapped__(definition, tensors, options, own)
-
-
-_plan._dynamo_marked_constant = True
-
-
-def _is_hashable(value) -> bool:
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return True
-
-
-@functools.lru_cache(1024, typed=True)
-def _cached_plan(definition: Definition, tensors, options, own) -> _Plan:
-    name, inputs, states = definition.name, definition.inputs, definition.states
-    for key, value in options:
-        if isinstance(value, float) and math.isnan(value):
-            raise ValueError(f"{name}: {key} must not be NaN")
-    traced, outputs = trace(name, definition.step, len(inputs), len(states), tensors, dict(options))
-    found = traced.leaves("state")
-    for k, result in enumerate(traced.results[outputs:]):
-        for other in range(len(states)):
-            if other != k and result == found.get(other, -1):
-                raise ValueError(
-                    f"{name}: new states must be returned in the order of the arguments "
-                    f"({', '.join(states)}), got {states[other]} in the place of {states[k]}"
-                )
-    prelude, main = split(traced)
-    gradient = "" if own is None else _gradient(own)
-    step = Step.of(main.pack(), outputs, len(inputs), len(prelude.results), gradient)
-    spikes = tuple(r is not None and main.nodes[r].op == "spike" for r in main.results[:outputs])
-    if not tensors and not callable(definition._rest):
-        _check_gradient_at_rest(definition, step)
-    return _Plan(step, prelude, spikes)
-
-
-def _gradient(own: surrogates.Surrogate) -> str:
-    """The packed program of a surrogate that no kernel knows; "surrogate:" where it is none."""
-    try:
-        return trace(type(own).__name__, own.gradient, 1, 0, (), {})[0].pack()
-    except (TypeError, ValueError, NotImplementedError):
-        return "surrogate:"
-
-
-def _check_gradient_at_rest(definition: Definition, step: Step) -> None:
-    numbers = {
-        "input": [0.0] * step.inputs, "state": definition._rest, "param": [],
-        "dout": [1.0] * step.outputs, "dstate": [1.0] * step.states,
-    }  # fmt: skip
-    leaves = {
-        kind: [torch.full((), float(v), dtype=torch.float64) for v in values]
-        for kind, values in numbers.items()
-    }
-    names = [*definition.inputs, *definition.states]
-    results = evaluate(step.adjoint, leaves, surrogates.resolve("sigmoid"))
-    for which, gradient in zip(names, results, strict=False):
-        if gradient is not None and not gradient.isfinite():
-            raise ValueError(
-                f"{definition.name}: the gradient at rest must be finite, got {gradient.item()} "
-                f"for {which}; keep what is divided by, or under a root, off 0"
-            )
-
-
 def _check_parameter(op: str, name: str, value: Tensor, x: Tensor, shape) -> None:
     wanted = layout.state_dtype(x)
     if value.dtype != wanted:
@@ -352,10 +253,64 @@ def _along_channels(value: Tensor, shape) -> Tensor:
     return value.expand(shape).contiguous()
 
 
-def _returned(outputs, states, return_state):
+class Bound(NamedTuple):
+    """The checked arguments of a call."""
+
+    plan: Plan
+    inputs: Sequence[Tensor]
+    states: list[Tensor | None]
+    rest: tuple[float, ...]
+    """Where the states start that are None."""
+    tensors: dict[str, Tensor]
+    options: dict
+    surrogate: surrogates.Surrogate
+    steps: int
+    static: bool
+    return_state: "bool | str"
+    backend: str
+
+
+def looped(definition: Definition, bound: Bound):
+    """What the neuron's call returns, by the reference."""
+    x = bound.inputs[0]
+    shape, dtype = x.shape if bound.static else x.shape[1:], layout.state_dtype(x)
+    start = [
+        torch.full(shape, number, dtype=dtype, device=x.device) if v is None else v
+        for v, number in zip(bound.states, bound.rest, strict=True)
+    ]
+    outputs, passed = reference.neuron(
+        definition.step, bound.inputs, start, bound.tensors | bound.options,
+        outputs=bound.plan.step.outputs, surrogate=bound.surrogate,
+        timesteps=bound.steps if bound.static else None,
+    )  # fmt: skip
+    after = [v[1:] if bound.return_state == "all" else v[-1] for v in passed]
+    return _as_asked(bound, outputs, after)
+
+
+def prepared(bound: Bound) -> tuple[neuron_op.Call, list[Tensor]]:
+    """The call of a backend, and the parameters of its program."""
+    plan, tensors = bound.plan, list(bound.tensors.values())
+    params = list(evaluate(plan.prelude, {"param": tensors})) if tensors else []
+    number, (a, b) = 0, (0.0, 0.0)
+    if not plan.step.gradient:
+        number, (a, b) = bound.surrogate.ID, bound.surrogate.params()
+    layer = NeuronLayer(plan.step, number, bound.static, a, b, bound.rest, bound.steps)
+    state = layers.STATE_ALL if bound.return_state == "all" else int(bool(bound.return_state))
+    return neuron_op.Call(layer, state, bound.backend), params
+
+
+def returned(bound: Bound, outputs, states):
+    """What the call returns, of what the op does."""
+    for s, spikes in zip(outputs, bound.plan.spikes, strict=True):
+        if spikes:
+            mark_spikes(s)
+    return _as_asked(bound, outputs, states)
+
+
+def _as_asked(bound: Bound, outputs, states):
     """One output, or one state, stands alone."""
     s = outputs[0] if len(outputs) == 1 else tuple(outputs)
-    if not return_state:
+    if not bound.return_state:
         return s
     return s, (states[0] if len(states) == 1 else tuple(states))
 

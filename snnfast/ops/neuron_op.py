@@ -44,7 +44,7 @@ class Call(NamedTuple):
         layer = self.layer
         choices = [layer.surrogate, int(layer.static)]
         return (
-            layer.step.pack(),
+            layer.step.text,
             layer.steps,
             choices,
             [layer.a, layer.b, *layer.rest],

@@ -52,8 +52,11 @@ def implementation(name: str) -> Backend:
     return Backend(functions, **functions.CAPABILITIES)
 
 
-def _unavailable(name: str) -> str | None:
-    return implementation(name).available()
+def _unavailable(name: str, needs: str) -> str | None:
+    backend = implementation(name)
+    if needs and not hasattr(backend.unchecked, needs):
+        return "it has no kernel for this op"
+    return backend.available()
 
 
 def recomputes_dx(name: str, dtype: torch.dtype) -> bool:
@@ -106,8 +109,6 @@ def _refuse(
     backend has."""
     if name == "reference":
         return None
-    if needs and not hasattr(implementation(name).unchecked, needs):
-        return "it has no kernel for this op"
     if own is not None:
         return (
             f"no kernel knows the surrogate {own}; its formula in PyTorch runs on the reference: "
@@ -126,7 +127,7 @@ def _refuse(
         return "it computes in float32; float64 runs on reference and cpu"
     if smooth and (name != "cpu" or dtype != torch.float64):
         return "the smooth twin (spiking=False) runs on reference, and in float64 on cpu"
-    return _unavailable(name)
+    return _unavailable(name, needs)
 
 
 def automatic(

@@ -15,7 +15,9 @@ class Step:
     """
 
     def __init__(self, line: str, outputs: int, inputs: int, params: int, gradient: str = ""):
-        self.line, self.gradient = line, gradient
+        self.gradient = gradient
+        self.text = f"{inputs},{params},{outputs};{line};{gradient}"
+        """The step as text, exactly."""
         self.inputs, self.outputs, self.params = inputs, outputs, params
         traced = Program.unpack(line)
         self.states = len(traced.results) - outputs
@@ -29,13 +31,9 @@ class Step:
         if gradient:
             self.adjoint = with_surrogate(self.adjoint, Program.unpack(gradient))
 
-    def pack(self) -> str:
-        """The step as text, exactly."""
-        return ";".join((f"{self.inputs},{self.params},{self.outputs}", self.line, self.gradient))
-
     @staticmethod
     def unpack(text: str) -> "Step":
-        """The step of ``pack``'s text; ValueError where it is none."""
+        """The step of that text; ValueError where it is none."""
         counts, line, gradient = text.split(";")
         inputs, params, outputs = map(int, counts.split(","))
         return Step.of(line, outputs, inputs, params, gradient)

@@ -11,26 +11,27 @@ from snnfast.program.ir import Builder, Program
 
 _SHAPES = ((2, 5, 3), (4, 7, 2))
 """The shapes that a step is tried on: one whose program depends on the shape is refused."""
-_INSTEAD = {
-    "_local_scalar_dense": "a branch, or a number, of a tensor's values; use torch.where",
-    "is_nonzero": "a branch on a tensor's values; use torch.where",
-    "heaviside": "a step without a gradient; use snnfast.spike",
-    "mm": "a matrix product; put it in front of the neuron",
-    "bmm": "a matrix product; put it in front of the neuron",
-    "addmm": "a matrix product; put it in front of the neuron",
-    "convolution": "a convolution; put it in front of the neuron",
-    "sum": "a reduction over neurons; a step sees one neuron",
-    "mean": "a reduction over neurons; a step sees one neuron",
-    "amax": "a reduction over neurons; a step sees one neuron",
-    "view": "a change of shape; parameters are [] or [C] and broadcast by themselves",
-    "_unsafe_view": "a change of shape; parameters are [] or [C] and broadcast by themselves",
-    "unsqueeze": "a change of shape; parameters are [] or [C] and broadcast by themselves",
-    "bernoulli": "randomness; draw it outside and hand it in as an input",
-    "rand_like": "randomness; draw it outside and hand it in as an input",
-    "randn_like": "randomness; draw it outside and hand it in as an input",
-    "round": "a step without a gradient; use snnfast.spike(u, levels=...)",
-    "floor": "a step without a gradient; use snnfast.spike(u, levels=...)",
-}
+_REFUSED = (
+    (
+        "mm bmm addmm baddbmm mv dot convolution einsum",
+        "a matrix product ({}); put it in front of the neuron",
+    ),
+    (
+        "view _unsafe_view reshape expand permute transpose t unsqueeze squeeze select slice cat "
+        "stack index roll repeat gather",
+        "a change of shape or a matrix product ({}); a step sees one neuron, and parameters [] or "
+        "[C] broadcast by themselves",
+    ),
+    (
+        "sum mean amax amin max min any all prod norm var std argmax cumsum softmax _softmax",
+        "a reduction over neurons ({}); a step sees one neuron, and chooses with torch.where",
+    ),
+    (
+        "_local_scalar_dense is_nonzero",
+        "a branch on, or a number of, a tensor's values ({}); use torch.where",
+    ),
+    ("heaviside round floor ceil trunc", "{}, whose gradient is 0; use snnfast.spike"),
+)
 _HAS = (
     "+ - * /, neg, abs, minimum, maximum, clamp, relu, comparisons, and/or/not, where, exp, log, "
     "sqrt, rsqrt, tanh, sigmoid, pow by a constant, detach, snnfast.spike"
@@ -63,10 +64,10 @@ def trace(name: str, function, inputs: int, states: int, params: tuple[str, ...]
 
 
 def _traced(name, function, inputs, states, params, options, shape) -> tuple[Program, int]:
-    recorder = _Recorder(name)
+    recorder = _Recorder(name, shape)
 
     def leaf(kind, which, shape):
-        t = torch.empty(shape, device="meta", requires_grad=True)
+        t = torch.empty(shape, device="meta", requires_grad=True).clone()  # not a leaf of autograd
         return recorder.knows(t, recorder.builder.add(kind, number=which))
 
     tensors = [leaf("input", k, shape) for k in range(inputs)]
@@ -94,9 +95,9 @@ def _traced(name, function, inputs, states, params, options, shape) -> tuple[Pro
 
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self, name: str):
+    def __init__(self, name: str, shape):
         super().__init__()
-        self.name = name
+        self.name, self.shape = name, shape
         self.builder = Builder()
         self._places: dict[int, int] = {}
         self._alive: list[Tensor] = []  # or a later tensor might have the id of an earlier one
@@ -161,7 +162,10 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         op = func._schema.name.removeprefix("aten::")
         if op in ("_local_scalar_dense", "is_nonzero"):
-            self.refuse(_INSTEAD[op])
+            self._refuse_operation(func, op)
+        for value in args:
+            if isinstance(value, Tensor) and id(value) not in self._places:
+                self.place(value)  # refused here, before torch finds that it does not fit
         out = func(*args, **kwargs)
         if not isinstance(out, Tensor):
             return out
@@ -173,6 +177,8 @@ class _Recorder(TorchDispatchMode):
         if out.dtype not in (torch.float32, torch.bool):
             dtype = str(out.dtype).removeprefix("torch.")
             self.refuse(f"a tensor of {dtype}; its numbers are of the state's dtype")
+        if out.shape not in (self.shape, ()):
+            self.refuse(f"a tensor {list(out.shape)}; a step sees one neuron")
         place = write(self, args, kwargs)
         if not torch.is_grad_enabled() and not self.builder.is_truth(place):
             place = self.builder.add("detach", place)
@@ -183,7 +189,10 @@ class _Recorder(TorchDispatchMode):
             self.refuse(f"an operation in place ({op}); write v = v + ... instead of v += ...")
         if torch.Tag.nondeterministic_seeded in func.tags:
             self.refuse("randomness; draw it outside and hand it in as an input")
-        self.refuse(_INSTEAD.get(op) or f"{op}; what may stand in it is {_HAS}")
+        for names, message in _REFUSED:
+            if op in names.split():
+                self.refuse(message.format(op))
+        self.refuse(f"{op}; what may stand in it is {_HAS}")
 
 
 def _refuse_own_gradients(name: str, results) -> None:
