@@ -228,7 +228,7 @@ def looped(layer: NeuronLayer, inputs, states, params, surrogate: Surrogate):
     """(outputs [T, N] each, states [T, N] each) of the step as it was traced, one step after the
     other; differentiable. Inputs are [T, N]; a state that is None starts at the layer's rest."""
     step, state = layer.step, state_dtype(inputs[0])
-    program, n = Program.unpack(step.line), inputs[0].shape[1]
+    program, n = Program.unpack(step.text.split(";")[1]), inputs[0].shape[1]
     now = [
         torch.full((n,), rest, dtype=state) if v is None else v
         for v, rest in zip(states, layer.rest or (0.0,) * step.states, strict=True)

@@ -9,15 +9,18 @@ namespace {
 
 template <class R>
 struct Scratch {
-  std::vector<TileRow<R>> rows, sums;
+  struct Row {
+    TileRow<R> of[1];
+  };
+  std::vector<Row> rows, sums;
   std::vector<const void*> row_at;
   std::vector<void*> sum_at;
 
   void hold(const Compiled& job) {
     rows.resize(job.rows.size()), sums.resize(job.sums.size());
     row_at.clear(), sum_at.clear();
-    for (auto& row : rows) row_at.push_back(row.at);
-    for (auto& sum : sums) sum_at.push_back(sum.at);
+    for (auto& row : rows) row_at.push_back(row.of->at);
+    for (auto& sum : sums) sum_at.push_back(sum.of->at);
   }
 };
 
@@ -29,18 +32,16 @@ void run(const Compiled& job) {
     static thread_local Scratch<R> scratch;
     scratch.hold(job);
     const Channels channels(job.channels, job.inner, begin, n), one(1, n, 0, n);
-    for (size_t k = 0; k < job.rows.size(); ++k) {
-      TileRow<R>(&row)[1] = *reinterpret_cast<TileRow<R>(*)[1]>(&scratch.rows[k]);
-      channels.spread({job.rows[k]}, row);
-    }
+    for (size_t k = 0; k < job.rows.size(); ++k)
+      channels.spread({reinterpret_cast<const void*>(job.rows[k])}, scratch.rows[k].of);
     job.walk(job.args, scratch.row_at.data(), scratch.sum_at.data(), begin, n);
     double* sums = partial.data() + chunk * count;
     for (size_t k = 0; k < job.sums.size(); ++k, sums += job.channels)
-      (job.sums[k].of_channels ? channels : one).add(scratch.sums[k].at, sums);
+      (job.sums[k].second ? channels : one).add(scratch.sums[k].of->at, sums);
   });
   const double* total = add_chunks(partial.data(), chunks, count);
-  for (const CompiledSum& sum : job.sums) {
-    std::copy(total, total + (sum.of_channels ? job.channels : 1), static_cast<R*>(sum.total));
+  for (const auto& [address, of_channels] : job.sums) {
+    std::copy(total, total + (of_channels ? job.channels : 1), reinterpret_cast<R*>(address));
     total += job.channels;
   }
 }

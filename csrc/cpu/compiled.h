@@ -3,9 +3,11 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "lif.h"
+#include "rows.h"
 
 namespace snnfast {
 
@@ -15,19 +17,15 @@ namespace snnfast {
 using CompiledWalk = void(const void* args, const void* const* rows, void* const* sums,
                           int64_t begin, int64_t count);
 
-struct CompiledSum {
-  void* total;  // [channels], or [] where it is of all neurons
-  bool of_channels;
-};
-
 struct Compiled {
   CompiledWalk* walk;
   const void* args;
   int threads;
-  int64_t n, steps, channels, inner;
-  bool wide;                      // states in double
-  std::vector<const void*> rows;  // [channels] each
-  std::vector<CompiledSum> sums;
+  int64_t n, steps;
+  bool wide;  // states in double
+  int64_t channels, inner;
+  std::vector<uintptr_t> rows;                   // addresses of parameters [channels]
+  std::vector<std::pair<uintptr_t, bool>> sums;  // of gradients, whether [channels] or []
 };
 
 void run_compiled_baseline(const Compiled&);

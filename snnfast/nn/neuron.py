@@ -205,21 +205,29 @@ class Neuron(Stateful):
 
     def forward(self, *inputs: Tensor, states=None, timesteps: int | None = None):
         """The outputs [T, ...] of inputs [T, ...], from rest or from ``states``."""
-        parameters = {name: getattr(self, name) for name in self._names}
-        if inputs and isinstance(inputs[0], Tensor):
-            # In the state's dtype also where the module was cast to half precision.
-            dtype = state_dtype(inputs[0])
-            for name, value in parameters.items():
-                if isinstance(value, Tensor):
-                    parameters[name] = value.to(dtype)
+        return self._run(self.neuron, inputs, states, timesteps)
+
+    def _run(self, op, inputs: tuple, states, timesteps: int | None):
+        """``op`` (the neuron, or one that ends in it) with this module's parameters and state."""
+        parameters = self._parameters_for(inputs[0] if inputs else None)
 
         def run(states, return_state):
-            return self.neuron(
+            return op(
                 *inputs, states=states, surrogate=self.surrogate, timesteps=timesteps,
                 return_state=return_state, backend=self.backend, **parameters,
             )  # fmt: skip
 
         return self._step_on(run, states)
+
+    def _parameters_for(self, x) -> dict:
+        """The arguments of the neuron, in the state's dtype also where the module was cast to half
+        precision."""
+        parameters = {name: getattr(self, name) for name in self._names}
+        if isinstance(x, Tensor):
+            for name, value in parameters.items():
+                if isinstance(value, Tensor):
+                    parameters[name] = value.to(state_dtype(x))
+        return parameters
 
     def extra_repr(self) -> str:
         shown = []

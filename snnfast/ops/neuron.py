@@ -15,6 +15,7 @@ from snnfast.backends.spec import NeuronLayer
 from snnfast.ops import layer as layers
 from snnfast.ops import neuron_op
 from snnfast.ops import validation as check
+from snnfast.ops.direct import is_direct
 from snnfast.ops.neuron_plan import Plan, constant, plan_of
 from snnfast.ops.packed import mark_spikes
 from snnfast.ops.select import check_name, select
@@ -95,9 +96,10 @@ class Definition:
 
     def bind(
         self, inputs, parameters: dict, *, states, surrogate, timesteps, return_state, backend,
-        op: str | None = None,
+        norm: str = "",
     ) -> "Bound":  # fmt: skip
-        """The arguments of a call, checked. ``op``: what it is called in ``explain``."""
+        """The arguments of a call, checked. ``norm``: the program is that of the neuron behind a
+        normalisation, as ``plan_of`` has it."""
         x, steps, shape = self._checked_inputs(inputs, timesteps)
         if not isinstance(return_state, (bool, str)) or return_state not in (False, True, "all"):
             raise ValueError(
@@ -106,7 +108,7 @@ class Definition:
         if backend is not None:
             check_name(backend, self.name)
         chosen = surrogates.resolve(surrogate, self.name)
-        plan, tensors, options = self._planned(parameters, chosen)
+        plan, tensors, options = self._planned(parameters, chosen, norm)
         for name, value in tensors.items():
             _check_parameter(self.name, name, value, x, shape)
         states, rest = self._checked_states(states, tensors | options, x, shape)
@@ -116,9 +118,7 @@ class Definition:
             unknown = f"{type(chosen).__name__}(spiking=False)"
         elif not plan.fusible:
             unknown = type(chosen).__name__
-        name = select(
-            op or self.name, backend, x.device.type, x.dtype, False, unknown, "neuron_forward"
-        )
+        name = select(self.name, backend, x.device.type, x.dtype, False, unknown, "neuron_forward")
         static = timesteps is not None
         return Bound(
             plan, inputs, states, rest, tensors, options, chosen, steps, static, return_state, name
@@ -131,7 +131,7 @@ class Definition:
                 known = ", ".join((*self.defaults, *_OF_THE_CALL))
                 raise TypeError(f"{self.name}: arguments must be among {known}, got {name}")
 
-    def _planned(self, parameters: dict, surrogate=None) -> tuple[Plan, dict, dict]:
+    def _planned(self, parameters: dict, surrogate=None, norm: str = "") -> tuple[Plan, dict, dict]:
         """(the plan, the parameters that are tensors, the others), in the definition's order."""
         self.check_names(parameters)
         parameters = {k: parameters.get(k, default) for k, default in self.defaults.items()}
@@ -143,7 +143,7 @@ class Definition:
         if torch.compiler.is_compiling():
             options = {k: constant(v) for k, v in options.items()}
         own = surrogate if surrogate is not None and surrogate.ID is None else None
-        return plan_of(self, tuple(tensors), tuple(options.items()), own), tensors, options
+        return plan_of(self, tuple(tensors), tuple(options.items()), own, norm), tensors, options
 
     def _checked_inputs(self, inputs, timesteps):
         if len(inputs) != len(self.inputs):
@@ -270,12 +270,12 @@ class Bound(NamedTuple):
     backend: str
 
 
-def looped(definition: Definition, bound: Bound):
-    """What the neuron's call returns, by the reference."""
+def looped(definition: Definition, bound: Bound, dtype: torch.dtype | None = None):
+    """What the neuron's call returns, by the reference; outputs in x's dtype, or in ``dtype``."""
     x = bound.inputs[0]
-    shape, dtype = x.shape if bound.static else x.shape[1:], layout.state_dtype(x)
+    shape, state = x.shape if bound.static else x.shape[1:], layout.state_dtype(x)
     start = [
-        torch.full(shape, number, dtype=dtype, device=x.device) if v is None else v
+        torch.full(shape, number, dtype=state, device=x.device) if v is None else v
         for v, number in zip(bound.states, bound.rest, strict=True)
     ]
     outputs, passed = reference.neuron(
@@ -284,7 +284,7 @@ def looped(definition: Definition, bound: Bound):
         timesteps=bound.steps if bound.static else None,
     )  # fmt: skip
     after = [v[1:] if bound.return_state == "all" else v[-1] for v in passed]
-    return _as_asked(bound, outputs, after)
+    return _as_asked(bound, [s.to(dtype or s.dtype) for s in outputs], after)
 
 
 def prepared(bound: Bound) -> tuple[neuron_op.Call, list[Tensor]]:
@@ -296,7 +296,8 @@ def prepared(bound: Bound) -> tuple[neuron_op.Call, list[Tensor]]:
         number, (a, b) = bound.surrogate.ID, bound.surrogate.params()
     layer = NeuronLayer(plan.step, number, bound.static, a, b, bound.rest, bound.steps)
     state = layers.STATE_ALL if bound.return_state == "all" else int(bool(bound.return_state))
-    return neuron_op.Call(layer, state, bound.backend), params
+    direct = is_direct(*bound.inputs, *bound.states, *params)
+    return neuron_op.Call(layer, state, bound.backend, direct), params
 
 
 def returned(bound: Bound, outputs, states):
@@ -329,7 +330,7 @@ def _neuron(step: Callable | None = None, *, inputs: int = 1, rest=None):
         s = adaptive_lif(x, surrogate="atan")
         s, (v, a) = adaptive_lif(x, states=(v0, a0), rho=rho, return_state=True)
 
-    The function is traced, once for each choice of its parameters, on tensors without values. What
+    The function is traced, once for each choice of its parameters, on a few numbers. What
     may stand in it: + - * /, neg, abs, minimum, maximum, clamp, relu, comparisons, and/or/not,
     where, exp, log, sqrt, rsqrt, tanh, sigmoid, pow by a constant, detach (also ``no_grad``),
     ``snnfast.spike`` and ``snnfast.ternary_spike``. Anything else is refused by its name.

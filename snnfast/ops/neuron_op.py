@@ -37,6 +37,8 @@ class Call(NamedTuple):
     layer: NeuronLayer
     state: int
     backend: str
+    direct: bool = False
+    """Whether forward needs no dispatcher."""
 
     @property
     def packed(self) -> tuple:
@@ -180,7 +182,7 @@ for _device in ("CPU", "CUDA"):
 
 def forward(call: Call, inputs, states, params, keep: bool):
     """(outputs, new states, borders) of a checked call."""
-    if is_direct(inputs[0], *inputs[1:], *states, *params):
+    if call.direct:
         kernels = implementation(call.backend).unchecked
         return _forward(inputs, states, params, call.layer, kernels, call.state, keep)
     op = torch.ops.snnfast.neuron_forward.default
@@ -204,21 +206,28 @@ class Neuron(torch.autograd.Function):
     def backward(ctx, *gradients):
         layers.refuse_twice("neuron")
         *tensors, borders = ctx.saved_tensors
-        call, step = ctx.call, ctx.call.layer.step
-        inputs, states, params = parts(step, tensors)
-        douts, dstates = list(gradients[: step.outputs]), list(gradients[step.outputs :])
-        dstates += [None] * (step.states - len(dstates))
         wanted = list(ctx.needs_input_grad[1:])
+        made = backward(ctx.call, tensors, borders, gradients, wanted)
+        return None, *(t if want else None for t, want in zip(made, wanted, strict=True))
+
+
+def backward(call: Call, tensors, borders, gradients, wanted: list[bool]) -> list[Tensor | None]:
+    """The gradients of ``tensors``, inputs, states and parameters, that are ``wanted``, from those
+    of the outputs and the states that the call gave."""
+    step = call.layer.step
+    inputs, states, params = parts(step, tensors)
+    douts, dstates = list(gradients[: step.outputs]), list(gradients[step.outputs :])
+    dstates += [None] * (step.states - len(dstates))
+    others = (t for t in (*tensors[1:], borders, *gradients) if t is not None)
+    if is_direct(tensors[0], *others):
+        kernels = implementation(call.backend)
         given = (inputs, states, params, borders, douts, dstates)
-        everything = (t for t in (*tensors[1:], borders, *gradients) if t is not None)
-        if is_direct(tensors[0], *everything):
-            made = _backward(*given, call.layer, implementation(call.backend), wanted)
-        else:
-            if borders is None:
-                given = (*given[:3], *_present(inputs[0], [None]), *given[4:])
-            made = torch.ops.snnfast.neuron_backward.default(*given, *call.packed, wanted)
-        flat = [t for part in made for t in part]
-        return None, *(t if want else None for t, want in zip(flat, wanted, strict=True))
+        made = _backward(*given, call.layer, kernels, wanted)
+    else:
+        (borders,) = _present(inputs[0], [borders])
+        given = (inputs, states, params, borders, douts, dstates)
+        made = torch.ops.snnfast.neuron_backward.default(*given, *call.packed, wanted)
+    return [t for part in made for t in part]
 
 
 def parts(step: specs.Step, tensors) -> tuple[list, list, list]:

@@ -11,8 +11,8 @@ from snnfast import surrogate as surrogates
 from snnfast.backends.spec import Step
 from snnfast.program.evaluate import evaluate
 from snnfast.program.ir import Program
-from snnfast.program.prelude import split
-from snnfast.program.trace import trace
+from snnfast.program.prelude import normalised, split
+from snnfast.program.trace import in_no_mode, trace
 
 
 class Plan(NamedTuple):
@@ -36,13 +36,14 @@ def constant(value):
     return int(number) if isinstance(value, int) else number
 
 
-def plan_of(definition, tensors, options, own) -> Plan:
+def plan_of(definition, tensors, options, own, norm: str = "") -> Plan:
+    """``norm``: behind a normalisation "alone", or one "and a residual"."""
     try:
-        return _cached_plan(definition, tensors, options, own)
+        return _cached_plan(definition, tensors, options, own, norm)
     except TypeError:
         if all(_is_hashable(value) for _, value in options):
             raise
-        return _cached_plan.__wrapped__(definition, tensors, options, own)
+        return _cached_plan.__wrapped__(definition, tensors, options, own, norm)
 
 
 plan_of._dynamo_marked_constant = True
@@ -57,7 +58,7 @@ def _is_hashable(value) -> bool:
 
 
 @functools.lru_cache(1024, typed=True)
-def _cached_plan(definition, tensors, options, own) -> Plan:
+def _cached_plan(definition, tensors, options, own, norm) -> Plan:
     name, inputs, states = definition.name, definition.inputs, definition.states
     for key, value in options:
         if isinstance(value, float) and math.isnan(value):
@@ -73,9 +74,14 @@ def _cached_plan(definition, tensors, options, own) -> Plan:
                 )
     prelude, main = split(traced)
     gradient = "" if own is None else _gradient(own)
-    step = Step.of(main.pack(), outputs, len(inputs), len(prelude.results), gradient or "")
+    counts = outputs, len(inputs), len(prelude.results)
+    if norm:
+        residual = norm == "and a residual"
+        main = normalised(main, len(prelude.results), residual)
+        counts = outputs, 1 + residual, len(prelude.results) + 3
+    step = Step.of(main.pack(), *counts, gradient or "")
     spikes = tuple(r is not None and main.nodes[r].op == "spike" for r in main.results[:outputs])
-    if not tensors and not callable(definition.rest):
+    if not tensors and not norm and not callable(definition.rest):
         _check_gradient_at_rest(definition, step)
     return Plan(step, prelude, spikes, gradient is not None)
 
@@ -93,14 +99,16 @@ def _check_gradient_at_rest(definition, step: Step) -> None:
         "input": [0.0] * step.inputs, "state": definition.rest, "param": [],
         "dout": [1.0] * step.outputs, "dstate": [1.0] * step.states,
     }  # fmt: skip
-    leaves = {
-        kind: [torch.full((), float(v), dtype=torch.float64) for v in values]
-        for kind, values in numbers.items()
-    }
     names = [*definition.inputs, *definition.states]
-    results = evaluate(step.adjoint, leaves, surrogates.resolve("sigmoid"))
-    for which, gradient in zip(names, results, strict=False):
-        if gradient is not None and not gradient.isfinite():
+    with in_no_mode():
+        leaves = {
+            kind: [torch.full((), float(v), dtype=torch.float64) for v in values]
+            for kind, values in numbers.items()
+        }
+        results = evaluate(step.adjoint, leaves, surrogates.resolve("sigmoid"))
+        finite = [gradient is None or bool(gradient.isfinite()) for gradient in results]
+    for which, gradient, fine in zip(names, results, finite, strict=False):
+        if not fine:
             raise ValueError(
                 f"{definition.name}: the gradient at rest must be finite, got {gradient.item()} "
                 f"for {which}; keep what is divided by, or under a root, off 0"

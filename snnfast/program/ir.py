@@ -121,6 +121,7 @@ class Builder:
         simpler = self._simpler(op, args)
         if simpler is not None:
             return simpler
+        op, args = self._cheaper(op, args)
         if op in _COMMUTATIVE:
             args = tuple(sorted(args))
         # -0.0 and 0.0 are two numbers, and NaN is one.
@@ -140,6 +141,19 @@ class Builder:
     def is_truth(self, place: int) -> bool:
         return self.nodes[place].op in TRUTH
 
+    def _cheaper(self, op: str, args: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+        """What is bit-equal to ``op`` of ``args`` and costs less."""
+        if op == "div":
+            kind, _, number = self.nodes[args[1]]
+            mantissa, exponent = math.frexp(number)
+            if kind == "const" and abs(mantissa) == 0.5 and abs(exponent) < 100:
+                return "mul", (args[0], self.constant(1.0 / number))
+        if op in ("add", "sub") and self.nodes[args[1]].op == "neg":
+            return "sub" if op == "add" else "add", (args[0], self.nodes[args[1]].args[0])
+        if op == "add" and self.nodes[args[0]].op == "neg":
+            return "sub", (args[1], self.nodes[args[0]].args[0])
+        return op, args
+
     def _simpler(self, op: str, args: tuple[int, ...]) -> int | None:
         """What is bit-equal to ``op`` of ``args`` for all numbers, and there already."""
         if op == "mul" and self.is_constant(args[1], 1.0):
@@ -148,6 +162,9 @@ class Builder:
             return args[1]
         if op == "div" and self.is_constant(args[1], 1.0):
             return args[0]
+        if op == "sub" and self.is_constant(args[1], 0.0):
+            # x - -0.0 makes 0.0 of -0.0.
+            return args[0] if math.copysign(1.0, self.nodes[args[1]].number) > 0 else None
         if op == "where" and args[1] == args[2]:
             return args[1]
         if op in ("neg", "not") and self.nodes[args[0]].op == op:

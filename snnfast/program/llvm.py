@@ -3,6 +3,7 @@
 The operations carry no flags, so that LLVM rounds each as it is written and contracts none.
 """
 
+import ctypes
 import math
 import struct
 from collections.abc import Callable
@@ -104,11 +105,13 @@ class Lanes:
         """As many neurons in another type."""
         return Lanes(self.code, real, self.lanes)
 
+    def rounded(self, value: float) -> float:
+        """A number as the type has it."""
+        return ctypes.c_float(value).value if self.real == "float" else value
+
     def number(self, value: float) -> str:
         """The same number in all lanes, rounded to the type."""
-        if self.real == "float" and math.isfinite(value):
-            value = struct.unpack("f", struct.pack("f", value))[0]
-        bits = struct.unpack("<Q", struct.pack("<d", value))[0]
+        (bits,) = struct.unpack("<Q", struct.pack("<d", self.rounded(value)))
         return f"splat ({self.real} 0x{bits:016X})"
 
     def whole(self, value: int) -> str:
@@ -147,6 +150,12 @@ class Lanes:
         """An intrinsic function; ``llvm.fma`` is the one that rounds once."""
         typed = ", ".join(f"{self.kind} {a}" for a in args)
         return self.code.let(f"call {self.kind} @llvm.{name}.{self.suffix}({typed})")
+
+    def negated(self, x: str) -> str:
+        return self.code.let(f"fneg {self.kind} {x}")
+
+    def converted(self, how: str, x: str, to: "Lanes") -> str:
+        return self.code.let(f"{how} {self.kind} {x} to {to.kind}")
 
     def bits(self, x: str) -> str:
         return self.code.let(f"bitcast {self.kind} {x} to {self.integer}")
@@ -194,7 +203,7 @@ def with_exact_products(program: Program) -> Program:
 
 
 def _operation(lanes: Lanes, op: str, *x: str) -> str:
-    let, kind, truth = lanes.code.let, lanes.kind, lanes.truth
+    let, truth = lanes.code.let, lanes.truth
     if op in _BINARY:
         return lanes.binary(_BINARY[op], *x)
     if op in _COMPARE:
@@ -204,7 +213,7 @@ def _operation(lanes: Lanes, op: str, *x: str) -> str:
     if op == "not":
         return let(f"xor {truth} {x[0]}, splat (i1 true)")
     if op == "neg":
-        return let(f"fneg {kind} {x[0]}")
+        return lanes.negated(x[0])
     if op == "where":
         return lanes.select(*x)
     if op in ("min", "max"):

@@ -1,74 +1,29 @@
-"""exp, log, tanh, sigmoid and powers as LLVM IR: of floats to 1 or 2 ulp by polynomials, for all
-numbers; of doubles by the C library. ``lanes`` is llvm.py's, which writes the operations."""
+"""exp, log, tanh, sigmoid and powers as LLVM IR. Of floats they are computed in double by short
+series and rounded once, for all numbers; of doubles the C library has them. ``lanes`` is llvm.py's,
+which writes the operations."""
 
 import math
 
-_ROUND = 12582912.0
-"""1.5 * 2^23: adding it rounds a float to a whole number, which its last bits then hold."""
-
-
-def _polynomial(lanes, x: str, *coefficients: float) -> str:
-    """The highest power first."""
-    y = lanes.number(coefficients[0])
-    for c in coefficients[1:]:
-        y = lanes.call("fma", y, x, lanes.number(c))
-    return y
-
-
-def _clamped(lanes, x: str, low: float, high: float) -> str:
-    """A NaN passes."""
-    for how, bound in (("olt", low), ("ogt", high)):
-        outside = lanes.compare(how, x, lanes.number(bound))
-        x = lanes.select(outside, lanes.number(bound), x)
-    return x
+_ROUND = 1.5 * 2.0**52
+"""Adding it rounds a double to a whole number, which its last bits then hold."""
+_EXP2 = (0.00015403512749296772, 0.001339073547819869, 0.009618237493768859, 0.05550357433634863,
+         0.2402264979496625, 0.6931471879266925)  # fmt: skip
+"""Fitted: (2^f - 1) / f for |f| <= 1/2, to 2^-26 of 2^f - 1 and 2^-27 of 2^f."""
+_ROOT = 0x3FE6A09E667F3BCD
+"""The bits of sqrt(1/2)."""
 
 
 def exp(lanes, x: str) -> str:
-    """x = n ln2 + f, a polynomial in f, and n added to the exponent in two parts, each of which is
-    the exponent of a normal number, so that a denormal result is rounded once."""
     if lanes.real == "double":
         return lanes.call("exp", x)
-    x = _clamped(lanes, x, -104.0, 89.0)
-    shifted = lanes.add(lanes.mul(x, lanes.number(1.44269504)), lanes.number(_ROUND))
-    n = lanes.sub(shifted, lanes.number(_ROUND))
-    f = lanes.call("fma", n, lanes.number(-0.693359375), x)
-    f = lanes.call("fma", n, lanes.number(2.12194440e-4), f)
-    y = _polynomial(
-        lanes, f, 1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2,
-        1.6666665459e-1, 5.0000001201e-1,
-    )  # fmt: skip
-    y = lanes.add(lanes.call("fma", lanes.mul(y, f), f, f), lanes.number(1.0))
-    whole = lanes.integers("sub", lanes.bits(shifted), lanes.whole(0x4B400000))
-    half = lanes.integers("ashr", whole, lanes.whole(1))
-    for part in (half, lanes.integers("sub", whole, half)):
-        exponent = lanes.integers("add", part, lanes.whole(127))
-        y = lanes.mul(y, lanes.from_bits(lanes.integers("shl", exponent, lanes.whole(23))))
-    return y
+    x = _clamped(lanes, x, 110.0)
+    return _in_double(lanes, x, lambda wide, v: _exp(wide, v, math.log2(math.e)))
 
 
 def log(lanes, x: str) -> str:
-    """x = 2^n m with m in sqrt(1/2)..sqrt(2), a polynomial in m - 1."""
     if lanes.real == "double":
         return lanes.call("log", x)
-    tiny = lanes.compare("olt", x, lanes.number(2.0**-126))
-    normal = lanes.select(tiny, lanes.mul(x, lanes.number(2.0**23)), x)
-    # Taking the bits of sqrt(1/2) away rounds n to where m falls around 1.
-    bits = lanes.integers("sub", lanes.bits(normal), lanes.whole(0x3F3504F3))
-    power = lanes.integers("ashr", bits, lanes.whole(23))
-    n = lanes.code.let(f"sitofp {lanes.integer} {power} to {lanes.kind}")
-    n = lanes.sub(n, lanes.select(tiny, lanes.number(23.0), lanes.number(0.0)))
-    mantissa = lanes.integers("and", bits, lanes.whole(0x007FFFFF))
-    m = lanes.from_bits(lanes.integers("add", mantissa, lanes.whole(0x3F3504F3)))
-    f = lanes.sub(m, lanes.number(1.0))
-    square = lanes.mul(f, f)
-    y = _polynomial(
-        lanes, f, 7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1,
-        1.4249322787e-1, -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1,
-    )  # fmt: skip
-    y = lanes.mul(lanes.mul(y, f), square)
-    y = lanes.call("fma", n, lanes.number(-2.12194440e-4), y)
-    y = lanes.call("fma", square, lanes.number(-0.5), y)
-    y = lanes.call("fma", n, lanes.number(0.693359375), lanes.add(f, y))
+    y = _in_double(lanes, x, lambda wide, v: wide.mul(_log2(wide, v), wide.number(math.log(2.0))))
     zero, infinity = lanes.number(0.0), lanes.number(math.inf)
     y = lanes.select(lanes.compare("oeq", x, zero), lanes.number(-math.inf), y)
     y = lanes.select(lanes.compare("olt", x, zero), lanes.number(math.nan), y)
@@ -78,83 +33,116 @@ def log(lanes, x: str) -> str:
 
 def sigmoid(lanes, x: str) -> str:
     """1 / (1 + exp(-x))."""
-    one = lanes.number(1.0)
-    e = exp(lanes, lanes.code.let(f"fneg {lanes.kind} {x}"))
-    return lanes.div(one, lanes.add(one, e))
+    if lanes.real == "double":
+        one = lanes.number(1.0)
+        return lanes.div(one, lanes.add(one, exp(lanes, lanes.negated(x))))
+
+    def wide_sigmoid(wide, v: str) -> str:
+        return _inverse(wide, wide.add(wide.number(1.0), _exp(wide, v, -math.log2(math.e))))
+
+    return _in_double(lanes, _clamped(lanes, x, 110.0), wide_sigmoid)
 
 
 def tanh(lanes, x: str) -> str:
-    """A polynomial near 0, 1 - 2 / (exp(2 |x|) + 1) with x's sign elsewhere."""
+    """(e - 1) / (e + 1) of e = exp(2 x)."""
     if lanes.real == "double":
         return lanes.call("tanh", x)
-    size, one = lanes.call("fabs", x), lanes.number(1.0)
-    e = exp(lanes, lanes.add(size, size))
-    far = lanes.sub(one, lanes.div(lanes.number(2.0), lanes.add(e, one)))
-    far = lanes.call("copysign", far, x)
-    square = lanes.mul(x, x)
-    near = _polynomial(
-        lanes, square, -5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1,
-        -3.33332819422e-1,
-    )  # fmt: skip
-    near = lanes.call("fma", lanes.mul(near, square), x, x)
-    return lanes.select(lanes.compare("olt", size, lanes.number(0.625)), near, far)
+
+    def wide_tanh(wide, v: str) -> str:
+        power, rest = _exp2_parts(wide, wide.mul(v, wide.number(2.0 * math.log2(math.e))))
+        less = wide.call("fma", power, rest, wide.sub(power, wide.number(1.0)))
+        return wide.mul(less, _inverse(wide, wide.add(less, wide.number(2.0))))
+
+    return _in_double(lanes, _clamped(lanes, x, 20.0), wide_tanh)  # 1 from there on
 
 
 def power(lanes, x: str, exponent: float) -> str:
-    """x ** exponent, a constant: exp2(exponent log2 |x|) in double, the sign and the ends apart."""
+    """x ** exponent, a constant: exp2(exponent log2 |x|), the sign and the ends apart."""
+    exponent = lanes.rounded(exponent)
     if lanes.real == "double" or not math.isfinite(exponent):
         return lanes.call("pow", x, lanes.number(exponent))
+    if exponent == 0.0:
+        return lanes.number(1.0)
     size = lanes.call("fabs", x)
-    wide = lanes.of("double")
-    y = _exp2(wide, wide.mul(_log2(wide, _convert(lanes, "fpext", size, wide)),
-                             wide.number(exponent)))  # fmt: skip
-    y = _convert(wide, "fptrunc", y, lanes)
+
+    def wide_power(wide, v: str) -> str:
+        y = wide.mul(_log2(wide, v), wide.number(exponent))
+        return _exp(wide, _clamped(wide, y, 300.0), 1.0)
+
+    y = _in_double(lanes, size, wide_power)
     zero, infinity = lanes.number(0.0), lanes.number(math.inf)
     ends = (zero, infinity) if exponent > 0 else (infinity, zero)
     for at, end in zip((zero, infinity), ends, strict=True):
         y = lanes.select(lanes.compare("oeq", size, at), end, y)
-    if exponent == 0.0:
-        return lanes.number(1.0)
     if exponent != int(exponent):
-        below = lanes.compare("olt", x, zero)
-        finite = lanes.compare("one", size, infinity)
-        both = lanes.code.let(f"and {lanes.truth} {below}, {finite}")
-        y = lanes.select(both, lanes.number(math.nan), y)
+        below, finite = lanes.compare("olt", x, zero), lanes.compare("olt", size, infinity)
+        refused = lanes.code.let(f"and {lanes.truth} {below}, {finite}")
+        y = lanes.select(refused, lanes.number(math.nan), y)
     elif exponent % 2:
         y = lanes.call("copysign", y, x)
     return lanes.select(lanes.compare("uno", x, x), x, y)
 
 
-def _convert(lanes, how: str, x: str, to) -> str:
-    return lanes.code.let(f"{how} {lanes.kind} {x} to {to.kind}")
+def _in_double(lanes, x: str, function) -> str:
+    wide = lanes.of("double")
+    return wide.converted("fptrunc", function(wide, lanes.converted("fpext", x, wide)), lanes)
+
+
+def _polynomial(lanes, x: str, coefficients) -> str:
+    """The highest power first."""
+    highest, *others = coefficients
+    y = lanes.number(highest)
+    for c in others:
+        y = lanes.call("fma", y, x, lanes.number(c))
+    return y
+
+
+def _inverse(wide, y: str) -> str:
+    """1 / y to some 2^-46, 0 where y is beyond float: a float's quotient and a Newton step, in less
+    than half the time of a division."""
+    narrow = wide.of("float")
+    r = narrow.div(narrow.number(1.0), wide.converted("fptrunc", y, narrow))
+    r = narrow.converted("fpext", r, wide)
+    return wide.mul(r, wide.call("fma", wide.negated(y), r, wide.number(2.0)))
+
+
+def _clamped(lanes, x: str, limit: float) -> str:
+    """x between -limit and limit; a NaN passes."""
+    for how, bound in (("olt", -limit), ("ogt", limit)):
+        x = lanes.select(lanes.compare(how, x, lanes.number(bound)), lanes.number(bound), x)
+    return x
+
+
+def _exp(wide, x: str, by: float) -> str:
+    """2 ** (by x)."""
+    power, rest = _exp2_parts(wide, x if by == 1.0 else wide.mul(x, wide.number(by)))
+    return wide.call("fma", power, rest, power)
+
+
+def _exp2_parts(wide, y: str) -> tuple[str, str]:
+    """2^y = power (1 + rest), |rest| < 1/2, of y = n + f."""
+    # So far above that the last bits are n as an exponent has it.
+    magic = wide.number(_ROUND + 1023.0)
+    shifted = wide.add(y, magic)
+    f = wide.sub(y, wide.sub(shifted, magic))
+    power = wide.from_bits(wide.integers("shl", wide.bits(shifted), wide.whole(52)))
+    return power, wide.mul(f, _polynomial(wide, f, _EXP2))
 
 
 def _log2(wide, x: str) -> str:
-    """Of a positive normal double, to some 2^-40: x = 2^n m as in ``log``, and log(m) the series
-    of 2 atanh(f), f = (m - 1) / (m + 1)."""
-    half = 0x3FE6A09E667F3BCD  # sqrt(1/2)
-    bits = wide.integers("sub", wide.bits(x), wide.whole(half))
-    # n + 1024 in the last bits of 2^52, where no bits but a float's are wanted.
+    """Of a positive normal double, to some 2^-39: x = 2^n m with m in sqrt(1/2)..sqrt(2), and the
+    series of log(m) = 2 atanh(f), f = (m - 1) / (m + 1)."""
+    # Taking the bits of sqrt(1/2) away rounds n to where m falls around 1.
+    bits = wide.integers("sub", wide.bits(x), wide.whole(_ROOT))
+    # n + 1024 as the last bits of a double 2^52.
     raised = wide.integers("add", bits, wide.whole(1024 << 52))
-    power = wide.integers("lshr", raised, wide.whole(52))
-    power = wide.from_bits(wide.integers("or", power, wide.whole(0x433 << 52)))
-    n = wide.sub(power, wide.number(2.0**52 + 1024.0))
+    count = wide.integers("lshr", raised, wide.whole(52))
+    count = wide.from_bits(wide.integers("or", count, wide.whole(0x433 << 52)))
+    n = wide.sub(count, wide.number(2.0**52 + 1024.0))
     mantissa = wide.integers("and", bits, wide.whole((1 << 52) - 1))
-    m = wide.from_bits(wide.integers("add", mantissa, wide.whole(half)))
+    m = wide.from_bits(wide.integers("add", mantissa, wide.whole(_ROOT)))
     one = wide.number(1.0)
-    f = wide.div(wide.sub(m, one), wide.add(m, one))
-    square = wide.mul(f, f)
+    f = wide.mul(wide.sub(m, one), _inverse(wide, wide.add(m, one)))
     scale = 2.0 / math.log(2.0)
-    y = _polynomial(wide, square, *(scale / k for k in range(17, 0, -2)))
-    return wide.call("fma", y, f, n)
-
-
-def _exp2(wide, x: str) -> str:
-    """To some 2^-37, between 2^-200 and 2^200."""
-    magic = 1.5 * 2.0**52
-    x = _clamped(wide, x, -200.0, 200.0)
-    shifted = wide.add(x, wide.number(magic))
-    f = wide.mul(wide.sub(x, wide.sub(shifted, wide.number(magic))), wide.number(math.log(2.0)))
-    y = _polynomial(wide, f, *(1.0 / math.factorial(k) for k in range(10, -1, -1)))
-    exponent = wide.integers("add", wide.bits(shifted), wide.whole(1023))
-    return wide.mul(y, wide.from_bits(wide.integers("shl", exponent, wide.whole(52))))
+    series = _polynomial(wide, wide.mul(f, f), (scale / k for k in range(15, 0, -2)))
+    return wide.call("fma", series, f, n)

@@ -1,4 +1,5 @@
-"""What of a step depends on its parameters alone is computed once a call, not once a timestep."""
+"""What stands in front of a step: what of it depends on its parameters alone, computed once a call
+instead of once a timestep; and a normalisation of its input."""
 
 from snnfast.program.ir import TRUTH, Builder, Node, Program
 
@@ -39,3 +40,20 @@ def _of_parameters(nodes: tuple[Node, ...]) -> list[bool]:
         pure = pure and all(known[a] or constant[a] for a in args) and any(known[a] for a in args)
         known.append(op == "param" or pure)
     return known
+
+
+def normalised(program: Program, params: int, residual: bool) -> Program:
+    """``program``, whose only input is X = (Y - mean) scale + bias [+ R]: inputs Y and R, behind
+    its ``params`` the parameters mean, scale and bias. Unfused, as ``norm_lif`` has it."""
+    builder = Builder()
+
+    def leaf(node: Node, places: list[int]) -> int | None:
+        if node.op != "input":
+            return None
+        add = builder.add
+        mean, scale, bias = (add("param", number=params + k) for k in range(3))
+        x = add("add", add("mul", add("sub", add("input"), mean), scale), bias)
+        return add("add", x, add("input", number=1)) if residual else x
+
+    places = builder.copy(program, leaf)
+    return builder.program(None if r is None else places[r] for r in program.results)

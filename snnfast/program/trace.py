@@ -1,16 +1,17 @@
-"""From a function of one timestep to its program: the function runs once, on tensors without
-memory, and each operation of PyTorch that it calls is written down."""
+"""From a function of one timestep to its program: the function runs twice, on a few numbers of no
+meaning, and each operation of PyTorch that it calls is written down."""
 
 import threading
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from snnfast.program.ir import Builder, Program
 
-_SHAPES = ((2, 5, 3), (4, 7, 2))
-"""The shapes that a step is tried on: one whose program depends on the shape is refused."""
+_TRIED = (((2, 5, 3), 0.25), ((4, 7, 2), 0.75))
+"""The shapes and values that a step is tried on: one whose program depends on them is refused."""
 _REFUSED = (
     (
         "mm bmm addmm baddbmm mv dot convolution einsum",
@@ -45,6 +46,15 @@ class _Active(threading.local):
 _active = _Active()
 
 
+@contextmanager
+def in_no_mode():
+    """Out of whatever mode the caller is in, gradients on."""
+    # Only where there is one: what disables them imports the compiler.
+    modes = _disable_current_modes if torch._C._len_torch_dispatch_stack() else nullcontext
+    with modes(), torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
 def recording():
     """The recorder of the trace that runs now in this thread, or None."""
     return _active.recorder
@@ -57,28 +67,30 @@ def trace(name: str, function, inputs: int, states: int, params: tuple[str, ...]
     ``params`` are tensors to the program, ``options`` what stays as it is. Raises ValueError and
     TypeError for a step that is not elementwise or gives something else than it must.
     """
-    programs = {_traced(name, function, inputs, states, params, options, s) for s in _SHAPES}
+    programs = {_traced(name, function, inputs, states, params, options, *t) for t in _TRIED}
     if len(programs) > 1:
-        raise ValueError(f"{name}: a step must not depend on the shape of x")
+        raise ValueError(f"{name}: a step must not depend on the shape or the values of x")
     return programs.pop()
 
 
-def _traced(name, function, inputs, states, params, options, shape) -> tuple[Program, int]:
+def _traced(name, function, inputs, states, params, options, shape, value) -> tuple[Program, int]:
     recorder = _Recorder(name, shape)
 
     def leaf(kind, which, shape):
-        t = torch.empty(shape, device="meta", requires_grad=True).clone()  # not a leaf of autograd
+        t = torch.full(shape, value, dtype=torch.float32, device="cpu", requires_grad=True)
+        t = t.clone()  # not a leaf of autograd, which refuses what is in place there
         return recorder.knows(t, recorder.builder.add(kind, number=which))
 
-    tensors = [leaf("input", k, shape) for k in range(inputs)]
-    tensors += [leaf("state", k, shape) for k in range(states)]
-    named = {key: leaf("param", k, ()) for k, key in enumerate(params)}
-    before, _active.recorder = _active.recorder, recorder
-    try:
-        with torch.enable_grad(), recorder:
-            results = function(*tensors, **named, **options)
-    finally:
-        _active.recorder = before
+    with in_no_mode():
+        tensors = [leaf("input", k, shape) for k in range(inputs)]
+        tensors += [leaf("state", k, shape) for k in range(states)]
+        named = {key: leaf("param", k, ()) for k, key in enumerate(params)}
+        before, _active.recorder = _active.recorder, recorder
+        try:
+            with recorder:
+                results = function(*tensors, **named, **options)
+        finally:
+            _active.recorder = before
     results = results if isinstance(results, (tuple, list)) else (results,)
     outputs = len(results) - states
     if outputs < 1:
@@ -102,6 +114,10 @@ class _Recorder(TorchDispatchMode):
         self._places: dict[int, int] = {}
         self._alive: list[Tensor] = []  # or a later tensor might have the id of an earlier one
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else PyTorch imports its compiler at the first operation, 2 s
+
     def knows(self, t: Tensor, place: int) -> Tensor:
         self._places[id(t)] = place
         self._alive.append(t)
@@ -118,11 +134,11 @@ class _Recorder(TorchDispatchMode):
             self.refuse(f"a {type(value).__name__} in arithmetic")
         if id(value) in self._places:
             return self._places[id(value)]
-        if value.device.type == "meta" or value.dim() or value.requires_grad:
+        if value.dim() or value.requires_grad:
             self.refuse(
                 f"a tensor {list(value.shape)} from outside; hand it in as a keyword parameter"
             )
-        with torch.utils._python_dispatch._disable_current_modes():
+        with torch._C._DisableTorchDispatch():
             return self.builder.constant(value.item())
 
     def real(self, value) -> int:
@@ -154,7 +170,7 @@ class _Recorder(TorchDispatchMode):
     def spike(self, u: Tensor) -> Tensor:
         """What ``snnfast.spike`` is while its step is traced."""
         place = self.builder.add("spike", self.real(u))
-        with torch.utils._python_dispatch._disable_current_modes():
+        with torch._C._DisableTorchDispatch():
             s = u.clone()  # behind u in autograd's graph
         return self.knows(s, place)
 
@@ -306,7 +322,7 @@ def _power(r, x: int, exponent: float) -> int:
 
 
 def _to(r, args, kwargs):
-    if kwargs.get("device") is not None and kwargs["device"].type != "meta":
+    if kwargs.get("device") is not None and kwargs["device"].type != "cpu":
         r.refuse("a move to another device")
     return r.place(args[0]) if kwargs.get("dtype") == torch.bool else r.real(args[0])
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from snnfast.reference.neuron import fire
+from snnfast.reference.neuron import fire, spike
 from snnfast.surrogate import Surrogate
 
 
@@ -34,6 +34,25 @@ def charge(x: Tensor, v: Tensor, r: float, rate: Tensor | float, divide: bool, d
     d = x - (v - r) if decay_input else v - r
     q = d / rate if divide else d * rate
     return v + q if decay_input else v - q + x
+
+
+def reset(h: Tensor, s: Tensor, threshold, v_reset, detach_reset: bool = False) -> Tensor:
+    """V after the spikes ``s``: ``v_reset`` (hard), where that is None H - threshold S (soft)."""
+    s = s.detach() if detach_reset else s
+    if v_reset is None:
+        return h - s * threshold
+    if isinstance(v_reset, Tensor) or v_reset:
+        return s * v_reset + (1 - s) * h
+    return (1 - s) * h
+
+
+def lif_step(x, v, rate, divide, v_threshold, v_reset, decay_input, detach_reset):
+    """One timestep as a neuron is defined, of which fused code is made; :func:`lif` is the same,
+    and also where H is not finite."""
+    r = 0.0 if v_reset is None else v_reset
+    h = charge(x, v, r, rate, divide, decay_input)
+    s = spike(h - v_threshold)
+    return s, reset(h, s, v_threshold, v_reset, detach_reset)
 
 
 def lif(

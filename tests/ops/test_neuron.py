@@ -5,10 +5,12 @@ import itertools
 
 import pytest
 import torch
-from backends import named
+from backends import PROGRAMS, named
 from neuron_cases import NEURONS, adaptive, check, halves, integrator, resting
 
 import snnfast
+
+pytestmark = pytest.mark.backends(*PROGRAMS)
 
 FEW = (2, 3, 5, 7)
 

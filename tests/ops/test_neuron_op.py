@@ -3,6 +3,7 @@ registration, compilation, modules. What it computes: test_neuron.py."""
 
 import math
 import pickle
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -37,10 +38,11 @@ WRONG = {
     "a matrix product": (lambda x, v: (x @ x.mT, v), "a change of shape or a matrix product"),
     "a branch on data": (lambda x, v: (x, v) if (x > 0).any() else (v, v), "torch.where"),
     "a number of data": (lambda x, v: (x * x[0, 0, 0].item(), v), "must not hold"),
+    "a number by NumPy": (lambda x, v: (x * float(x.detach().numpy()[0, 0, 0]), v), "the values"),
     "randomness": (lambda x, v: (x * torch.rand_like(x), v), "randomness"),
     "dropout": (lambda x, v: (torch.dropout(x, 0.5, True), v), "must not hold"),
     "a reduction": (lambda x, v: (x - x.mean(), v), "a reduction over neurons"),
-    "time": (lambda x, v: (x * x.shape[0], v), "depend on the shape"),
+    "time": (lambda x, v: (x * x.shape[0], v), "must not depend on the shape or the values"),
     "another shape": (lambda x, v: (x.sum(0), v), "a reduction over neurons"),
     "another dtype": (lambda x, v: (x, v.double()), "float64"),
     "a truth value": (lambda x, v: (x > v, v), "output 0 must keep x's dtype, got bool"),
@@ -279,3 +281,58 @@ def test_a_surrogate_that_is_no_program_runs_on_the_reference():
     assert snnfast.explain(adaptive, x, surrogate=Cosine())[0][1] == "reference"
     with pytest.raises(snnfast.BackendUnavailable, match="no kernel knows the surrogate"):
         adaptive(x, surrogate=Cosine(), backend="cpu")
+
+
+def _modes():
+    from torch._subclasses import FakeTensorMode
+
+    def double():
+        torch.set_default_dtype(torch.float64)
+        return nullcontext()
+
+    return {
+        "no_grad": torch.no_grad,
+        "inference_mode": torch.inference_mode,
+        "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+        "fake tensors": FakeTensorMode,
+        "another default dtype": double,
+    }
+
+
+@pytest.mark.parametrize("mode", _modes())
+def test_the_program_does_not_depend_on_the_mode_it_is_first_called_in(mode):
+    def step(x, v, *, tau=3.0):
+        h = v + (x - v) / tau
+        s = spike(h - torch.tensor(0.5))
+        return s, torch.where(s > 0, torch.zeros_like(h), h * (1 - s.detach()))
+
+    expected = str(snnfast.neuron(step).program)
+    try:
+        with _modes()[mode]():
+            assert str(snnfast.neuron(step).program) == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "1,0,1;input:0 > 0",
+        "1,0,1;input:5 > 0;",
+        "1,0,1;input:0 state:3 > 0,1;",
+        "1,0,1;input:0 dout:0 add,0,1 > 2;",
+        "1,0,1;input:0 add,0,7 > 1;",
+        "1,0,1;input:0 erf,0 > 1;",
+        "1,0,1;input:0 ge,0,0 > 1;",
+        "1,0,2;input:0 > 0;",
+        "0,0,1;const:0x1p+0 > 0;",
+        "1,0,1;input:0 > -;",
+        "1,0,1;input:-1 > 0;",
+        "1,0,1;input:0 > 0;input:0 input:4 add,0,1 > 2",
+    ],
+)
+def test_a_program_that_is_none_is_refused(text):
+    x = torch.randn(4, 3)
+    with pytest.raises((ValueError, RuntimeError), match=r"program|step"):
+        torch.ops.snnfast.neuron_forward([x], [], [], text, 4, [1, 0], [4.0, 0.0], "cpu", 0, False)

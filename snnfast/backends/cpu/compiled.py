@@ -43,23 +43,16 @@ def available() -> bool:
 
 
 @functools.cache
-def _machine():
-    import llvmlite.binding as llvm
-
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    return llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=2
-    )
-
-
-@functools.cache
 def machine_code(text: str, name: str):
     """(address of the function, what keeps it there) of LLVM IR."""
     import llvmlite.binding as llvm
 
     with _lock:
-        machine = _machine()
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        machine = llvm.Target.from_default_triple().create_target_machine(
+            cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=2
+        )
         code = llvm.parse_assembly(text)
         code.verify()
         options = llvm.create_pipeline_tuning_options(speed_level=2)
@@ -134,10 +127,12 @@ def neuron_backward(
 
 def _run(walk, layer: NeuronLayer, x: Tensor, params, numbers: list[int], sums) -> None:
     address, constants = walk
-    n = x[0].numel()
+    n = x.numel() // layer.steps
     numbers = [layer.steps, n, *numbers, *(0 if p.dim() else p.data_ptr() for p in params)]
     wide = state_dtype(x) == torch.float64
-    args = struct.pack(f"{len(numbers)}q{len(layer.rest)}{'d' if wide else 'f'}", *numbers, *layer.rest)
+    args = struct.pack(
+        f"{len(numbers)}q{len(layer.rest)}{'d' if wide else 'f'}", *numbers, *layer.rest
+    )
     module().run_compiled(
         address,
         args + constants,
@@ -159,9 +154,10 @@ def _channels(params: Sequence[Tensor]) -> tuple[bool, ...]:
 def _streams(moved: list[Tensor], written: Sequence[Tensor]) -> bool:
     """Whether what is written goes past the caches: where they could not hold it until it is read
     again, and its rows begin on their lines."""
-    size = moved[0].element_size()
+    size, steps = moved[0].element_size(), moved[0].shape[0]
     return size * sum(t.numel() for t in moved) > module().CACHE_BYTES and all(
-        t.data_ptr() % _CACHE_LINE == 0 and t[0].numel() * size % _CACHE_LINE == 0 for t in written
+        t.data_ptr() % _CACHE_LINE == 0 and t.numel() // steps * size % _CACHE_LINE == 0
+        for t in written
     )
 
 
@@ -177,7 +173,10 @@ def _states(tensors: Sequence[Tensor | None], x: Tensor) -> list[int]:
     """Addresses of states after the last step, then of those after every step; 0: not this one."""
     every = [t is not None and t.dim() == x.dim() for t in tensors]
     pairs = list(zip(tensors, every, strict=True))
-    return [*(0 if e else pointer(t) for t, e in pairs), *(pointer(t) if e else 0 for t, e in pairs)]
+    return [
+        *(0 if e else pointer(t) for t, e in pairs),
+        *(pointer(t) if e else 0 for t, e in pairs),
+    ]
 
 
 def _borders(borders: Tensor | None, count: int) -> list[int]:
