@@ -47,7 +47,7 @@ struct Kernels {
   void (*unpack)(const UnpackSpikes&) = unpack_spikes_baseline;
   void (*program_forward)(const ProgramLayer&, const ProgramForward&) = program_forward_baseline;
   void (*program_backward)(const ProgramLayer&, const ProgramBackward&) = program_backward_baseline;
-  void (*run_compiled)(const Compiled&) = run_compiled_baseline;
+  void (*run_compiled)(const ProgramLayer&, const Compiled&) = run_compiled_baseline;
 };
 
 Kernels best_kernels() {
@@ -389,21 +389,15 @@ void neuron_backward(const Neuron& neuron, std::string_view advance, std::string
   kernels.program_backward(layer, io);
 }
 
-void run_compiled(uintptr_t walk, std::string_view args, int threads, int64_t n, int64_t steps,
-                  bool wide, int64_t channels, int64_t inner, const Addresses& rows,
-                  const std::vector<std::pair<uintptr_t, bool>>& sums) {
-  const Compiled job{reinterpret_cast<CompiledWalk*>(walk),
-                     args.data(),
-                     threads,
-                     n,
-                     steps,
-                     wide,
-                     channels,
-                     inner,
-                     rows,
-                     sums};
+// A compiled walk over all neurons of a layer; dparams: addresses, 0 where not wanted.
+void run_compiled(uintptr_t walk, std::string_view args, const Neuron& neuron,
+                  const Addresses& dparams_) {
+  std::vector<void*> dparams;
+  const auto partial = scratch(kMaxChunks * neuron.layer.channels * int64_t(dparams_.size()));
+  const Compiled job{reinterpret_cast<CompiledWalk*>(walk), args.data(),
+                     pointers_of(dparams, dparams_), partial.get()};
   py::gil_scoped_release release;
-  kernels.run_compiled(job);
+  kernels.run_compiled(neuron.layer, job);
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 """Neurons that a program defines: as machine code where llvmlite is installed, else interpreted."""
 
-from snnfast.backends.cpu import compiled, interpreted
+from snnfast.backends.cpu import compiled, interpreted, launch
 
 
 def executor():
@@ -14,3 +14,10 @@ def neuron_forward(*arguments) -> None:
 
 def neuron_backward(*arguments) -> None:
     executor().neuron_backward(*arguments)
+
+
+def details() -> str:
+    if launch.available():
+        return launch.details()
+    how = "as machine code" if executor() is compiled else "interpreted, without snnfast[jit]"
+    return f"{launch.details()}; neurons {how}"
