@@ -131,19 +131,9 @@ def _run(walk, layer: NeuronLayer, x: Tensor, params, numbers: list[int], dparam
     numbers = [layer.steps, n, *numbers, *map(pointer, params)]
     real = "d" if x.dtype == torch.float64 else "f"
     args = struct.pack(f"{len(numbers)}q{len(layer.rest)}{real}", *numbers, *layer.rest) + constants
-    neuron = module().Neuron(
-        DTYPES[x.dtype],
-        torch.get_num_threads(),
-        layer.steps,
-        n,
-        layer.channels,
-        layer.inner,
-        (),
-        (),
-        (),
-        [(p.data_ptr(), bool(p.dim())) for p in params],
-        0,
-    )
+    rows = [(p.data_ptr(), bool(p.dim())) for p in params]
+    sizes = (layer.steps, n, layer.channels, layer.inner)
+    neuron = (DTYPES[x.dtype], torch.get_num_threads(), *sizes, (), (), (), rows, 0)
     module().run_compiled(address, args, neuron, [*map(pointer, dparams)])
 
 
