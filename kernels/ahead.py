@@ -2,7 +2,8 @@
 it compiles lies in Triton's folder, where a launch finds it.
 
 A job is one launch without its memory: (kernel, arguments, constants, target), tensors as ``Like``
-and functions of Triton by name. Behind each that is done stands a line of output.
+and functions of Triton by name, those of a generated module with its text. Behind each that is done
+stands a line of output.
 """
 
 import importlib
@@ -13,6 +14,8 @@ import signal
 import sys
 import traceback
 from dataclasses import dataclass
+
+from . import generated
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,15 @@ class _Driver:
 class _Pickler(pickle.Pickler):
     def persistent_id(self, obj):
         if type(obj).__name__ == "JITFunction":
-            return obj.__module__, obj.__name__
+            return obj.__module__, obj.__name__, generated.text(obj.__module__)
         return None
 
 
 class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid):
-        module, name = pid
-        return getattr(importlib.import_module(module), name)
+        name, function, text = pid
+        module = importlib.import_module(name) if text is None else generated.module(text)
+        return getattr(module, function)
 
 
 def packed(kernel, arguments: tuple, constants: dict, target) -> bytes:

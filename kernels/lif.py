@@ -1,6 +1,6 @@
 """All timesteps of a spiking layer in one launch, forward and backward.
 
-For t = 0 .. T-1, with CHARGE, FIRE and RESET of a neuron (snnfast/kernels/neuron.py):
+For t = 0 .. T-1, with CHARGE, FIRE and RESET of a neuron (snnfast/kernels/lif_step.py):
 
     H_t = charge(X_t, V_{t-1})      S_t = fire(H_t)      V_t = reset(H_t, S_t)
 
@@ -31,7 +31,7 @@ from .norm_lif import MEAN, SCALE, B, C, keep_sum, normalise, per_channel, place
 
 
 @triton.jit
-def _channel(first, lane, channels, inner):
+def channel_of(first, lane, channels, inner):
     """The channel of every neuron of a tile."""
     # The remainder keeps the division per lane within 32 bits.
     period = channels.to(tl.int64) * inner
@@ -59,7 +59,7 @@ def _rate(rate, channel, inner, tau, factor, RATE: tl.constexpr, TILE: tl.conste
 
 
 @triton.jit
-def _within(t, steps, WHOLE: tl.constexpr):
+def within(t, steps, WHOLE: tl.constexpr):
     """The step to read for step t: a step past the end reads the last one again, out of the cache,
     and its results are dropped. A predicate of its own would keep the load from being issued early.
     """
@@ -67,7 +67,7 @@ def _within(t, steps, WHOLE: tl.constexpr):
 
 
 @triton.jit
-def _next(row, stride, t, steps, WHOLE: tl.constexpr):
+def next_row(row, stride, t, steps, WHOLE: tl.constexpr):
     """The row of the step to read after t."""
     return row + (stride if WHOLE else tl.where(t + 1 < steps, stride, 0))
 
@@ -114,7 +114,7 @@ def lif_forward(
         first = tl.program_id(0).to(tl.int64) * BLOCK
         lane = tl.arange(0, BLOCK)
         inside = lane < tl.minimum(n - first, BLOCK).to(tl.int32)
-        rate_channel = None if channels is None else _channel(first, lane, channels, inner)
+        rate_channel = None if channels is None else channel_of(first, lane, channels, inner)
         mean_c, scale_c, bias_c = None, None, None
     else:
         program = tl.program_id(0)
@@ -142,10 +142,10 @@ def lif_forward(
             if STATIC:
                 xs += (x_once,)
             else:
-                row = x + _within(start + i, steps, WHOLE) * x_stride + first
+                row = x + within(start + i, steps, WHOLE) * x_stride + first
                 xs += (tl.load(row + lane, mask=inside),)
             if residual is not None:
-                row = residual + _within(start + i, steps, WHOLE) * residual_stride + first
+                row = residual + within(start + i, steps, WHOLE) * residual_stride + first
                 residuals += (tl.load(row + lane, mask=inside),)
         for i in tl.static_range(STEPS):
             live = inside if WHOLE else tl.where(start + i < steps, inside, False)
@@ -222,7 +222,7 @@ def lif_backward(
         first = program.to(tl.int64) * BLOCK
         lane = tl.arange(0, BLOCK)
         inside = lane < tl.minimum(n - first, BLOCK).to(tl.int32)
-        rate_channel = None if channels is None else _channel(first, lane, channels, inner)
+        rate_channel = None if channels is None else channel_of(first, lane, channels, inner)
         mean_c, scale_c, bias_c = None, None, None
     else:
         first, lane, inside, channel, slot = place(program, 0, rows, chunks, channels, inner, TILE)
@@ -262,13 +262,13 @@ def lif_backward(
             residual_row = None if residual is None else residual + start * residual_stride + first
             for i in tl.static_range(STEPS):
                 xs += (x_once if STATIC else tl.load(x_row + lane, mask=inside),)
-                x_row = _next(x_row, x_stride, start + i, steps, WHOLE)
+                x_row = next_row(x_row, x_stride, start + i, steps, WHOLE)
                 if ds is not None:
                     dss += (tl.load(ds_row + lane, mask=inside),)
-                    ds_row = _next(ds_row, ds_stride, start + i, steps, WHOLE)
+                    ds_row = next_row(ds_row, ds_stride, start + i, steps, WHOLE)
                 if residual is not None:
                     residuals += (tl.load(residual_row + lane, mask=inside),)
-                    residual_row = _next(residual_row, residual_stride, start + i, steps, WHOLE)
+                    residual_row = next_row(residual_row, residual_stride, start + i, steps, WHOLE)
 
             # V before the segment.
             state = zeros + r
@@ -299,7 +299,7 @@ def lif_backward(
                 dv_t = dstate
                 if dv is not None:
                     if V_ALL:
-                        row = dv + _within(start + i, steps, WHOLE) * n + first
+                        row = dv + within(start + i, steps, WHOLE) * n + first
                         dv_t = dv_t + tl.load(row + lane, mask=inside)
                 dx_t, dv_t, drate_t = ADJOINT(x_t, before, hs[i], ds_t, dv_t, P, FLAGS)
                 taken = start + i < steps

@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from snnfast import distill, models, nn, surrogate
+    from snnfast import distill, models, neurons, nn, surrogate
     from snnfast._info import info
     from snnfast.nn.streaming import streaming
     from snnfast.ops.distill import (
@@ -15,11 +15,13 @@ if TYPE_CHECKING:
         twkd_loss,
     )
     from snnfast.ops.lif import lif
+    from snnfast.ops.neuron import neuron
     from snnfast.ops.norm_lif import norm_lif
     from snnfast.ops.packed import packed_spikes
     from snnfast.ops.select import BackendUnavailable, backend, explain
     from snnfast.ops.spikes import pack_spikes, unpack_spikes
     from snnfast.ops.warm_up import warm_up
+    from snnfast.reference.neuron import spike, ternary_spike
     from snnfast.train.load import load
 
 __version__ = "0.2.0"
@@ -34,13 +36,17 @@ __all__ = [
     "load",
     "mean_cross_entropy",
     "models",
+    "neuron",
+    "neurons",
     "nn",
     "norm_lif",
     "pack_spikes",
     "packed_spikes",
+    "spike",
     "streaming",
     "surrogate",
     "temporal_cross_entropy",
+    "ternary_spike",
     "tser_loss",
     "tssd_loss",
     "twkd_loss",
@@ -59,13 +65,17 @@ _HOMES = {
     "load": "snnfast.train.load",
     "mean_cross_entropy": "snnfast.ops.distill",
     "models": None,
+    "neuron": "snnfast.ops.neuron",
+    "neurons": None,
     "nn": None,
     "norm_lif": "snnfast.ops.norm_lif",
     "pack_spikes": "snnfast.ops.spikes",
     "packed_spikes": "snnfast.ops.packed",
+    "spike": "snnfast.reference.neuron",
     "streaming": "snnfast.nn.streaming",
     "surrogate": None,
     "temporal_cross_entropy": "snnfast.ops.distill",
+    "ternary_spike": "snnfast.reference.neuron",
     "tser_loss": "snnfast.ops.distill",
     "tssd_loss": "snnfast.ops.distill",
     "twkd_loss": "snnfast.ops.distill",

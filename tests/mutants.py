@@ -95,12 +95,12 @@ MUTANTS = [
         "interpreter", LIF,
     ),
     Mutant(
-        "threshold is beyond, not at", "kernels/neuron.py",
+        "threshold is beyond, not at", "kernels/lif_step.py",
         "tl.where(h >= P[2], 1.0, 0.0)", "tl.where(h > P[2], 1.0, 0.0)",
         "interpreter", LIF,
     ),
     Mutant(
-        "quotient by the reciprocal alone", "kernels/neuron.py",
+        "quotient by the reciprocal alone", "kernels/lif_step.py",
         "        exact = tl.fma(tl.fma(q, -tau, d), reciprocal, q)\n", "        exact = q\n",
         "AOT", ("tests/test_triton_aot.py::test_the_quotient_takes_two_fma",),
     ),

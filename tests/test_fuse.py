@@ -557,7 +557,7 @@ def test_calls_that_the_op_cannot_take_run_unfused():
     per_channel = ParametricLIF(channels=SIDE)
     with torch.no_grad():
         per_channel.w.copy_(torch.linspace(-1, 1, SIDE))
-    run(Custom(lambda m, x: m.lif(m.bn(x)), lif=per_channel), x, "one tau per channel")
+    run(Custom(lambda m, x: m.lif(m.bn(x)), lif=per_channel), x, "a parameter per channel")
     run(Custom(lambda m, x: m.lif(m.bn(x) + x[:, :1])), x, "must not be broadcast")
     run(Custom(lambda m, x: m.lif(m.bn(x) + x.float())), x, "must be a tensor of torch.float64")
     run(Custom(lambda m, x: m.lif(m.bn(x).reshape(2, -1))), x, "more than split time")

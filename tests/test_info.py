@@ -115,8 +115,8 @@ def test_what_the_driver_says_to_what_is_compiled(monkeypatch, gpu):
 
 
 def test_a_triton_that_the_kernels_cannot_use(monkeypatch):
-    monkeypatch.delattr(snnfast.kernels, "neuron", raising=False)
-    monkeypatch.setitem(sys.modules, "snnfast.kernels.neuron", None)
+    monkeypatch.delattr(snnfast.kernels, "lif_step", raising=False)
+    monkeypatch.setitem(sys.modules, "snnfast.kernels.lif_step", None)
     assert "the kernels need Triton 3.6 or newer: " in triton.available()
     assert "run: pip install -U triton" in snnfast.info()
 

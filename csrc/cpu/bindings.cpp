@@ -1,11 +1,11 @@
 // snnfast._C: pointers and numbers in, nothing out. The instruction set is chosen at run time.
-#include <pybind11/pybind11.h>
+#include "bindings.h"
+
 #include <pybind11/stl.h>
 
 #include <array>
 #include <cmath>
 #include <cstring>
-#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -13,13 +13,8 @@
 #include <tuple>
 
 #include "channels.h"
-#include "distill.h"
-#include "lif.h"
-#include "norm_lif.h"
-#include "spikes.h"
 #include "unpack.h"
 
-namespace py = pybind11;
 namespace snnfast {
 namespace {
 
@@ -30,39 +25,33 @@ bool has_avx2() {
 }
 #endif
 
-struct Kernels {
-  const char* name = "baseline";
-  void (*forward)(const LifLayer&, const LifForward&) = lif_forward_baseline;
-  void (*backward)(const LifLayer&, const LifBackward&) = lif_backward_baseline;
-  void (*norm_stats)(const NormStats&) = norm_stats_baseline;
-  void (*norm_dy)(const NormDy&) = norm_dy_baseline;
-  void (*stepwise)(const StepwiseArgs&, const DistillIo&) = stepwise_loss_baseline;
-  void (*tssd)(const TssdArgs&, const DistillIo&) = tssd_loss_baseline;
-  void (*scale)(const Scale&) = scale_gradient_baseline;
-  bool (*pack)(const PackSpikes&) = pack_spikes_baseline;
-  void (*unpack)(const UnpackSpikes&) = unpack_spikes_baseline;
-};
-
 Kernels best_kernels() {
   Kernels k;
 #if defined(SNN_HAVE_AVX2)
   if (has_avx2())
-    k = {"avx2",           lif_forward_avx2,   lif_backward_avx2, norm_stats_avx2,
-         norm_dy_avx2,     stepwise_loss_avx2, tssd_loss_avx2,    scale_gradient_avx2,
-         pack_spikes_avx2, unpack_spikes_avx2};
+    k = {"avx2",
+         lif_forward_avx2,
+         lif_backward_avx2,
+         norm_stats_avx2,
+         norm_dy_avx2,
+         stepwise_loss_avx2,
+         tssd_loss_avx2,
+         scale_gradient_avx2,
+         pack_spikes_avx2,
+         unpack_spikes_avx2,
+         program_operation_avx2,
+         program_forward_avx2,
+         program_backward_avx2,
+         run_compiled_avx2};
 #endif
   return k;
 }
+
+}  // namespace
+
 Kernels kernels = best_kernels();
 
-template <class T>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
-std::unique_ptr<double[]> scratch(int64_t n) {
-  return std::unique_ptr<double[]>(new double[size_t(n)]);  // not set to 0
-}
+namespace {
 
 LifLayer layer_of(std::string_view layer, int dtype, int threads, int64_t n, uintptr_t rates) {
   return {unpack<LifArgs>(layer), dtype, threads, n, pointer<const void>(rates)};
@@ -314,6 +303,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("scale_gradient", &scale_gradient);
   m.def("pack_spikes", &pack_spikes);
   m.def("unpack_spikes", &unpack_spikes);
+  bind_program(m);
   m.def("instruction_set", [] { return kernels.name; });
   // For tests: the kernels that an older machine would run.
   m.def("use_baseline", [](bool yes) { kernels = yes ? Kernels{} : best_kernels(); });

@@ -4,12 +4,12 @@
 #pragma once
 
 #include <algorithm>
-#include <cstdlib>
 #include <type_traits>
 
 #include "../include/distill.h"
 #include "distill.h"
 #include "lanes.h"
+#include "memory.h"
 #include "rows.h"
 
 namespace snnfast {
@@ -50,41 +50,6 @@ inline void transpose(const float* from, int64_t from_row, float* to, int64_t to
     for (int64_t j = 0; j < kBlock; ++j) to[j * to_row + i] = from[i * from_row + j];
 }
 #endif
-
-// Memory of one thread for one call, 64-byte aligned. A thread keeps what it used last, up to a
-// size: the system's malloc would map and fault it anew for every call.
-class Memory {
- public:
-  void* take(size_t bytes) {
-    Kept& kept = own();
-    if (bytes > kept.bytes) {
-      std::free(kept.p);
-      kept.p = std::aligned_alloc(64, bytes);
-      if (!kept.p) std::abort();  // an exception must not leave a parallel region
-      kept.bytes = bytes;
-    }
-    return kept.p;
-  }
-  Memory() = default;
-  Memory(const Memory&) = delete;
-  Memory& operator=(const Memory&) = delete;
-  ~Memory() {
-    Kept& kept = own();
-    if (kept.bytes > kKeep) std::free(kept.p), kept = {};
-  }
-
- private:
-  static constexpr size_t kKeep = size_t(4) << 20;
-  struct Kept {
-    void* p = nullptr;
-    size_t bytes = 0;
-    ~Kept() { std::free(p); }
-  };
-  static Kept& own() {
-    static thread_local Kept kept;
-    return kept;
-  }
-};
 
 // What both ways to lay out a row have. All vectors of a row lie one after the other; gradients
 // take the place of the logits that they belong to.

@@ -98,12 +98,19 @@ SNN_COMPARE(>=)
 SNN_COMPARE(>)
 SNN_COMPARE(<)
 SNN_COMPARE(==)
+SNN_COMPARE(!=)
 #undef SNN_COMPARE
 
 template <class R>
 SNN_HD Lanes<R> select(Mask<R> m, Lanes<R> a, Lanes<R> b) {
   each_register([&](int i) { a.p[i] = m.p[i] ? a.p[i] : b.p[i]; });
   return a;
+}
+
+template <class R>
+SNN_HD Lanes<R> operator-(Lanes<R> x) {
+  each_register([&](int i) { x.p[i] = -x.p[i]; });
+  return x;
 }
 
 template <class R>

@@ -21,6 +21,9 @@ class Channels {
     const int64_t run = begin / inner;
     first_ = run % count, left_ = inner - (begin - run * inner);
   }
+  // Of the first neuron; and whether the others have the same.
+  int64_t first() const { return first_; }
+  bool one() const { return count_ == 1 || n_ <= left_; }
   // f(index in the tile, channel, length) for every run of neurons of one channel.
   template <class F>
   SNN_HD void for_each_run(F&& f) const {

@@ -35,6 +35,10 @@ template <class R>
 void copy_row(R* to, const R* from, int64_t n) {
   std::memcpy(to, from, size_t(n) * sizeof(R));
 }
+template <class R>
+void add_row(R* sum, const R* row, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) sum[i] += row[i];
+}
 // A row from memory, or the same number everywhere. The lanes behind a tail are computed with, if
 // not stored, so they get numbers, too.
 template <class R>
@@ -110,12 +114,11 @@ void narrow_row(const float* from, void* to, int64_t n, bool stream) {
   }
 }
 
-// Reads the rows of one tile of [T, N], those of a segment side by side; a null tensor reads as
-// null.
+// The rows of one tile of a [T, N] that is read; a null tensor reads as null.
 template <class R>
-class Reader {
+class RowsIn {
  public:
-  Reader(const void* base, int dtype, int64_t stride, int64_t begin, int64_t n)
+  RowsIn(const void* base, int dtype, int64_t stride, int64_t begin, int64_t n)
       : itemsize_(itemsize_of(dtype)),
         base_(base ? static_cast<const char*>(base) + begin * itemsize_ : nullptr),
         stride_(stride * itemsize_),
@@ -128,11 +131,11 @@ class Reader {
   }
   // The same row of the tile that follows.
   Ahead ahead_of_tile(int64_t t) const { return {base_ + t * stride_ + n_ * itemsize_, itemsize_}; }
-  const R* read(int64_t t) {
+  // The row where it lies, or in `to`.
+  const R* read(int64_t t, R* to) const {
     if (!base_) return nullptr;
     const char* row = base_ + t * stride_;
     if (lies_well<R>(dtype_, n_)) return reinterpret_cast<const R*>(row);
-    R* const to = buffer_ + t % kSegment * kTile;
     if constexpr (sizeof(R) == 4) {
       if (dtype_ == kFloat16) return widen_row<Half>(row, to, n_), to;
       if (dtype_ == kBFloat16) return widen_row<BFloat16>(row, to, n_), to;
@@ -146,20 +149,28 @@ class Reader {
   const char* base_;
   int64_t stride_, n_;
   int dtype_;
+};
+
+// The same with room for the rows of a segment side by side.
+template <class R>
+class Reader : public RowsIn<R> {
+ public:
+  using RowsIn<R>::RowsIn;
+  const R* read(int64_t t) { return RowsIn<R>::read(t, buffer_ + t % kSegment * kTile); }
+
+ private:
   alignas(64) R buffer_[kSegment * kTile];
 };
 
-// Writes the rows of one tile of [T, N]; or, where `sum`, adds them up and writes the sum at the
-// end.
+// The rows of one tile of a [T, N] that is written; or, where `sum`, their sum over time.
 template <class R>
-class Writer {
+class RowsOut {
  public:
   // Outputs that no cache could hold until they are read again go past it (which saves reading the
   // lines that they overwrite), where all rows begin on a register's boundary. `moved`: the
   // elements that the whole call moves, 0 where they are wanted soon.
-  // The rows of a segment stay where they were put until the next.
-  Writer(void* base, int dtype, int64_t stride, int64_t begin, int64_t n, int64_t moved,
-         bool sum = false)
+  RowsOut(void* base, int dtype, int64_t stride, int64_t begin, int64_t n, int64_t moved,
+          bool sum = false)
       : itemsize_(itemsize_of(dtype)),
         base_(static_cast<char*>(base) + begin * itemsize_),
         stride_(stride * itemsize_),
@@ -171,25 +182,28 @@ class Writer {
     stream_ = kCanStream && !sum && moved * itemsize_ > kCacheBytes &&
               reinterpret_cast<uintptr_t>(base_) % kRegisterBytes == 0 &&
               stride_ % kRegisterBytes == 0;
-    if (sum) std::fill(buffer_, buffer_ + kTile, R(0));
   }
 
-  Out<R> row(int64_t t) {
+  // Where the row belongs, or `buffer`, from which write() then takes it; for a sum the buffer is
+  // 0 before the first row and finish() takes it.
+  Out<R> row(int64_t t, R* buffer) {
     if (direct_) return {reinterpret_cast<R*>(base_ + t * stride_), stream_, false};
-    return {buffer_ + (sum_ ? 0 : t % kSegment * kTile), false, sum_};
+    return {buffer, false, sum_};
   }
   // A row in memory, or where nothing is asked for.
   Ahead ahead(int64_t t) const {
-    if (stream_ || sum_) return {reinterpret_cast<const char*>(buffer_), 0};
+    static constexpr char kNowhere[64] = {};
+    if (stream_ || sum_) return {kNowhere, 0};
     return {base_ + t * stride_, itemsize_};
   }
   // From row to row, in elements.
   int64_t step() const { return direct_ ? stride_ / itemsize_ : kTile; }
-  void write(int64_t t) {
-    if (!direct_ && !sum_) put(base_ + t * stride_, row(t).row);
+  bool sums() const { return sum_; }
+  void write(int64_t t, const R* buffer) {
+    if (!direct_ && !sum_) put(base_ + t * stride_, buffer);
   }
-  void finish() {
-    if (sum_) put(base_, buffer_);
+  void finish(const R* buffer) {
+    if (sum_) put(base_, buffer);
   }
 
  private:
@@ -206,6 +220,22 @@ class Writer {
   int64_t stride_, n_;
   int dtype_;
   bool direct_, stream_, sum_;
+};
+
+// The same with room for the rows of a segment, which stay where they were put until the next.
+template <class R>
+class Writer : public RowsOut<R> {
+ public:
+  template <class... Args>
+  explicit Writer(Args... args) : RowsOut<R>(args...) {
+    if (this->sums()) std::fill(buffer_, buffer_ + kTile, R(0));
+  }
+  Out<R> row(int64_t t) { return RowsOut<R>::row(t, at(t)); }
+  void write(int64_t t) { RowsOut<R>::write(t, at(t)); }
+  void finish() { RowsOut<R>::finish(buffer_); }
+
+ private:
+  R* at(int64_t t) { return buffer_ + (this->sums() ? 0 : t % kSegment * kTile); }
   alignas(64) R buffer_[kSegment * kTile];
 };
 

@@ -17,6 +17,7 @@ from snnfast.backends.spec import (
     INTEGRATE,
     Channels,
     LifLayer,
+    NeuronLayer,
     StepwiseLoss,
     TssdLoss,
     segments,
@@ -200,6 +201,86 @@ def norm_lif_backward(layer: LifLayer, where, count, x, *tensors) -> None:
     *tensors, totals, dy = tensors
     lif_backward(layer, where, count, x, *tensors, totals)
     _gradient(_Steps("x", x), "dy", x, dy)
+
+
+def _count(name: str, tensors, count: int) -> None:
+    if len(tensors) != count:
+        raise ValueError(f"backend: {name} must be {count} tensors, got {len(tensors)}")
+
+
+def _program(layer: NeuronLayer, inputs, states, params) -> _Steps:
+    """A neuron's own tensors; returns the steps that all others are held to."""
+    step = layer.step
+    _count("inputs", inputs, step.inputs)
+    _count("states", states, step.states)
+    _count("params", params, step.params)
+    _count("rest", layer.rest, step.states)
+    if not 0 <= layer.surrogate < len(surrogate.TABLE):
+        raise ValueError(f"backend: surrogate must be in the table, got {layer.surrogate}")
+    steps = _Steps("input", inputs[0], layer.steps)
+    for x in inputs[1:]:
+        steps.sequence("input", x, steps.dtype, any_stride=True)
+    for v in states:
+        if v is not None:
+            steps.step("state", v, steps.state)
+    for p in params:
+        if p.dim():
+            _places(steps, layer.channels, layer.inner)
+        _row("param", p, inputs[0], steps.state, *((layer.channels,) if p.dim() else ()))
+    return steps
+
+
+def _state_borders(steps: _Steps, layer: NeuronLayer, borders) -> None:
+    count, shape = segments(layer.steps) - 1, (layer.step.states,)
+    if not count or not layer.step.states:
+        return
+    if borders is None or borders.shape[:2] != (*shape, count):
+        got = "None" if borders is None else list(borders.shape)
+        raise ValueError(f"backend: borders must be [{shape[0]}, {count}, ...], got {got}")
+    for of_one in borders:
+        steps.sequence("borders", of_one, steps.state, time=count)
+
+
+def neuron_forward(layer, inputs, states, params, outputs, new_states, borders) -> None:
+    steps = _program(layer, inputs, states, params)
+    _count("outputs", outputs, layer.step.outputs)
+    for s in outputs:
+        steps.sequence("output", s, steps.dtype)
+    if new_states:
+        _count("new_states", new_states, layer.step.states)
+    for v in new_states:
+        steps.state_of("new state", v)
+    if borders is not None:
+        _state_borders(steps, layer, borders)
+
+
+def neuron_backward(
+    layer, inputs, states, params, borders, douts, dstates, dinputs, dstates0, dparams
+) -> None:
+    steps = _program(layer, inputs, states, params)
+    _state_borders(steps, layer, borders)
+    step = layer.step
+    _count("douts", douts, step.outputs)
+    _count("dstates", dstates, step.states)
+    _count("dinputs", dinputs, step.inputs)
+    _count("dstates0", dstates0, step.states)
+    _count("dparams", dparams, step.params)
+    for ds in douts:
+        if ds is not None:
+            steps.sequence("dout", ds, steps.dtype, any_stride=True)
+    for dv in dstates:
+        steps.state_of("dstate", dv)
+    for dx in dinputs:
+        if dx is not None and dx.dim() == len(steps.shape):
+            steps.step("dinput", dx, steps.dtype)
+        elif dx is not None:
+            steps.sequence("dinput", dx, steps.dtype)
+    for dv0 in dstates0:
+        if dv0 is not None:
+            steps.step("dstate0", dv0, steps.state)
+    for p, dp in zip(params, dparams, strict=True):
+        if dp is not None:
+            _row("dparam", dp, inputs[0], steps.state, *p.shape)
 
 
 def norm_lif_dy(

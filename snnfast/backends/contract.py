@@ -6,12 +6,13 @@ addresses. Steps are dense, whatever the order of their axes, and all tensors sh
 within a step; states are float32 (float64 for float64); b are the bytes of x's dtype.
 """
 
+from collections.abc import Sequence
 from types import ModuleType
 
 from torch import Tensor, dtype
 
 from snnfast.backends import checks
-from snnfast.backends.spec import Channels, LifLayer, StepwiseLoss, TssdLoss
+from snnfast.backends.spec import Channels, LifLayer, NeuronLayer, StepwiseLoss, TssdLoss
 
 PLANS = 4096
 """Kinds of calls that a backend remembers."""
@@ -131,6 +132,42 @@ class Backend:
                 second(x, dx, dy, stats, totals)
 
         return launch
+
+    def neuron_forward(
+        self, layer: NeuronLayer, inputs: Sequence[Tensor], states: Sequence[Tensor | None],
+        params: Sequence[Tensor], outputs: Sequence[Tensor], new_states: Sequence[Tensor] = (),
+        borders: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """Runs ``layer.step.forward`` over ``inputs`` [T, ...], any time stride each (0: static),
+        from ``states`` [...] (None: the layer's rest): fills ``outputs`` [T, ...];
+        ``new_states``, all or none of them, [...] after the last step or [T, ...] after each;
+        ``borders`` [states, ceil(T / 8) - 1, ...], the states after every eighth step.
+
+        ``params``: [] or [C], contiguous. All arithmetic in the state's dtype, no operations
+        contracted. Moves b bytes for each input and output, neuron and timestep.
+        """
+        arguments = (layer, inputs, states, params, outputs, new_states, borders)
+        checks.neuron_forward(*arguments)
+        self.functions.neuron_forward(*arguments)
+
+    def neuron_backward(
+        self, layer: NeuronLayer, inputs: Sequence[Tensor], states: Sequence[Tensor | None],
+        params: Sequence[Tensor], borders: Tensor | None, douts: Sequence[Tensor | None],
+        dstates: Sequence[Tensor | None], dinputs: Sequence[Tensor | None],
+        dstates0: Sequence[Tensor | None], dparams: Sequence[Tensor | None],
+    ) -> None:  # fmt: skip
+        """Recomputes segments of 8 steps with ``layer.step.advance`` and walks back through each
+        with ``layer.step.adjoint``: fills ``dinputs`` [T, ...], or the sum over time where it has
+        no time axis, ``dstates0`` [...] and ``dparams`` (sums over neurons and steps, in the
+        params' shapes, deterministic); None: not wanted.
+
+        ``douts`` [T, ...], any time stride, and ``dstates``, [...] of the last state or [T, ...] of
+        each; None: 0.
+        """
+        arguments = (layer, inputs, states, params, borders, douts, dstates, dinputs, dstates0,
+                     dparams)  # fmt: skip
+        checks.neuron_backward(*arguments)
+        self.functions.neuron_backward(*arguments)
 
     def norm_lif_dy(
         self, layer: LifLayer, where: Channels, x: Tensor, v0: Tensor | None, rate: Tensor | None,

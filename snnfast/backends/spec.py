@@ -8,6 +8,8 @@ import functools
 import struct
 from typing import NamedTuple
 
+from snnfast.program.step import Step
+
 SEGMENT = 8
 """Steps between two kept states. Backward recomputes one segment at a time, in registers."""
 
@@ -86,6 +88,27 @@ def _unpacked(choices: tuple[int, ...], numbers: tuple[float, ...]) -> LifLayer:
     charge, divide, hard, detach_reset, surrogate, spiking, static = choices
     flags = (bool(divide), bool(hard), bool(detach_reset))
     return LifLayer(charge, *flags, surrogate, bool(spiking), bool(static), *_all(numbers, 5))
+
+
+class NeuronLayer(NamedTuple):
+    """One layer of neurons that a program defines."""
+
+    step: Step
+    surrogate: int
+    """As in LifLayer, with its parameters a and b; unused where the step has a gradient."""
+    static: bool
+    a: float
+    b: float
+    rest: tuple[float, ...] = ()
+    """Where the states start that no tensor was given for."""
+    steps: int = 0
+    channels: int = 1
+    inner: int = 1
+    """Where the axis of [C] parameters lies, as in LifLayer."""
+
+    def over(self, steps: int) -> "NeuronLayer":
+        """The same layer for T = ``steps``."""
+        return self._replace(steps=steps)
 
 
 class Channels(NamedTuple):

@@ -1,16 +1,56 @@
 """Modules: they hold parameters and state, and call the ops."""
 
-from snnfast.nn.batch_norm import BatchNormLIF
+from snnfast.nn.batch_norm import BatchNormLIF, BatchNormNeuron
 from snnfast.nn.checkpoint import checkpoint_spikes
+from snnfast.nn.family import (
+    CLIF,
+    EIF,
+    GLIF,
+    ILIF,
+    KLIF,
+    LIAF,
+    QIF,
+    AdaptiveLIF,
+    AdaptiveQIF,
+    AdEx,
+    Alpha,
+    CubaLIF,
+    Izhikevich,
+    Lapicque,
+    Leaky,
+    NorseLIF,
+    Synaptic,
+    TernaryLIF,
+)
 from snnfast.nn.fuse import Fusion, fuse
-from snnfast.nn.neuron import IF, LIF, ParametricLIF
+from snnfast.nn.neuron import IF, LIF, Neuron, ParametricLIF
 
 __all__ = [
+    "CLIF",
+    "EIF",
+    "GLIF",
     "IF",
+    "ILIF",
+    "KLIF",
+    "LIAF",
     "LIF",
+    "QIF",
+    "AdEx",
+    "AdaptiveLIF",
+    "AdaptiveQIF",
+    "Alpha",
     "BatchNormLIF",
+    "BatchNormNeuron",
+    "CubaLIF",
     "Fusion",
+    "Izhikevich",
+    "Lapicque",
+    "Leaky",
+    "Neuron",
+    "NorseLIF",
     "ParametricLIF",
+    "Synaptic",
+    "TernaryLIF",
     "checkpoint_spikes",
     "fuse",
 ]

@@ -9,7 +9,7 @@ from torch import fx
 
 from snnfast.nn._pair import NEURONS, norm_neuron, refusal
 from snnfast.nn._trace import IN_PLACE
-from snnfast.nn.neuron import BaseNeuron
+from snnfast.nn.stateful import Stateful
 
 
 def _is(node, kind: str, *targets) -> bool:
@@ -84,7 +84,7 @@ def _chain(norm: fx.Node, modules) -> "_Chain | str | None":
         (user,) = users
         if user.op == "output":
             return None
-        if user.op == "call_module" and isinstance(modules[user.target], BaseNeuron):
+        if user.op == "call_module" and isinstance(modules[user.target], Stateful):
             break
         if _is(user, "call_function", norm_neuron):
             return "its output is what another fused batch norm adds"

@@ -1,29 +1,37 @@
 """What ``fuse`` runs in place of a batch norm and a neuron, and when it may."""
 
 import warnings
+from functools import partial
 
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from snnfast.nn._trace import has_hooks
 from snnfast.nn.batch_norm import normalised
-from snnfast.nn.neuron import IF, LIF, BaseNeuron, ParametricLIF
+from snnfast.nn.neuron import IF, LIF, Neuron, ParametricLIF
+from snnfast.nn.stateful import Stateful
+from snnfast.ops.norm_lif import norm_lif
+from snnfast.ops.norm_neuron import norm_neuron as norm_any
 from snnfast.ops.validation import state_dtype
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-NEURONS = (LIF, IF, ParametricLIF)
+NEURONS = (LIF, IF, ParametricLIF, Neuron)
 
 
 def refusal(module: nn.Module, kinds: tuple) -> str | None:
     """Why the calls of a batch norm or a neuron must not be replaced."""
     name = type(module).__name__
-    if type(module) not in kinds:
+    # The classes of the family are a Neuron each, and no more than that.
+    family = isinstance(module, Neuron) and type(module).__module__.startswith("snnfast.")
+    if type(module) not in kinds and not (family and Neuron in kinds):
         return f"{name} is not one of {', '.join(kind.__name__ for kind in kinds)}"
     if has_hooks(module):
         return f"{name} has hooks"
     if "forward" in vars(module):
         return f"{name} has a forward of its own"
-    if isinstance(module, BaseNeuron):
+    if isinstance(module, Neuron) and len(module.neuron.inputs) > 1:
+        return f"{name} has {len(module.neuron.inputs)} inputs"
+    if isinstance(module, Stateful):
         return f"{name} returns its state" if module.return_state else None
     if not module.eps > 0:
         return f"eps must be > 0, got {module.eps}"
@@ -40,8 +48,9 @@ def _obstacle(norm, neuron, y, shaped, residual) -> str | None:
     folded = shaped.dim() == y.dim() + 1 and shaped.shape[2:] == y.shape[1:]
     if not folded and shaped.shape != y.shape:
         return f"{list(y.shape)} -> {list(shaped.shape)} does more than split time from the batch"
-    if not folded and isinstance(neuron, ParametricLIF) and neuron.w.dim() == 1:
-        return "one tau per channel needs an axis for the batch"
+    channels = (t.dim() for t in (*neuron.parameters(), *neuron.buffers()))
+    if not folded and any(channels):
+        return "a parameter per channel needs an axis for the batch"
     if y.numel() == 0:
         return "the input is empty"
     if norm.running_mean is not None and norm.running_mean.dtype != state_dtype(y):
@@ -79,13 +88,27 @@ def norm_neuron(norm, neuron, y: Tensor, shaped: Tensor, residual: Tensor | None
     form = (shaped.unsqueeze(1) if single else shaped).shape
     if residual is not None:
         residual = residual.reshape(form)
-    op = normalised(norm, residual=residual, process_group=_group(norm))
+    arguments = {"residual": residual, "process_group": _group(norm)}
+    any_kind = isinstance(neuron, Neuron)
+    op = partial(norm_any, neuron.neuron) if any_kind else norm_lif
+    op = normalised(norm, op, **arguments)
+    state = "states" if any_kind else "v0"
 
-    def run(x, *, v0, return_state, **arguments):
-        v0 = v0.unsqueeze(0) if single and v0 is not None else v0
-        result = op(x.reshape(form), v0=v0, return_state=return_state, **arguments)
+    def run(x, *, return_state, **arguments):
+        if single:
+            arguments[state] = _each(lambda v: v.unsqueeze(0), arguments[state])
+        result = op(x.reshape(form), return_state=return_state, **arguments)
         if not single:
             return result
-        return (result[0].squeeze(1), result[1].squeeze(0)) if return_state else result.squeeze(1)
+        s, v = result if return_state else (result, None)
+        s = _each(lambda t: t.squeeze(1), s)
+        return (s, _each(lambda t: t.squeeze(0), v)) if return_state else s
 
-    return neuron._run(run, shaped, None, None)
+    return neuron._run(run, (shaped,) if any_kind else shaped, None, None)
+
+
+def _each(change, value):
+    """``change`` of a tensor, or of each in a tuple; None stays."""
+    if value is None:
+        return None
+    return tuple(map(change, value)) if isinstance(value, tuple) else change(value)

@@ -9,15 +9,15 @@ _PEERS = {
     "T": "timesteps, in the call",
     "act": "surrogate",
     "alpha": "surrogate=snnfast.surrogate.ATan(alpha=...)",
-    "beta": "snnfast.nn.LIF(tau=1 / (1 - beta), decay_input=False)",
+    "beta": "snnfast.nn.LIF(tau=1 / (1 - beta), decay_input=False), or snnTorch's nn.Leaky",
     "decay": "snnfast.nn.LIF(tau=1 / (1 - decay), decay_input=False)",
     "detach": "detach_reset",
     "hard_reset": "v_reset, None for the soft reset",
     "init_hidden": _STREAMING,
     "init_tau": "tau",
-    "learn_beta": "snnfast.nn.ParametricLIF",
+    "learn_beta": "snnfast.nn.ParametricLIF, or nn.Leaky with an nn.Parameter",
     "output": "return_state",
-    "reset_mechanism": "v_reset, None to subtract the threshold",
+    "reset_mechanism": "v_reset, None to subtract the threshold; snnTorch's is nn.Leaky",
     "soft_reset": "v_reset=None",
     "spike_grad": "surrogate",
     "step_mode": "nothing: a call takes all timesteps, x [T, ...]",
@@ -38,7 +38,7 @@ def arguments_of(cls: type) -> list[str]:
     """The keyword arguments of a neuron's class and its bases."""
     names = []
     for base in cls.__mro__:
-        if base.__module__.startswith("snnfast."):
+        if base.__module__.startswith("snnfast.") and "__init__" in vars(base):
             parameters = inspect.signature(base.__init__).parameters.values()
             names += [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
     return [name for name in dict.fromkeys(names) if name != "self"]

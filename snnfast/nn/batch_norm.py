@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from snnfast.nn.arguments import arguments_of
-from snnfast.nn.neuron import LIF, BaseNeuron
+from snnfast.nn.neuron import LIF, BaseNeuron, Neuron
 from snnfast.ops.norm import shared_batch_norm
 from snnfast.ops.norm_lif import norm_lif
+from snnfast.ops.norm_neuron import norm_neuron
 from snnfast.ops.validation import check_bool, check_int, check_norm
 
 
@@ -42,7 +43,79 @@ def normalised(norm: nn.Module, op=norm_lif, **arguments):
     )
 
 
-class BatchNormLIF(_NormBase):
+class BatchNormNeuron(_NormBase):
+    """Batch normalisation, a residual and any neuron in one pass over memory.
+
+    Parameters and buffers are those of torch's BatchNorm by name, shape and dtype, so the
+    state_dict of one loads into the other; those of the neuron lie under ``neuron.``.
+
+    Args:
+        num_features: C, the channels.
+        neuron: a :class:`snnfast.nn.Neuron` of one input.
+        eps, momentum, affine, track_running_stats: as in torch's BatchNorm.
+        process_group: ranks of torch.distributed that share the statistics in training.
+
+    The gradient takes one pass more than :class:`BatchNormLIF`'s: 3 values an element.
+
+        >>> block = snnfast.nn.BatchNormNeuron(64, snnfast.nn.Neuron(adaptive_lif))
+        >>> s = block(y, residual)            # [T, B, 64, H, W] each
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        neuron: Neuron,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        process_group=None,
+    ):
+        who = type(self).__name__
+        check_int(who, "num_features", num_features, 1)
+        check_norm(who, 0.0 if momentum is None else momentum, eps)
+        check_bool(who, "affine", affine)
+        check_bool(who, "track_running_stats", track_running_stats)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats)
+        self._check_neuron(neuron)
+        self.neuron = neuron
+        self.process_group = process_group
+
+    def _check_neuron(self, neuron) -> None:
+        if not isinstance(neuron, Neuron):
+            kind = type(neuron).__name__
+            raise TypeError(f"BatchNormNeuron: neuron must be a snnfast.nn.Neuron, got {kind}")
+        inputs = len(neuron.neuron.inputs)
+        if inputs != 1:
+            raise ValueError(f"BatchNormNeuron: neuron must have one input, got {inputs}")
+
+    def forward(
+        self,
+        y: Tensor,
+        residual: Tensor | None = None,
+        states=None,
+        timesteps: int | None = None,
+    ):
+        """The neuron's outputs [T, B, C, ...] of y [T, B, C, ...] and a residual of y's shape; with
+        ``timesteps``, y [B, C, ...] is static. ``states``: where to start, instead of at rest."""
+        self._check_channels(y, timesteps)
+        group = self.process_group if self.training else None
+        op = partial(norm_neuron, self.neuron.neuron)
+        op = normalised(self, op, residual=residual, process_group=group)
+        return self.neuron._run(op, (y,), states, timesteps)
+
+    def _check_channels(self, y: Tensor, timesteps: int | None) -> None:
+        axis = 2 if timesteps is None else 1
+        if y.dim() <= axis or y.shape[axis] != self.num_features:
+            raise ValueError(
+                f"{type(self).__name__}: y must have {self.num_features} channels on axis {axis} "
+                f"({'[T, B, C, ...], time first' if axis == 2 else '[B, C, ...]'}), "
+                f"got shape {tuple(y.shape)}"
+            )
+
+
+class BatchNormLIF(BatchNormNeuron):
     """Batch normalisation, a residual and LIF in one pass over memory; see ``snnfast.norm_lif``.
 
     Parameters and buffers are those of torch's BatchNorm by name, shape and dtype (``weight``,
@@ -80,23 +153,22 @@ class BatchNormLIF(_NormBase):
         process_group=None,
         **arguments,
     ):
-        check_int("BatchNormLIF", "num_features", num_features, 1)
-        check_norm("BatchNormLIF", 0.0 if momentum is None else momentum, eps)
-        check_bool("BatchNormLIF", "affine", affine)
-        check_bool("BatchNormLIF", "track_running_stats", track_running_stats)
-        super().__init__(num_features, eps, momentum, affine, track_running_stats)
         if neuron is None:
             neuron = LIF(**arguments)
-        elif not isinstance(neuron, BaseNeuron):
-            kind = type(neuron).__name__
-            raise TypeError(f"BatchNormLIF: neuron must be LIF, IF or ParametricLIF, got {kind}")
         elif arguments:
             raise ValueError(
                 "BatchNormLIF: the neuron's arguments must not be given beside neuron, got "
                 f"{', '.join(arguments)}"
             )
-        self.neuron = neuron
-        self.process_group = process_group
+        super().__init__(
+            num_features, neuron, eps, momentum, affine, track_running_stats,
+            process_group=process_group,
+        )  # fmt: skip
+
+    def _check_neuron(self, neuron) -> None:
+        if not isinstance(neuron, BaseNeuron):
+            kind = type(neuron).__name__
+            raise TypeError(f"BatchNormLIF: neuron must be LIF, IF or ParametricLIF, got {kind}")
 
     def forward(
         self,
@@ -111,13 +183,7 @@ class BatchNormLIF(_NormBase):
         With ``timesteps``, y [B, C, ...] is static and shown that often. Returns (s, v) where
         ``return_state`` is set. ``v0``: the state to start from. Raises what ``snnfast.norm_lif``
         does."""
-        axis = 2 if timesteps is None else 1
-        if y.dim() <= axis or y.shape[axis] != self.num_features:
-            raise ValueError(
-                f"BatchNormLIF: y must have {self.num_features} channels on axis {axis} "
-                f"({'[T, B, C, ...], time first' if axis == 2 else '[B, C, ...]'}), "
-                f"got shape {tuple(y.shape)}"
-            )
+        self._check_channels(y, timesteps)
         group = self.process_group if self.training else None
         op = normalised(self, residual=residual, process_group=group)
         return self.neuron._run(op, y, v0, timesteps)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from snnfast.nn.neuron import BaseNeuron
+from snnfast.nn.stateful import Stateful
 from snnfast.ops.packed import packed_spikes, want_marks
 
 
@@ -21,7 +21,7 @@ class _AsInForward:
 
     @staticmethod
     def _attributes(module: nn.Module) -> dict:
-        names = ("_streaming", "_v") if isinstance(module, BaseNeuron) else ()
+        names = ("_streaming", "_v") if isinstance(module, Stateful) else ()
         return {name: getattr(module, name) for name in ("training", *names)}
 
     def __enter__(self):
@@ -29,7 +29,7 @@ class _AsInForward:
         self._buffers = [dict(module._buffers) for module in self._modules]
         for module, then in zip(self._modules, self._then):
             module.__dict__.update(then)
-            if isinstance(module, BaseNeuron):
+            if isinstance(module, Stateful):
                 module._replayed = True
             for name, buffer in module._buffers.items():
                 module._buffers[name] = None if buffer is None else buffer.clone()

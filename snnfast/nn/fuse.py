@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from snnfast.nn._chain import fuse_graph
 from snnfast.nn._pair import NORMS, refusal
 from snnfast.nn._trace import Guard, Untraceable, has_hooks, required, trace
-from snnfast.nn.neuron import BaseNeuron
+from snnfast.nn.stateful import Stateful
 
 
 class Fusion(NamedTuple):
@@ -73,12 +73,8 @@ def _inlined(module: nn.Module, wanted, sealed) -> list[nn.Module]:
     found = []
     for child in module.children():
         parts = set(child.modules())
-        inner = any(isinstance(m, BaseNeuron) for m in parts) or wanted & parts
-        if (
-            inner
-            and not isinstance(child, (_BatchNorm, BaseNeuron, _Fused))
-            and child not in sealed
-        ):
+        inner = any(isinstance(m, Stateful) for m in parts) or wanted & parts
+        if inner and not isinstance(child, (_BatchNorm, Stateful, _Fused)) and child not in sealed:
             if not has_hooks(child):
                 found += [child, *_inlined(child, wanted, sealed)]
     return list(dict.fromkeys(found))
@@ -117,8 +113,8 @@ def _search(model: nn.Module) -> tuple[dict, dict]:
     for module in reversed(names):  # children before their parents
         parts = list(module.modules())
         inside = [part for part in parts if part in wanted]
-        neurons = any(isinstance(part, BaseNeuron) for part in parts)
-        if not wanted or isinstance(module, (_BatchNorm, BaseNeuron, _Fused)):
+        neurons = any(isinstance(part, Stateful) for part in parts)
+        if not wanted or isinstance(module, (_BatchNorm, Stateful, _Fused)):
             continue
         if not (inside or neurons) or type(module).forward is nn.Module.forward:
             continue
@@ -139,11 +135,12 @@ def _search(model: nn.Module) -> tuple[dict, dict]:
 def fuse(model: nn.Module, *, inplace: bool = False, report: list | None = None) -> nn.Module:
     """Rewrites BatchNorm -> (add) -> neuron into one pass over memory wherever that is safe.
 
-    The pairs are torch's BatchNorm1d, 2d, 3d or SyncBatchNorm and LIF, IF or ParametricLIF of
-    ``snnfast.nn``, with at most one addition between them and time split from the batch there
-    (``unflatten``, ``view`` or ``reshape``), in one module's forward or across several: a
-    ``Sequential``, a wrapper that folds time into the batch, a residual block. What runs in their
-    place is ``snnfast.norm_lif``. Modules, their classes, parameters, buffers and so the state_dict
+    The pairs are torch's BatchNorm1d, 2d, 3d or SyncBatchNorm and LIF, IF, ParametricLIF or a
+    ``Neuron`` of one input of ``snnfast.nn``, with at most one addition between them and time split
+    from the batch there (``unflatten``, ``view`` or ``reshape``), in one module's forward or across
+    several: a ``Sequential``, a wrapper that folds time into the batch, a residual block. What runs
+    in their place is ``snnfast.norm_lif``, or the program of the neuron behind the same
+    normalisation. Modules, their classes, parameters, buffers and so the state_dict
     stay as they are; train(), eval(), streaming, deepcopy and pickle work as before.
 
     The way from a batch norm to its neuron is found with torch.fx. Left alone, with the reason in

@@ -8,19 +8,15 @@ from torch import Tensor, nn
 from snnfast import surrogate as surrogates
 from snnfast.nn import _single_steps
 from snnfast.nn.arguments import arguments_of, hint
+from snnfast.nn.stateful import Stateful
 from snnfast.ops.layer import check_options, check_tau
 from snnfast.ops.lif import lif
+from snnfast.ops.neuron import Definition
 from snnfast.ops.validation import check_bool, check_int, check_number, state_dtype
 
 
-class BaseNeuron(nn.Module):
-    """What the neurons share: the arguments of ``snnfast.lif`` and the state of a stream."""
-
-    # What belongs to the calls so far, and not to a copy.
-    _streaming = False
-    _v = None
-    _called = None  # in this forward of the streaming model; None: not within one
-    _loop = ()
+class BaseNeuron(Stateful):
+    """What the LIF neurons share: the arguments of ``snnfast.lif``."""
 
     def __init__(
         self,
@@ -51,11 +47,6 @@ class BaseNeuron(nn.Module):
         self.return_state = return_state
         self.backend = backend
 
-    def __getstate__(self):
-        # A copy does not stream and holds no state, wherever it was made.
-        passing = ("_streaming", "_v", "_called", "_loop")
-        return {name: value for name, value in vars(self).items() if name not in passing}
-
     def _rate(self, x: Tensor) -> dict:
         """The arguments of ``lif`` that say how the membrane leaks."""
         raise NotImplementedError
@@ -68,50 +59,28 @@ class BaseNeuron(nn.Module):
         ``return_state`` is set. ``v0``: the state to start from."""
         return self._run(lif, x, v0, timesteps)
 
-    _replayed = False  # by checkpoint_spikes, which brings the state of forward back
-
     def _run(self, op, x: Tensor, v0: Tensor | None, timesteps: int | None):
         """``op`` (``lif``, or one that ends in it) with this neuron's arguments and state."""
-        streaming = self._streaming
-        if streaming and not torch.compiler.is_compiling():
-            self._call_once()
-            if not self._replayed and torch._C._current_graph_task_id() != -1:
-                raise RuntimeError(
-                    "streaming: a neuron must not run again in backward, its state being not the "
-                    "one of forward (torch.utils.checkpoint); use snnfast.nn.checkpoint_spikes"
-                )
-        result = op(
-            x,
-            v0=self._v if streaming and v0 is None else v0,
-            v_threshold=self.v_threshold,
-            v_reset=self.v_reset,
-            detach_reset=self.detach_reset,
-            surrogate=self.surrogate,
-            timesteps=timesteps,
-            return_state=self.return_state or streaming,
-            backend=self.backend,
-            **self._rate(x),
-        )
-        if not streaming:
-            if v0 is None and timesteps is None and not torch.compiler.is_compiling():
-                _single_steps.watch(self, x, result[0] if self.return_state else result)
-            return result
-        s, v = result
-        if self.return_state != "all":
-            self._v = v
-        elif v.shape[0]:
-            self._v = v[-1]
-        return (s, v) if self.return_state else s
 
-    def _call_once(self) -> None:
-        if self._called:
-            raise ValueError(
-                f"streaming: a neuron must be called once in a forward of the model, got a second "
-                f"call of {type(self).__name__}; give each place in the model a neuron of its own "
-                "(for a loop over time within the model, stream the part that the loop calls)"
+        def run(state, return_state):
+            return op(
+                x,
+                v0=state,
+                v_threshold=self.v_threshold,
+                v_reset=self.v_reset,
+                detach_reset=self.detach_reset,
+                surrogate=self.surrogate,
+                timesteps=timesteps,
+                return_state=return_state,
+                backend=self.backend,
+                **self._rate(x),
             )
-        if self._called is not None:
-            self._called = True
+
+        result = self._step_on(run, v0)
+        watched = not self._streaming and v0 is None and timesteps is None
+        if watched and not torch.compiler.is_compiling():
+            _single_steps.watch(self, x, result[0] if self.return_state else result)
+        return result
 
     def extra_repr(self) -> str:
         return (
@@ -183,3 +152,86 @@ class ParametricLIF(BaseNeuron):
 
     def extra_repr(self):
         return f"decay_input={self.decay_input}, {super().extra_repr()}"
+
+
+class Neuron(Stateful):
+    """A neuron of ``@snnfast.neuron`` as a module.
+
+    Args:
+        neuron: what the decorator made.
+        surrogate, return_state, backend: as in the neuron's call.
+        parameters: the neuron's own, by keyword. An ``nn.Parameter`` [] or [C] is one of the module
+            and learns; any other tensor becomes a buffer; numbers and choices are attributes.
+
+    Called with the neuron's inputs [T, ...]; ``states`` where it is to start elsewhere than at
+    rest, ``timesteps`` for static inputs [...]. Returns what the neuron returns.
+
+        >>> rho = nn.Parameter(torch.full((64,), 0.95))
+        >>> layer = snnfast.nn.Neuron(adaptive_lif, rho=rho, surrogate="atan")
+
+    Raises:
+        TypeError: ``neuron`` is none, or has no parameter of that name.
+    """
+
+    def __init__(
+        self,
+        neuron: Definition,
+        *,
+        surrogate: "str | surrogates.Surrogate" = "sigmoid",
+        return_state: "bool | str" = False,
+        backend: str | None = None,
+        **parameters,
+    ):
+        super().__init__()
+        if not isinstance(neuron, Definition):
+            kind = type(neuron).__name__
+            raise TypeError(f"Neuron: neuron must be made by @snnfast.neuron, got {kind}")
+        *_, self.surrogate, _ = check_options(
+            "Neuron", v_threshold=1.0, v_reset=0.0, detach_reset=False, surrogate=surrogate,
+            return_state=return_state, backend=backend,
+        )  # fmt: skip
+        neuron.check_names(parameters)
+        self.neuron = neuron
+        self.return_state = return_state
+        self.backend = backend
+        self._names = tuple(parameters)
+        for name, value in parameters.items():
+            if isinstance(value, nn.Parameter):
+                self.register_parameter(name, value)
+            elif isinstance(value, Tensor):
+                self.register_buffer(name, value)
+            else:
+                setattr(self, name, value)
+
+    def forward(self, *inputs: Tensor, states=None, timesteps: int | None = None):
+        """The outputs [T, ...] of inputs [T, ...], from rest or from ``states``."""
+        return self._run(self.neuron, inputs, states, timesteps)
+
+    def _run(self, op, inputs: tuple, states, timesteps: int | None):
+        """``op`` (the neuron, or one that ends in it) with this module's parameters and state."""
+        parameters = self._parameters_for(inputs[0] if inputs else None)
+
+        def run(states, return_state):
+            return op(
+                *inputs, states=states, surrogate=self.surrogate, timesteps=timesteps,
+                return_state=return_state, backend=self.backend, **parameters,
+            )  # fmt: skip
+
+        return self._step_on(run, states)
+
+    def _parameters_for(self, x) -> dict:
+        """The arguments of the neuron, in the state's dtype also where the module was cast to half
+        precision."""
+        parameters = {name: getattr(self, name) for name in self._names}
+        if isinstance(x, Tensor):
+            for name, value in parameters.items():
+                if isinstance(value, Tensor):
+                    parameters[name] = value.to(state_dtype(x))
+        return parameters
+
+    def extra_repr(self) -> str:
+        shown = []
+        for name in self._names:
+            value = getattr(self, name)
+            shown.append(f"{name}={list(value.shape) if isinstance(value, Tensor) else value}")
+        return ", ".join((self.neuron.__name__, *shown, f"surrogate={self.surrogate}"))

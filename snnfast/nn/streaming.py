@@ -5,13 +5,13 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from snnfast.nn.neuron import BaseNeuron
+from snnfast.nn.stateful import Stateful
 
 
 class Mark:
     """A hook of the streaming model: notes on its neurons that a forward begins or has ended."""
 
-    def __init__(self, neurons: list[BaseNeuron], called: bool | None):
+    def __init__(self, neurons: list[Stateful], called: bool | None):
         self._neurons, self._called = neurons, called
 
     def __call__(self, *_) -> None:
@@ -46,7 +46,7 @@ def streaming(model: nn.Module):
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"streaming: model must be a torch module, got {type(model).__name__}")
-    neurons = [module for module in model.modules() if isinstance(module, BaseNeuron)]
+    neurons = [module for module in model.modules() if isinstance(module, Stateful)]
     if not neurons:
         raise ValueError("streaming: model must contain neurons of snnfast.nn, got none")
     if any(neuron._streaming for neuron in neurons):

@@ -5,6 +5,8 @@ order. Kept for backward are y, the residual and a few numbers per channel: X an
 again from them.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,7 @@ from snnfast.backends import checks, layout
 from snnfast.backends import spec as specs
 from snnfast.ops import layer as layers
 from snnfast.ops import norm as norms
+from snnfast.ops import norm_checks
 from snnfast.ops import validation as check
 from snnfast.ops.direct import applied, is_direct
 from snnfast.ops.packed import mark_spikes
@@ -165,80 +168,7 @@ class _NormLif(torch.autograd.Function):
         )  # fmt: skip
 
 
-def _check_channels(name: str, tensor, y: Tensor, channels: int, exact: bool) -> None:
-    """A vector of one value per channel; ``exact``: in the state's dtype."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"norm_lif: {name} must be a tensor or None, got {check.type_name(tensor)}")
-    wanted = check.state_dtype(y)
-    if exact and tensor.dtype != wanted:
-        raise TypeError(
-            f"norm_lif: {name} must be {str(wanted).removeprefix('torch.')} for "
-            f"{check.type_name(y)} y, got {check.type_name(tensor)}"
-        )
-    if not tensor.is_floating_point():
-        raise TypeError(f"norm_lif: {name} must be floating point, got {check.type_name(tensor)}")
-    if tensor.shape != (channels,):
-        raise ValueError(
-            f"norm_lif: {name} must have shape ({channels},), one value for each channel of y, "
-            f"got {tuple(tensor.shape)}"
-        )
-    if tensor.device != y.device:
-        raise ValueError(f"norm_lif: {name} must be on y's device {y.device}, got {tensor.device}")
-
-
-def _check_residual(residual, y: Tensor, static: bool) -> None:
-    if not isinstance(residual, Tensor):
-        raise TypeError(
-            f"norm_lif: residual must be a tensor or None, got {check.type_name(residual)}"
-        )
-    if static:
-        raise ValueError("norm_lif: residual must be None where timesteps is given, got a tensor")
-    if residual.dtype != y.dtype:
-        raise TypeError(
-            f"norm_lif: residual must be {check.type_name(y)} as y, got {check.type_name(residual)}"
-        )
-    if residual.shape != y.shape:
-        raise ValueError(
-            f"norm_lif: residual must have y's shape {tuple(y.shape)}, got {tuple(residual.shape)}"
-        )
-    if residual.device != y.device:
-        raise ValueError(
-            f"norm_lif: residual must be on y's device {y.device}, got {residual.device}"
-        )
-
-
-def _check_norm(y, residual, weight, bias, running_mean, running_var, timesteps, training,
-                momentum, eps, shared):  # fmt: skip
-    """(whether the statistics are those of the batch, values of a channel, momentum, eps)."""
-    check.check_input("norm_lif", "y", y)
-    static = timesteps is not None
-    least = 2 if static else 3
-    if static:
-        check.check_int("norm_lif", "timesteps", timesteps, 1)
-    if y.dim() < least or y.numel() == 0:
-        form = "[B, C, ...]" if static else "[T, B, C, ...]"
-        raise ValueError(f"norm_lif: y must be {form}, none of them 0, got {tuple(y.shape)}")
-    channels = y.shape[norms.channel_axis(static)]
-    check.check_bool("norm_lif", "training", training)
-    if (running_mean is None) != (running_var is None):
-        raise ValueError("norm_lif: running_mean and running_var must both be given, or neither")
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None:
-            _check_channels(name, tensor, y, channels, exact=False)
-    for name, tensor in (("running_mean", running_mean), ("running_var", running_var)):
-        if tensor is not None:
-            _check_channels(name, tensor, y, channels, exact=True)
-    momentum, eps = check.check_norm("norm_lif", momentum, eps)
-    if residual is not None:
-        _check_residual(residual, y, static)
-    use_batch = training or running_mean is None
-    count = y.numel() // channels  # a static input has the statistics of one step
-    if use_batch and not shared and count * (timesteps or 1) == 1:
-        raise ValueError(
-            "norm_lif: y must have more than one value per channel in training, "
-            f"got shape {tuple(y.shape)}"
-        )
-    return use_batch, count, momentum, eps
+_check = partial(norm_checks.check, "norm_lif")
 
 
 def _on_the_reference(call, rate, y, residual, v0, weight, bias, statistics, update, eps):
@@ -327,7 +257,7 @@ def norm_lif(
         "norm_lif", y, v0, residual, weight, bias, running_mean, running_var, tau=tau,
         v_threshold=v_threshold, v_reset=v_reset, decay_input=decay_input,
         detach_reset=detach_reset, surrogate=surrogate, inv_tau=inv_tau, timesteps=timesteps,
-        return_state=return_state, backend=backend, own_check=_check_norm,
+        return_state=return_state, backend=backend, own_check=_check,
         own_options=(training, momentum, eps, process_group is not None),
     )  # fmt: skip
     weight, bias = norms.in_state_dtype(weight, y), norms.in_state_dtype(bias, y)

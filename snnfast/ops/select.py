@@ -52,11 +52,11 @@ def implementation(name: str) -> Backend:
     return Backend(functions, **functions.CAPABILITIES)
 
 
-def named(name: str, x: torch.Tensor) -> Backend:
+def named(name: str, x: torch.Tensor, needs: str = "") -> Backend:
     """The backend that an op called by its name was given; BackendUnavailable where it cannot run
     on a tensor like ``x``."""
     found = implementation(name)
-    why_not = _refuse(name, x.device.type, x.dtype, False, None)
+    why_not = _refuse(name, x.device.type, x.dtype, False, None, needs)
     if why_not is not None:
         raise BackendUnavailable(f"backend {name!r} cannot be used: {why_not}")
     return found
@@ -74,8 +74,11 @@ def by_name(function):
     return run
 
 
-def _unavailable(name: str) -> str | None:
-    return implementation(name).available()
+def _unavailable(name: str, needs: str) -> str | None:
+    backend = implementation(name)
+    if needs and not hasattr(backend.functions, needs):
+        return "it has no kernel for this op"
+    return backend.available()
 
 
 def recomputes_dx(name: str, dtype: torch.dtype) -> bool:
@@ -121,8 +124,11 @@ def explain(fn, *args, **kwargs) -> list[tuple[str, str, str]]:
         _local.calls = before
 
 
-def _refuse(name: str, device: str, dtype: torch.dtype, smooth: bool, own: str | None):
-    """Why a backend cannot run an op on such tensors, or None."""
+def _refuse(
+    name: str, device: str, dtype: torch.dtype, smooth: bool, own: str | None, needs: str = ""
+) -> str | None:
+    """Why a backend cannot run an op on such tensors, or None. ``needs``: a function that not every
+    backend has."""
     if name == "reference":
         return None
     if own is not None:
@@ -143,16 +149,18 @@ def _refuse(name: str, device: str, dtype: torch.dtype, smooth: bool, own: str |
         return "it computes in float32; float64 runs on reference and cpu"
     if smooth and (name != "cpu" or dtype != torch.float64):
         return "the smooth twin (spiking=False) runs on reference, and in float64 on cpu"
-    return _unavailable(name)
+    return _unavailable(name, needs)
 
 
-def automatic(device: str, dtype: torch.dtype, smooth: bool, own: str | None) -> tuple[str, str]:
+def automatic(
+    device: str, dtype: torch.dtype, smooth: bool, own: str | None, needs: str = ""
+) -> tuple[str, str]:
     if own is not None:
         return "reference", f"auto: no kernel knows the surrogate {own}"
     order = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}.get(device, ())
     reasons = []
     for name in order:
-        why_not = _refuse(name, device, dtype, smooth, own)
+        why_not = _refuse(name, device, dtype, smooth, own, needs)
         if why_not is None:
             tried = f"; {'; '.join(reasons)}" if reasons else ""
             return name, f"auto: the fastest on {device}{tried}"
@@ -167,6 +175,7 @@ def select(
     dtype: torch.dtype,
     smooth: bool,
     own: str | None = None,
+    needs: str = "",
 ) -> str:
     """The backend's name; ``own`` is that of a surrogate without a kernel. Raises ValueError for an
     unknown one, BackendUnavailable where the one asked for cannot run."""
@@ -178,7 +187,7 @@ def select(
     else:
         name, source = _DEFAULT, "SNNFAST_BACKEND"
     if name == "auto":
-        name, reason = automatic(device, dtype, smooth, own)
+        name, reason = automatic(device, dtype, smooth, own, needs)
         if torch.compiler.is_compiling():
             pass
         elif own is not None:
@@ -190,7 +199,7 @@ def select(
         elif name == "reference" and device == "cuda":
             _warn_once(f"{op}: running the slow reference on a GPU ({reason})")
     else:
-        why_not = _refuse(name, device, dtype, smooth, own)
+        why_not = _refuse(name, device, dtype, smooth, own, needs)
         if why_not is not None:
             raise BackendUnavailable(f"{op}: backend {name!r} cannot be used: {why_not}")
         reason = f"asked for by {source}"

@@ -7,6 +7,7 @@ Slow and memory-hungry by design.
 
 from snnfast.reference.distill import stepwise_loss, tssd_loss
 from snnfast.reference.lif import charge, lif
+from snnfast.reference.neuron import neuron, spike, ternary_spike
 from snnfast.reference.norm_lif import channel_stats, inverse_std, norm_lif, normalise
 from snnfast.reference.spikes import pack_spikes, unpack_spikes
 
@@ -15,10 +16,13 @@ __all__ = [
     "charge",
     "inverse_std",
     "lif",
+    "neuron",
     "norm_lif",
     "normalise",
     "pack_spikes",
+    "spike",
     "stepwise_loss",
+    "ternary_spike",
     "tssd_loss",
     "unpack_spikes",
 ]

@@ -5,22 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from snnfast.reference.neuron import fire, spike
 from snnfast.surrogate import Surrogate
-
-
-class _Fire(torch.autograd.Function):
-    """S = 1 where x >= 0, with dS/dx = g(x)."""
-
-    @staticmethod
-    def forward(ctx, x, surrogate):
-        ctx.save_for_backward(x)
-        ctx.surrogate = surrogate
-        return (x >= 0).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx, grad):
-        (x,) = ctx.saved_tensors
-        return grad * ctx.surrogate.gradient(x), None
 
 
 class _HardReset(torch.autograd.Function):
@@ -48,6 +34,25 @@ def charge(x: Tensor, v: Tensor, r: float, rate: Tensor | float, divide: bool, d
     d = x - (v - r) if decay_input else v - r
     q = d / rate if divide else d * rate
     return v + q if decay_input else v - q + x
+
+
+def reset(h: Tensor, s: Tensor, threshold, v_reset, detach_reset: bool = False) -> Tensor:
+    """V after the spikes ``s``: ``v_reset`` (hard), where that is None H - threshold S (soft)."""
+    s = s.detach() if detach_reset else s
+    if v_reset is None:
+        return h - s * threshold
+    if isinstance(v_reset, Tensor) or v_reset:
+        return s * v_reset + (1 - s) * h
+    return (1 - s) * h
+
+
+def lif_step(x, v, rate, divide, v_threshold, v_reset, decay_input, detach_reset):
+    """One timestep as a neuron is defined, of which fused code is made; :func:`lif` is the same,
+    and also where H is not finite."""
+    r = 0.0 if v_reset is None else v_reset
+    h = charge(x, v, r, rate, divide, decay_input)
+    s = spike(h - v_threshold)
+    return s, reset(h, s, v_threshold, v_reset, detach_reset)
 
 
 def lif(
@@ -81,8 +86,7 @@ def lif(
     for t in range(steps):
         x_t = x[t].to(state) if static is None else static
         h = charge(x_t, v, r, rate, divide, decay_input)
-        u = h - v_threshold
-        s = _Fire.apply(u, surrogate) if surrogate.spiking else surrogate.primitive(u)
+        s = fire(h - v_threshold, surrogate)
         s_reset = s.detach() if detach_reset else s
         if v_reset is None:
             v = h - v_threshold * s_reset

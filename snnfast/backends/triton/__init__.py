@@ -5,6 +5,7 @@ import torch
 from snnfast.backends.triton.distill import scale_gradient, stepwise_loss, tssd_loss
 from snnfast.backends.triton.launch import available, details
 from snnfast.backends.triton.lif import lif_backward, lif_forward, norm_lif_dy
+from snnfast.backends.triton.neuron import neuron_backward, neuron_forward
 from snnfast.backends.triton.norm_lif import norm_dy, norm_finish, norm_prepare, norm_stats
 from snnfast.backends.triton.spikes import pack_spikes, unpack_spikes
 
@@ -13,6 +14,8 @@ __all__ = [
     "details",
     "lif_backward",
     "lif_forward",
+    "neuron_backward",
+    "neuron_forward",
     "norm_dy",
     "norm_finish",
     "norm_lif_dy",

@@ -212,10 +212,10 @@ def available() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed; run: pip install triton"
     try:
-        from snnfast.kernels import neuron
+        from snnfast.kernels import lif_step
     except (ImportError, AttributeError) as error:
         return f"the kernels need Triton 3.6 or newer: {error}; run: pip install -U triton"
-    if neuron.INTERPRET.value or torch.cuda.is_available():
+    if lif_step.INTERPRET.value or torch.cuda.is_available():
         return None
     return (
         "no CUDA device (torch.cuda.is_available() is False); to run the kernels on the CPU under "
@@ -227,9 +227,9 @@ def compiles_nothing() -> str | None:
     """Why there is nothing to compile here, or None."""
     reason = available()
     if reason is None:
-        from snnfast.kernels import neuron
+        from snnfast.kernels import lif_step
 
-        if neuron.INTERPRET.value:
+        if lif_step.INTERPRET.value:
             return "Triton's interpreter (TRITON_INTERPRET=1) runs the kernels as they are"
     return reason
 

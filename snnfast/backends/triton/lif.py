@@ -31,14 +31,14 @@ def _plan(
     backwards: bool = False,
 ) -> tuple[dict, dict, tuple]:
     """Constants of the forward and of the backward kernel, and the numbers that both take."""
-    from snnfast.kernels import neuron
+    from snnfast.kernels import lif_step
 
     steps = min(SEGMENT, layer.steps)
     forward = {
-        "CHARGE": neuron.NEURON["CHARGE"],
-        "FIRE": neuron.NEURON["FIRE"],
-        "RESET": neuron.NEURON["RESET"],
-        "FLAGS": neuron.LifFlags(
+        "CHARGE": lif_step.NEURON["CHARGE"],
+        "FIRE": lif_step.NEURON["FIRE"],
+        "RESET": lif_step.NEURON["RESET"],
+        "FLAGS": lif_step.LifFlags(
             charge=layer.charge,
             divide=layer.divide and layer.charge != INTEGRATE,
             zero=layer.reset == 0,
@@ -57,7 +57,7 @@ def _plan(
         "num_warps": WARPS,
         "enable_fp_fusion": False,
     }
-    backward = {**forward, "ADJOINT": neuron.NEURON["ADJOINT"], "SUM": sum_}
+    backward = {**forward, "ADJOINT": lif_step.NEURON["ADJOINT"], "SUM": sum_}
     backward |= {"MANY": many, "BACKWARDS": backwards}
     # The forward kernel knows nothing of the surrogate, nor of the reset's gradient.
     forward["FLAGS"] = forward["FLAGS"]._replace(detach_reset=False, surrogate=0)
