@@ -55,7 +55,9 @@ def _channels(shape: torch.Size, strides: tuple[int, ...] | None, axis: int) -> 
 
 def channels_of(y: Tensor, static: bool) -> specs.Channels:
     """Where the channels of y, whose steps are dense, lie."""
-    axis = _channel_axis_of(y, static)
+    axis = channel_axis(static)
+    if y.dim() <= axis:
+        _channel_axis_of(y, static)  # which refuses it
     return _channels(y.shape, None if y.is_contiguous() else y.stride(), axis)
 
 
