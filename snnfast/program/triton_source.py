@@ -171,7 +171,7 @@ class _Writer:
             return f"{_LEAVES[op]}[{int(number)}]" + ".to(tl.float32)" * half
         alone = all(self.nodes[a].op == "const" for a in args)
         values = [self.value(a, not alone and op != "pow") for a in args]
-        if op in ("add", "sub") and self.gradient[place]:
+        if op in ("add", "sub"):
             found = self.contracted(op, args, values)
             if found:
                 return found
@@ -207,7 +207,7 @@ class _Writer:
         return self.value(args[0]), self.value(args[1])
 
     def contracted(self, op: str, args: tuple, values: list[str]) -> str | None:
-        """A sum with a product that nobody else reads."""
+        """A sum with a product of a gradient that nobody else reads."""
         for k in (1, 0):
             product = self.product(args[k])
             if product is not None:
@@ -222,7 +222,7 @@ class _Writer:
         return None
 
     def product(self, place: int) -> tuple[str, str, list[int]] | None:
-        """(factor, factor, the places that they stand for) of a gradient."""
+        """(factor, factor, the places that they stand for)."""
         op, args, _ = self.nodes[place]
         if not self.gradient[place] or self.reads[place] > 1:
             return None
