@@ -189,7 +189,7 @@ class BuildWithNinja(build_ext):
         flags = f"{self.cxx} {CXX_FLAGS} {openmp} {self.includes}"
         for isa, isa_flags in ISA_FLAGS.items():
             command = f"{flags} {isa_flags} -DSNN_ISA={isa}"
-            for kernel in ("program", "lif", "norm_lif", "distill", "spikes"):
+            for kernel in ("program", "lif", "norm_lif", "distill", "spikes", "compiled"):
                 source = ROOT / f"csrc/cpu/{kernel}.cpp"
                 ninja.compile(f"{kernel}_{isa}", command, source, self.headers)
         defines = "-DSNN_HAVE_AVX2" if "avx2" in ISA_FLAGS else ""

@@ -41,7 +41,8 @@ Kernels best_kernels() {
          unpack_spikes_avx2,
          program_operation_avx2,
          program_forward_avx2,
-         program_backward_avx2};
+         program_backward_avx2,
+         run_compiled_avx2};
 #endif
   return k;
 }

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "compiled.h"
 #include "distill.h"
 #include "lif.h"
 #include "norm_lif.h"
@@ -29,6 +30,7 @@ struct Kernels {
   const char* (*program_operation)(int64_t) = program_operation_baseline;
   void (*program_forward)(const ProgramLayer&, const ProgramForward&) = program_forward_baseline;
   void (*program_backward)(const ProgramLayer&, const ProgramBackward&) = program_backward_baseline;
+  void (*run_compiled)(const ProgramLayer&, const Compiled&) = run_compiled_baseline;
 };
 extern Kernels kernels;
 

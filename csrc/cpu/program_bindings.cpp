@@ -24,7 +24,7 @@ ProgramCode code_of(std::string_view bytes, const ProgramLayer& layer) {
   std::memcpy(&code, bytes.data(), kHead);
   code.constant = reinterpret_cast<const double*>(bytes.data() + kHead);
   code.code = reinterpret_cast<const Instruction*>(code.constant + code.constants);
-  const int64_t count = code.before + code.instructions;
+  const int64_t count = code.hoisted + code.instructions;
   if (bytes.size() != kHead + code.constants * sizeof(double) + count * sizeof(Instruction))
     refuse();
   const int64_t places = code.constants + code.hoisted + layer.params.count + layer.inputs.count +
@@ -55,7 +55,7 @@ Array<void*> pointers_of(std::vector<void*>& room, const Addresses& from) {
   return array_of(room, from, [](uintptr_t p) { return pointer<void>(p); });
 }
 
-// A layer, as snnfast/backends/cpu/neuron.py has it, and what its tensors' addresses lie in.
+// A layer, as snnfast/backends/cpu/interpreted.py has it, and what its tensors' addresses lie in.
 using NeuronArgs =
     std::tuple<int, int, int64_t, int64_t, int64_t, int64_t, std::vector<double>, Sequences,
                Addresses, std::vector<std::pair<uintptr_t, bool>>, int64_t>;
@@ -113,6 +113,18 @@ void neuron_backward(const NeuronArgs& args, std::string_view advance, std::stri
   kernels.program_backward(layer, io);
 }
 
+// A compiled walk over all neurons; dparams: addresses, 0 where not wanted.
+void run_compiled(uintptr_t walk, std::string_view code_args, const NeuronArgs& args,
+                  const Addresses& dparams_) {
+  const Neuron neuron(args);
+  std::vector<void*> dparams;
+  const auto partial = scratch(kMaxChunks * neuron.layer.channels * int64_t(dparams_.size()));
+  const Compiled job{reinterpret_cast<CompiledWalk*>(walk), code_args.data(),
+                     pointers_of(dparams, dparams_), partial.get()};
+  py::gil_scoped_release release;
+  kernels.run_compiled(neuron.layer, job);
+}
+
 }  // namespace
 
 void bind_program(py::module_& m) {
@@ -124,6 +136,9 @@ void bind_program(py::module_& m) {
       names.emplace_back(name);
     return names;
   });
+  m.def("run_compiled", &run_compiled);
+  m.attr("TILE") = kTile;
+  m.attr("CACHE_BYTES") = cache_bytes();
 }
 
 }  // namespace snnfast
