@@ -49,6 +49,21 @@ class Program(NamedTuple):
         """{which: its place} of the leaves of a kind."""
         return {int(n.number): i for i, n in enumerate(self.nodes) if n.op == kind}
 
+    def fires(self, place: int) -> bool:
+        """Whether a value is 0 or 1 by construction: a spike, or one that is none at u = 0."""
+        op, args, _ = self.nodes[place]
+        if op != "sub":
+            return op == "spike"
+        s, tie = (self.nodes[a] for a in args)
+        if s.op != "spike" or tie.op != "where":
+            return False
+        at_zero, one, zero = (self.nodes[a] for a in tie.args)
+        return (
+            at_zero.op == "eq"
+            and set(at_zero.args) == {*s.args, tie.args[2]}
+            and (one.op, one.number, zero.op, zero.number) == ("const", 1.0, "const", 0.0)
+        )
+
     def operations(self) -> int:
         """How many operations a step is, leaves and constants apart."""
         return sum(node.op not in (*LEAVES, "const", "detach") for node in self.nodes)

@@ -14,7 +14,6 @@ from peer_neurons import PEERS, package
 
 import snnfast
 from snnfast import neurons
-from snnfast.program.evaluate import evaluate
 
 
 def over(table):
@@ -37,79 +36,69 @@ def gradients(results, leaves, seed=0):
     return torch.autograd.grad(results, leaves, along, allow_unused=True)
 
 
-# As a program
+def flat(s, states) -> tuple:
+    return (s, *(states if isinstance(states, tuple) else (states,)))
 
 
-def run_program(definition, x, states, parameters, surrogate):
-    """(outputs, states after the last step, gradients) of the programs alone, as ``gradients`` has
-    them for the outputs and the last states."""
-    tensors = [p for p in parameters.values() if isinstance(p, torch.Tensor)]
-    listing = definition.listing(**parameters)
-    step, params = listing.step, tensors
-    if listing.prelude.nodes:
-        params = list(evaluate(listing.prelude, {"param": tensors}))
-    fixed = [p.detach() for p in params]
-    every, outputs = [states], []
-    for x_t in x:
-        leaves = {"input": [x_t], "state": every[-1], "param": fixed}
-        s, *after = (x_t * 0 + r for r in evaluate(step.forward, leaves))
-        every.append(after)
-        outputs.append(s)
-    outputs = torch.stack(outputs)
-    generator = torch.Generator().manual_seed(0)
-    ds, *dstates = (
-        torch.randn(r.shape, generator=generator, dtype=torch.float64)
-        for r in (outputs, *every[-1])
-    )
-    dx, dparams = [], [torch.zeros_like(p) for p in fixed]
-    for t in reversed(range(len(x))):
-        leaves = {"input": [x[t]], "state": every[t], "param": fixed}
-        leaves |= {"dout": [ds[t]], "dstate": dstates}
-        found = [
-            x[t] * 0 + (0 if g is None else g) for g in evaluate(step.adjoint, leaves, surrogate)
-        ]
-        dx.insert(0, found[0])
-        dstates = found[1 : 1 + len(states)]
-        dparams = [d + g.sum() for d, g in zip(dparams, found[1 + len(states) :], strict=True)]
-    pairs = [(p, d) for p, d in zip(params, dparams, strict=True) if p.requires_grad]
-    given = ()
-    if pairs:
-        hoisted, along = zip(*pairs, strict=True)
-        given = torch.autograd.grad(hoisted, tensors, along, allow_unused=True)
-    return outputs, every[-1], [torch.stack(dx), *dstates, *given]
+# On a backend, as in a loop
+
+ROUGH = {"exp", "log", "tanh", "sigmoid", "pow"}
+"""What two libraries round differently."""
 
 
-@pytest.mark.parametrize("kind", ["numbers", "tensors"])
+@pytest.mark.backends(*CPU)
+@pytest.mark.parametrize("kind", ["numbers", "channels"])
 @over(CASES)
-def test_the_program_is_the_function(name, options, kind):
-    """In float64, on any first state: the same values, and autograd's gradients."""
-    definition = neuron(name)
-    surrogate = snnfast.surrogate.resolve("sigmoid")
-    x = inputs(name, (7, 2, 3), torch.float64).requires_grad_()
-    states = [torch.rand_like(x[0]).requires_grad_() for _ in definition.states]
+def test_equals_the_loop(backend, name, options, kind):
+    """In float64, from any state: the same values, and autograd's gradients."""
+    definition, x = neuron(name), inputs(name, (11, 2, 4, 3), torch.float64)
+    states = [torch.rand_like(x[0]) for _ in definition.states]
     parameters = definition.defaults | options
-    if kind == "tensors":
-        parameters = as_tensors(name, options, torch.float64)
-    outputs, last = definition(
-        x, states=tuple(states), return_state=True, backend="reference", **parameters
-    )
-    last = last if isinstance(last, tuple) else (last,)
-    tensors = [p for p in parameters.values() if isinstance(p, torch.Tensor)]
-    wanted = gradients((outputs, *last), (x, *states, *tensors))
-    with torch.no_grad():
-        plain = [v.clone() for v in states]
-    found = run_program(definition, x.detach(), plain, parameters, surrogate)
-    assert torch.equal(outputs, found[0])
-    for a, b in zip(last, found[1], strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
-    for a, b in zip(wanted, found[2], strict=True):
-        if a is None:  # not part of the step
-            assert b is None or not b.any()
-            continue
-        scale = 1 + a.abs().max().item()
-        torch.testing.assert_close(
-            a, torch.zeros_like(a) if b is None else b, rtol=1e-9, atol=1e-9 * scale
-        )
+    if kind == "channels":
+        parameters = as_tensors(name, options, torch.float64, channels=4)
+    tensors = {k: p for k, p in parameters.items() if isinstance(p, torch.Tensor)}
+
+    def run(where):
+        leaves = [t.detach().requires_grad_() for t in (x, *states, *tensors.values())]
+        first, rest = leaves[1 : 1 + len(states)], leaves[1 + len(states) :]
+        own = parameters | dict(zip(tensors, rest, strict=True))
+        call = {"states": tuple(first), "return_state": True, "backend": where.name, **own}
+        results = flat(*definition(leaves[0], **call))
+        return results, gradients(results, leaves)
+
+    for ours, theirs, bound in zip(run(backend), run(REFERENCE), (1e-12, 1e-9), strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            if a is None or b is None:  # not part of the step
+                assert a is b or not (b if a is None else a).any()
+                continue
+            torch.testing.assert_close(a, b, rtol=bound, atol=bound * (1 + b.abs().max().item()))
+
+
+@over([case for case in CASES if not case[1].get("detach_reset")])
+def test_gradcheck_of_the_smooth_twin(name, options):
+    definition, smooth = neuron(name), snnfast.surrogate.Sigmoid(alpha=0.5, spiking=False)
+    x = inputs(name, (3, 1, 3), torch.float64).requires_grad_()
+    states = [torch.rand_like(x[0]).requires_grad_() for _ in definition.states]
+
+    def twin(x, *states):
+        return definition(x, states=states, surrogate=smooth, backend="reference", **options)
+
+    assert torch.autograd.gradcheck(twin, (x, *states), atol=1e-5)
+
+
+@pytest.mark.backends(*CPU, *GPU)
+@over(CASES)
+def test_same_bits_in_float32(backend, name, options):
+    x = inputs(name, (12, 3, 4, 700))
+    call = {"return_state": True, **options}
+    found = flat(*neuron(name)(x.to(backend.device), backend=backend.name, **call))
+    wanted = flat(*neuron(name)(x, backend="reference", **call))
+    nodes = neuron(name).listing(**options).step.forward.nodes
+    if ROUGH & {node.op for node in nodes}:
+        apart = ~torch.isclose(found[0].cpu(), wanted[0], rtol=1e-5, atol=1e-5)
+        assert apart.any(0).float().mean() < 1e-3
+    else:
+        assert all(torch.equal(a.cpu(), b) for a, b in zip(found, wanted, strict=True))
 
 
 # As in the packages that they come from
@@ -129,10 +118,8 @@ def test_equals_the_peer(name, options):
     leaves = [p for p in parameters.values() if isinstance(p, torch.Tensor)]
     leaves.insert(0, inputs(name).requires_grad_())
     theirs = peer.run(leaves[0], dict(parameters))
-    s, states = definition(
-        leaves[0], return_state=True, backend="reference", surrogate=peer.surrogate, **parameters
-    )
-    ours = (s, *(states if isinstance(states, tuple) else (states,)))
+    call = {"return_state": True, "backend": "reference", "surrogate": peer.surrogate}
+    ours = flat(*definition(leaves[0], **call, **parameters))
     assert name == "liaf" or 0.01 < (ours[0] != 0).float().mean() < 0.99
     for a, b in zip(ours, theirs, strict=True):
         assert torch.equal(a, b), (a - b).abs().max()
@@ -142,6 +129,38 @@ def test_equals_the_peer(name, options):
             assert a is b
             continue
         torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5 * (1 + b.abs().max().item()))
+
+
+@pytest.mark.parametrize("name", ["leaky", "synaptic"])
+def test_at_the_threshold(name):
+    """No spike there, and the surrogate's gradient all the same."""
+    x = (4 * inputs(name)).round().div(4).requires_grad_()
+    numbers = {"leaky": {"beta": 0.5}, "synaptic": {"alpha": 0.5, "beta": 0.5}}[name]
+    s, states = neuron(name)(
+        x, surrogate="atan", return_state="all", backend="reference", **numbers
+    )
+    assert (flat(s, states)[-1] == 1.0).any()
+    theirs = PEERS[name].run(x, neuron(name).defaults | numbers)[0]
+    assert torch.equal(s, theirs)
+    (ours,), (wanted,) = gradients([s], [x]), gradients([theirs], [x])
+    torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_what_depends_on_parameters_alone_is_no_part_of_a_step():
+    beta = torch.tensor(0.9)
+    for mechanism in ("zero", "none"):
+        steps = [
+            neurons.leaky.listing(reset_mechanism=mechanism, **of).step
+            for of in ({}, {"beta": beta})
+        ]
+        assert steps[0].forward.operations() == steps[1].forward.operations()
+
+
+def test_spikes_are_known_as_such():
+    """By their program, without a look at them: they can be kept as bits."""
+    programs = {name: neuron(name).program.step.forward for name in ROWS}
+    graded = {name for name, program in programs.items() if not program.fires(program.results[0])}
+    assert graded == {"ilif", "liaf", "ternary_lif"}
 
 
 # As they are written
