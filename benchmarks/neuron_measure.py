@@ -119,7 +119,8 @@ class Bench(lif_measure.Bench):
         found.append(("torch loop", neuron_case.torch_loop(name)))
         package = neuron_peers.MODULES.get(name, ["peer"])[0]
         found.append((package, neuron_peers.peer(name, case.steps)))
-        found.append(("FlexSN", neuron_peers.flexsn(name, case.device)))
+        if case.device.type == "cuda":
+            found.append(("FlexSN", neuron_peers.flexsn(name)))
         loop = self._no_compile(case) or neuron_case.compiled_loop(name)
         found.append((lif_measure.COMPILED, loop))
         return self.choose(case.where, found, partial(self._too_big, case))

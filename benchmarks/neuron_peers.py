@@ -148,10 +148,8 @@ def _core(program: Program, inputs: int, states: int, spike: Callable) -> Callab
     return core
 
 
-def flexsn(name: str, device: torch.device) -> Contender | str:
-    """SpikingJelly's generator of kernels for neurons, of our program with its surrogate."""
-    if device.type != "cuda":
-        return "FlexSN has kernels on CUDA only"
+def flexsn(name: str) -> Contender | str:
+    """SpikingJelly's generator of CUDA kernels for neurons, of our program with its surrogate."""
     try:
         return Contender("SpikingJelly FlexSN", "peer", _flexsn(name), tolerance=ROUNDING)
     except ImportError as error:
