@@ -15,6 +15,8 @@ from peers import Contender
 from torch import Tensor
 
 from snnfast import neurons
+from snnfast.backends.cpu.executors import executor
+from snnfast.backends.cpu.executors import executors as cpu_executors
 from snnfast.backends.spec import segments
 from snnfast.ops.neuron import prepared
 from snnfast.ops.select import implementation
@@ -27,8 +29,10 @@ LONG_STEPS = 1000
 
 
 def executors(backend: str) -> dict:
-    """{name of the contender: what its calls are made in}."""
-    return {f"snnfast {backend}": nullcontext}
+    """{name of the contender: what its calls are made in}; a CPU has more than one."""
+    if backend != "cpu":
+        return {f"snnfast {backend}": nullcontext}
+    return {f"snnfast cpu {name}": partial(executor, name) for name in cpu_executors()}
 
 
 def launch(case: Case, backend: str, entered, s: list[Tensor], dx: list[Tensor]):

@@ -42,7 +42,9 @@ def _jelly(module: str):
     return importlib.import_module(f"spikingjelly.activation_based.{module}")
 
 
-def _spikingjelly(kind: str, surrogate: str = "Sigmoid", gradient: tuple = (), **numbers) -> Callable:
+def _spikingjelly(
+    kind: str, surrogate: str = "Sigmoid", gradient: tuple = (), **numbers
+) -> Callable:
     """A node over all steps at once; what it would learn is held fixed."""
 
     def make(steps: int) -> Callable[[Tensor], Tensor]:

@@ -1,4 +1,4 @@
-"""Random neurons held to their loop, and each of ``snnfast.neurons`` on as many inputs as one likes.
+"""Random neurons held to their loop, and each of ``snnfast.neurons`` on any number of inputs.
 
 A random program becomes a neuron by definition: outputs and states on the CPU equal those of the
 loop over it in PyTorch, and every gradient is autograd's, in float64 to its last digits. Of the
@@ -13,6 +13,7 @@ last place, and a spike that differs is one on its threshold.
 import argparse
 import inspect
 import itertools
+import operator
 import sys
 import time
 
@@ -26,9 +27,35 @@ from snnfast.program.evaluate import evaluate
 from snnfast.program.ir import Program
 from snnfast.program.step import Step
 
+
+def _least(x, y):
+    return torch.minimum(*_tensors(x, y))
+
+
+def _greatest(x, y):
+    return torch.maximum(*_tensors(x, y))
+
+
+def _tensors(x, y):
+    """A number beside a tensor as one."""
+    like = x if isinstance(x, torch.Tensor) else y
+    return (t if isinstance(t, torch.Tensor) else torch.full_like(like, t) for t in (x, y))
+
+
 INEXACT = frozenset({"exp", "log", "tanh", "sigmoid", "pow", "sqrt"})
 """The square root because torch's, where it comes from MKL, is not rounded correctly."""
 SURROGATES = ("sigmoid", "atan", "rect", "super_spike", "straight_through")
+WRITTEN = {
+    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv,
+    "neg": operator.neg, "ge": operator.ge, "gt": operator.gt, "le": operator.le,
+    "lt": operator.lt, "eq": operator.eq, "ne": operator.ne, "and": operator.and_,
+    "or": operator.or_, "not": operator.invert, "pow": operator.pow, "min": _least,
+    "max": _greatest, "where": torch.where, "abs": abs, "exp": torch.exp, "log": torch.log,
+    "sqrt": torch.sqrt, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "spike": snnfast.spike,
+    "detach": torch.detach,
+}  # fmt: skip
+"""The operations of a program as one writes them."""
+
 STEPS, NEURONS = 16, 16384
 """Of one round of the family."""
 
@@ -38,15 +65,27 @@ def is_exact(step: Step) -> bool:
     return INEXACT.isdisjoint(node.op for node in step.forward.nodes)
 
 
+def _traced(step: Step) -> Program:
+    _, line, _ = step.text.split(";")
+    return Program.unpack(line)
+
+
 def definition_of(step: Step):
     """The neuron that a traced step is of: inputs x0.., states v0.., parameters p0.. ."""
-    _, line, _ = step.text.split(";")
-    program = Program.unpack(line)
+    program = _traced(step)
 
-    def run(*values, **parameters):
-        leaves = {"input": values[: step.inputs], "state": values[step.inputs :]}
+    def run(*tensors, **parameters):
+        leaves = {"input": tensors[: step.inputs], "state": tensors[step.inputs :]}
         leaves["param"] = list(parameters.values())
-        return evaluate(program, leaves, spike=snnfast.spike)
+        values = []
+        for op, args, number in program.nodes:
+            if op == "const":
+                values.append(number)
+            elif op in leaves:
+                values.append(leaves[op][int(number)])
+            else:
+                values.append(WRITTEN[op](*(values[a] for a in args)))
+        return tuple(values[r] for r in program.results)
 
     names = [f"x{k}" for k in range(step.inputs)] + [f"v{k}" for k in range(step.states)]
     kinds = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
@@ -57,15 +96,18 @@ def definition_of(step: Step):
     return snnfast.neuron(inputs=step.inputs)(run)
 
 
-def _drawn(case: int):
-    """A random step, and the neuron that it is; one that hands a state on as another is none."""
+def drawn(case: int) -> Step:
+    """A random step that one may write: none that hands a state on as another, or computes with
+    numbers alone."""
     for attempt in itertools.count():
         step = programs.random_step(case + 10**9 * attempt, exact=case % 3 > 0)
-        try:
-            return step, definition_of(step)
-        except ValueError as error:
-            if "in the order of the arguments" not in str(error):
-                raise
+        nodes = _traced(step).nodes
+        after = [nodes[r] for r in _traced(step).results[step.outputs :]]
+        swapped = any(v.op == "state" and v.number != k for k, v in enumerate(after))
+        if not swapped and all(
+            any(nodes[a].op != "const" for a in node.args) for node in nodes if node.args
+        ):
+            return step
 
 
 def _flat(results) -> list[torch.Tensor]:
@@ -75,7 +117,8 @@ def _flat(results) -> list[torch.Tensor]:
 
 def program_case(case: int, backend: str = "cpu") -> str | None:
     """None, or what was wrong with a random program."""
-    step, neuron = _drawn(case)
+    step = drawn(case)
+    neuron = definition_of(step)
     steps = (1, 3, 8, 9, 17)[case % 5]
     surrogate, channels = SURROGATES[case % 5], (0, 7)[case % 2]
     for dtype in (torch.float64, torch.float32):
