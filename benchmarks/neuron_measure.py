@@ -15,8 +15,7 @@ from peers import Contender
 from torch import Tensor
 
 from snnfast import neurons
-from snnfast.backends.cpu.executors import executor
-from snnfast.backends.cpu.executors import executors as cpu_executors
+from snnfast.backends.cpu import neuron as cpu
 from snnfast.backends.spec import segments
 from snnfast.ops.neuron import prepared
 from snnfast.ops.select import implementation
@@ -32,7 +31,7 @@ def executors(backend: str) -> dict:
     """{name of the contender: what its calls are made in}; a CPU has more than one."""
     if backend != "cpu":
         return {f"snnfast {backend}": nullcontext}
-    return {f"snnfast cpu {name}": partial(executor, name) for name in cpu_executors()}
+    return {f"snnfast cpu {name}": partial(cpu.executed_by, name) for name in cpu.executors()}
 
 
 def launch(case: Case, backend: str, entered, s: list[Tensor], dx: list[Tensor]):

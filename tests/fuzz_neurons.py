@@ -23,6 +23,7 @@ import torch
 
 import snnfast
 from snnfast import neurons
+from snnfast.backends.cpu import neuron as cpu
 from snnfast.program.evaluate import evaluate
 from snnfast.program.ir import Program
 from snnfast.program.step import Step
@@ -228,18 +229,23 @@ class _Rounds:
             self.failures.append(f"fuzz_neurons: {what}: {wrong}")
 
     def program(self) -> None:
+        """The next program, on every executor of the CPU."""
         case = self.seed * 100_000 + self.programs
         self.programs += 1
-        self._noted(f"case {case}", _caught(program_case, case))
+        for name in cpu.executors():
+            self._noted(f"case {case}, {name}", _caught(name, program_case, case))
 
     def family(self) -> None:
         """One round of the next neuron, with the next of its options."""
         names = neurons.__all__
-        turn, name = divmod(self.rounds, len(names))[0], names[self.rounds % len(names)]
-        choices = [options for other, options in family_cases.CASES if other == name]
+        turn, name = self.rounds // len(names), names[self.rounds % len(names)]
         self.rounds += 1
-        wrong = _caught(family_case, name, choices[turn % len(choices)], self.seed + turn)
-        self._noted(f"round {turn} of seed {self.seed}", wrong)
+        choices = [options for other, options in family_cases.CASES if other == name]
+        executors = list(cpu.executors())
+        where = executors[turn % len(executors)]
+        options = choices[turn // len(executors) % len(choices)]
+        wrong = _caught(where, family_case, name, options, self.seed + turn)
+        self._noted(f"round {turn} of seed {self.seed}, {where}", wrong)
 
     @property
     def neuron_steps(self) -> int:
@@ -254,15 +260,17 @@ class _Rounds:
         return self.failures
 
 
-def _caught(run, *arguments) -> str | None:
+def _caught(executor: str, run, *arguments) -> str | None:
     try:
-        return run(*arguments)
+        with cpu.executed_by(executor):
+            return run(*arguments)
     except Exception as error:
         return f"{type(error).__name__}: {str(error)[:300]}"
 
 
 def run(seconds: float, seed: int) -> list[str]:
     """Programs and the family in turns for so long; what was wrong."""
+    torch.set_num_threads(1)
     end, rounds = time.monotonic() + seconds, _Rounds(seed)
     while time.monotonic() < end:
         rounds.program()
@@ -280,6 +288,7 @@ def main() -> int:
     if options.case is not None:
         print(program_case(options.case) or "as the loop")
         return 0
+    torch.set_num_threads(1)
     rounds = _Rounds(options.seed)
     for _ in range(options.programs):
         rounds.program()
