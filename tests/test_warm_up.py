@@ -173,6 +173,30 @@ def test_a_step_compiles_nothing_after_it(driver, monkeypatch, tmp_path):
     assert snnfast.warm_up(model, x, loss=loss) == 0
 
 
+@snnfast.neuron
+def leaky(x, v, *, tau=3.0):
+    h = v + (x - v) / tau
+    s = snnfast.spike(h - 1.0)
+    return s, h - s
+
+
+def test_kernels_that_are_written_from_a_step(driver, monkeypatch, tmp_path):
+    """By other processes, which get their text; one for all neurons of a structure."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    x, work, apart = torch.randn(4, 8, 16, requires_grad=True), ahead.compile_apart, []
+
+    def watched(jobs, workers):
+        work(jobs, workers)
+        apart[:] = cubins()
+
+    monkeypatch.setattr(ahead, "compile_apart", watched)
+    assert snnfast.warm_up(snnfast.nn.Neuron(leaky), x, workers=2) == 2 == len(apart)
+    assert apart == cubins() and len(driver.loaded) == 2
+    monkeypatch.setattr(JITFunction, "_do_compile", lambda *_: pytest.fail("compiled"))
+    snnfast.nn.Neuron(leaky, tau=5.0)(x).sum().backward()
+    assert [kernel for kernel, _ in driver.launches] == driver.loaded
+
+
 def test_what_no_process_compiles_is_compiled_here(driver, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     model, x = nn.Sequential(nn.Linear(3, 16), snnfast.nn.LIF()), torch.randn(4, 8, 3)

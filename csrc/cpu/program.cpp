@@ -53,10 +53,12 @@ class Fetch {
     now_ = 0, share_ = (total_ + instructions_ - 1) / std::max<int64_t>(1, instructions_);
   }
   void some() {
-    for (int64_t left = share_; left > 0 && now_ < count_; --left) {
-      __builtin_prefetch(rows_[now_].at);
-      rows_[now_].at += 64;
-      if (--rows_[now_].lines == 0) ++now_;
+    for (int64_t left = share_; left > 0 && now_ < count_;) {
+      auto& row = rows_[now_];
+      const int64_t lines = std::min(left, row.lines);
+      for (int64_t k = 0; k < lines; ++k) __builtin_prefetch(row.at + 64 * k);
+      left -= lines, row.at += 64 * lines, row.lines -= lines;
+      now_ += row.lines == 0;
     }
   }
 
@@ -97,7 +99,7 @@ struct Tile {
         channels.spread({p.data}, row);
       else
         std::fill(row->at, row->at + Lanes<R>::kCount, data[p.per_channel ? channels.first() : 0]);
-      params[k] = {row->at, spread, false, false};
+      params[k] = {row->at, spread};
       wide = wide || spread;
     }
   }
@@ -120,15 +122,13 @@ class Machine {
     for (int64_t k = 0; k < code.constants; ++k) {
       R* splat = room.take<R>(Lanes<R>::kCount);
       std::fill(splat, splat + Lanes<R>::kCount, R(code.constant[k]));
-      *next++ = {splat, 0, false, false};
+      *next++ = {splat, 0};
     }
-    for (int64_t k = 0; k < code.hoisted; ++k)
-      *next++ = {room.take<R>(kRow<R>), tile.wide, false, false};
+    for (int64_t k = 0; k < code.hoisted; ++k) *next++ = {room.take<R>(kRow<R>), tile.wide};
     for (int64_t k = 0; k < layer.params.count; ++k) *next++ = tile.params[k];
     input = next, state = input + layer.inputs.count, dout = state + layer.states.count;
     dstate = dout + layer.outputs, result = dstate + layer.states.count;
-    for (int64_t k = 0; k < code.registers; ++k)
-      places_[first + k] = {room.take<R>(kRow<R>), 1, false, false};
+    for (int64_t k = 0; k < code.registers; ++k) places_[first + k] = {room.take<R>(kRow<R>)};
     for (int64_t k = 0; k < code.before; ++k)
       execute(code.code[k], tile.wide ? count_ : Lanes<R>::kCount);
   }
@@ -161,11 +161,14 @@ class Machine {
 
 template <class R>
 Place<R> reads(const R* row) {
-  return {const_cast<R*>(row), 1, false, false};
+  return {const_cast<R*>(row)};
 }
+// What goes past the caches may be read again from the buffer.
 template <class R>
-Place<R> writes(const Out<R>& to) {
-  return {to.row, 1, to.stream, to.add};
+Place<R> writes(RowsOut<R>& to, int64_t t, R* buffer) {
+  const Out<R> row = to.row(t, buffer);
+  if (row.stream) return {buffer, 1, row.row, false};
+  return {row.row, 1, nullptr, row.add};
 }
 
 // The place of a state before step `first` of a segment.
@@ -207,7 +210,7 @@ void forward_tile(const ProgramLayer& layer, const ProgramForward& io, int64_t b
       fetch.add(t + 1 < layer.steps ? xs[k].ahead(t + 1) : xs[k].ahead_of_tile(0));
     }
     for (int64_t k = 0; k < outputs; ++k)
-      step.result[k] = writes(ss[k].row(t, buffers + (inputs + k) * kRow<R>));
+      step.result[k] = writes(ss[k], t, buffers + (inputs + k) * kRow<R>);
     for (int64_t k = 0; k < states; ++k) {
       if (io.borders && t > 0 && t % kSegment == 0)
         copy_row(const_cast<R*>(start_of<R>(layer, io.borders, k, t)) + begin, now[k], n);
@@ -280,7 +283,7 @@ void backward_tile(const ProgramLayer& layer, const ProgramBackward& io, int64_t
     set_row(now[k], last ? last + begin : nullptr, n, R(0));
   }
   for (int64_t k = 0; k < params; ++k)
-    adjoint.result[inputs + states + k] = {sums + k * kRow<R>, 1, false, true};
+    adjoint.result[inputs + states + k] = {sums + k * kRow<R>, 1, nullptr, true};
 
   const int64_t last = (layer.steps - 1) / kSegment * kSegment;
   for (int64_t first = last; first >= 0; first -= kSegment) {
@@ -312,13 +315,13 @@ void backward_tile(const ProgramLayer& layer, const ProgramBackward& io, int64_t
       for (int64_t k = 0; k < inputs; ++k) {
         adjoint.input[k] = reads(x_at[k * kSegment + t]);
         if (io.dinputs[k].data)
-          adjoint.result[k] = writes(dxs[k].row(first + t, dx_rows + k * kRow<R>));
+          adjoint.result[k] = writes(dxs[k], first + t, dx_rows + k * kRow<R>);
         if (t == 0)
           fetch.add(first > 0 ? xs[k].ahead(first - kSegment) : xs[k].ahead_of_tile(last));
       }
       for (int64_t k = 0; k < outputs; ++k) {
         const R* ds = dss[k].read(first + t, ds_rows + k * kRow<R>);
-        adjoint.dout[k] = ds ? reads(ds) : Place<R>{zeros, 0, false, false};
+        adjoint.dout[k] = ds ? reads(ds) : Place<R>{zeros, 0};
         if (ds && t > 0) fetch.add(dss[k].ahead(first + t - 1));
       }
       for (int64_t k = 0; k < states; ++k) {

@@ -170,7 +170,7 @@ class Builder:
         return op, args
 
     def _simpler(self, op: str, args: tuple[int, ...]) -> int | None:
-        """What is bit-equal to ``op`` of ``args`` for all numbers, and there already."""
+        """What is bit-equal to ``op`` of ``args`` for all numbers, and simpler."""
         if op == "mul" and self.is_constant(args[1], 1.0):
             return args[0]
         if op == "mul" and self.is_constant(args[0], 1.0):
@@ -182,8 +182,27 @@ class Builder:
             return args[0] if math.copysign(1.0, self.nodes[args[1]].number) > 0 else None
         if op == "where" and args[1] == args[2]:
             return args[1]
+        if op == "gt" and self.nodes[args[0]].op == "spike" and self.is_constant(args[1], 0.0):
+            return self.add("ge", self.nodes[args[0]].args[0], args[1])
         if op in ("neg", "not") and self.nodes[args[0]].op == op:
             return self.nodes[args[0]].args[0]
+        return self._without_sign(op, args)
+
+    def _without_sign(self, op: str, args: tuple[int, ...]) -> int | None:
+        """A negative term is taken away; a negative factor makes a negative product."""
+        if op not in ("add", "sub", "mul", "div"):
+            return None
+        a, b = (self.nodes[i] for i in args)
+        if op == "add" and b.op == "neg":
+            return self.add("sub", args[0], b.args[0])
+        if op == "add" and a.op == "neg":
+            return self.add("sub", args[1], a.args[0])
+        if op == "sub" and b.op == "neg":
+            return self.add("add", args[0], b.args[0])
+        if op in ("mul", "div") and a.op == "neg":
+            return self.add("neg", self.add(op, a.args[0], args[1]))
+        if op in ("mul", "div") and b.op == "neg":
+            return self.add("neg", self.add(op, args[0], b.args[0]))
         return None
 
     def copy(self, program: Program, leaf=None) -> list[int]:

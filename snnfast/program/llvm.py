@@ -181,7 +181,7 @@ def values(
             exponent = program.nodes[args[1]].number
             found.append(llvm_functions.power(lanes, found[args[0]], exponent))
         else:
-            found.append(_operation(lanes, op, *(found[a] for a in args)))
+            found.append(operation(lanes, op, *(found[a] for a in args)))
     return [None if r is None else found[r] for r in program.results]
 
 
@@ -202,7 +202,7 @@ def with_exact_products(program: Program) -> Program:
     return builder.program(None if r is None else places[r] for r in program.results)
 
 
-def _operation(lanes: Lanes, op: str, *x: str) -> str:
+def operation(lanes: Lanes, op: str, *x: str) -> str:
     let, truth = lanes.code.let, lanes.truth
     if op in _BINARY:
         return lanes.binary(_BINARY[op], *x)

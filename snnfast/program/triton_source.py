@@ -182,7 +182,7 @@ class _Writer:
         if op == "div":
             return self.quotient(place, *values)
         if op == "spike":
-            return f"tl.where({values[0]} >= 0.0, 1.0, 0.0)"
+            return f"tl.where({self.threshold(args[0], fused)}, 1.0, 0.0)"
         if op == "surrogate":
             return f"gradient({self.tile(args[0])}, c[0], c[1], ID)"
         if op == "not":
@@ -190,6 +190,16 @@ class _Writer:
         if op in _INFIX:
             return f"{values[0]} {_INFIX[op]} {values[1]}"
         return f"{_CALLS[op]}({', '.join(values)})"
+
+    def threshold(self, place: int, fused: set[int]) -> str:
+        """u >= 0; of u = h - theta, a number, without the difference."""
+        op, args, _ = self.nodes[place]
+        theta = self.nodes[args[1]] if op == "sub" else None
+        if theta is None or theta.op != "const" or not math.isfinite(theta.number):
+            return f"{self.value(place)} >= 0.0"
+        if self.reads[place] == 1:
+            fused.add(place)
+        return f"{self.value(args[0])} >= {self.value(args[1])}"
 
     def fused(self, op: str, args: tuple, values: list[str], fused: set[int]) -> str | None:
         """A sum with a product that nobody else reads."""

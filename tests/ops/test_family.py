@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from backends import CPU, GPU, REFERENCE, named
+from backends import CPU, GPU, INTERPRETED, REFERENCE, named
 from family_cases import CASES, ROWS, as_tensors, inputs, neuron
 from lif_cases import CHARGES
 from peer_neurons import PEERS, package
@@ -28,12 +28,21 @@ def test_each_has_a_row_and_a_module():
     assert own == {neuron(name) for name in neurons.__all__}
 
 
-def gradients(results, leaves, seed=0):
-    """Those of the leaves along random directions."""
-    generator = torch.Generator().manual_seed(seed)
+def gradients(results, leaves) -> list[torch.Tensor]:
+    """Those of the leaves along random directions, 0 where one has no part."""
+    generator = torch.Generator().manual_seed(0)
     along = [torch.randn(r.shape, generator=generator, dtype=torch.float64) for r in results]
-    along = [a.to(r.dtype) for a, r in zip(along, results, strict=True)]
-    return torch.autograd.grad(results, leaves, along, allow_unused=True)
+    along = [a.to(r.device, r.dtype) for a, r in zip(along, results, strict=True)]
+    found = torch.autograd.grad(results, leaves, along, allow_unused=True)
+    found = [torch.zeros_like(t) if g is None else g for t, g in zip(leaves, found, strict=True)]
+    return [g.cpu() for g in found]
+
+
+def close(ours, theirs, bound: float) -> None:
+    """Relative to the value and to the largest one."""
+    for a, b in zip(ours, theirs, strict=True):
+        scale = 1 + b.abs().max().item()
+        torch.testing.assert_close(a, b, rtol=10 * bound, atol=bound * scale)
 
 
 def flat(s, states) -> tuple:
@@ -66,12 +75,8 @@ def test_equals_the_loop(backend, name, options, kind):
         results = flat(*definition(leaves[0], **call))
         return results, gradients(results, leaves)
 
-    for ours, theirs, bound in zip(run(backend), run(REFERENCE), (1e-12, 1e-9), strict=True):
-        for a, b in zip(ours, theirs, strict=True):
-            if a is None or b is None:  # not part of the step
-                assert a is b or not (b if a is None else a).any()
-                continue
-            torch.testing.assert_close(a, b, rtol=bound, atol=bound * (1 + b.abs().max().item()))
+    for ours, theirs, bound in zip(run(backend), run(REFERENCE), (1e-13, 1e-10), strict=True):
+        close(ours, theirs, bound)
 
 
 @over([case for case in CASES if not case[1].get("detach_reset")])
@@ -86,6 +91,15 @@ def test_gradcheck_of_the_smooth_twin(name, options):
     assert torch.autograd.gradcheck(twin, (x, *states), atol=1e-5)
 
 
+def same_bits(name, options, found, wanted) -> None:
+    nodes = neuron(name).listing(**options).step.forward.nodes
+    if ROUGH & {node.op for node in nodes}:
+        apart = ~torch.isclose(found[0].cpu(), wanted[0], rtol=1e-5, atol=1e-5)
+        assert apart.any(0).float().mean() < 1e-3
+    else:
+        assert all(torch.equal(a.cpu(), b) for a, b in zip(found, wanted, strict=True))
+
+
 @pytest.mark.backends(*CPU, *GPU)
 @over(CASES)
 def test_same_bits_in_float32(backend, name, options):
@@ -93,12 +107,26 @@ def test_same_bits_in_float32(backend, name, options):
     call = {"return_state": True, **options}
     found = flat(*neuron(name)(x.to(backend.device), backend=backend.name, **call))
     wanted = flat(*neuron(name)(x, backend="reference", **call))
-    nodes = neuron(name).listing(**options).step.forward.nodes
-    if ROUGH & {node.op for node in nodes}:
-        apart = ~torch.isclose(found[0].cpu(), wanted[0], rtol=1e-5, atol=1e-5)
-        assert apart.any(0).float().mean() < 1e-3
-    else:
-        assert all(torch.equal(a.cpu(), b) for a, b in zip(found, wanted, strict=True))
+    same_bits(name, options, found, wanted)
+
+
+@pytest.mark.backends(INTERPRETED, *GPU)
+@pytest.mark.parametrize("name", ROWS)
+def test_on_a_gpu(backend, name):
+    """The defaults, as tensors [C]: values and gradients."""
+    parameters, x = as_tensors(name, {}, channels=4), inputs(name, (11, 2, 4, 5))
+    tensors = {k: p for k, p in parameters.items() if isinstance(p, torch.Tensor)}
+
+    def run(where):
+        leaves = [t.detach().to(where.device).requires_grad_() for t in (x, *tensors.values())]
+        own = parameters | dict(zip(tensors, leaves[1:], strict=True))
+        s, states = neuron(name)(leaves[0], return_state=True, backend=where.name, **own)
+        results = flat(s, states)
+        return results, gradients(results, leaves)
+
+    (found, ours), (wanted, theirs) = run(backend), run(REFERENCE)
+    same_bits(name, {}, found, wanted)
+    close(ours, theirs, 1e-5)
 
 
 # As in the packages that they come from
@@ -123,12 +151,7 @@ def test_equals_the_peer(name, options):
     assert name == "liaf" or 0.01 < (ours[0] != 0).float().mean() < 0.99
     for a, b in zip(ours, theirs, strict=True):
         assert torch.equal(a, b), (a - b).abs().max()
-    wanted = gradients(theirs, leaves)
-    for a, b in zip(gradients(ours, leaves), wanted, strict=True):
-        if a is None or b is None:
-            assert a is b
-            continue
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5 * (1 + b.abs().max().item()))
+    close(gradients(ours, leaves), gradients(theirs, leaves), 1e-5)
 
 
 @pytest.mark.parametrize("name", ["leaky", "synaptic"])
@@ -142,8 +165,7 @@ def test_at_the_threshold(name):
     assert (flat(s, states)[-1] == 1.0).any()
     theirs = PEERS[name].run(x, neuron(name).defaults | numbers)[0]
     assert torch.equal(s, theirs)
-    (ours,), (wanted,) = gradients([s], [x]), gradients([theirs], [x])
-    torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-5)
+    close(gradients([s], [x]), gradients([theirs], [x]), 1e-6)
 
 
 def test_what_depends_on_parameters_alone_is_no_part_of_a_step():
@@ -181,8 +203,7 @@ def test_adaptive_lif_is_the_papers(detach):
         z = z.detach() if detach else z
     s = neurons.adaptive_lif(x, rho=rho, detach_reset=detach, backend="reference")
     assert torch.equal(s, torch.stack(spikes)) and 0.01 < s.mean() < 0.5
-    (wanted,), (found,) = gradients([torch.stack(spikes)], [x]), gradients([s], [x])
-    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+    close(gradients([s], [x]), gradients([torch.stack(spikes)], [x]), 1e-12)
 
 
 @pytest.mark.backends(REFERENCE, *CPU, *GPU)
@@ -198,9 +219,7 @@ def test_lif_is_what_is_tuned(backend, detach):
         found = snnfast.lif(ours, backend=backend.name, **moved)
         wanted = neurons.lif(definition, backend="reference", **call)
         assert all(torch.equal(a.cpu(), b) for a, b in zip(found, wanted, strict=True)), charge
-        found = gradients([t.cpu() for t in found], [ours])
-        wanted = gradients(wanted, [definition])
-        torch.testing.assert_close(found[0].cpu(), wanted[0], rtol=1e-4, atol=1e-5)
+        close(gradients(found, [ours]), gradients(wanted, [definition]), 1e-5)
 
 
 # As modules
@@ -244,10 +263,10 @@ def test_what_is_learned_is_named_as_in_spikingjelly():
         r, s = node(x), layer(x)
         assert torch.equal(s, r) and 0.01 < s.mean() < 0.99
         names = dict(layer.named_parameters())
+        found = gradients([s], [x, *names.values()])
         wanted = gradients([r], [x, *(getattr(node, name) for name in names)])
-        for a, b in zip(gradients([s], [x, *names.values()]), wanted, strict=True):
-            b = b if b.shape == a.shape else b.sum(0)
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * (1 + b.abs().max().item()))
+        wanted = [b.sum(0) if b.dim() > a.dim() else b for a, b in zip(found, wanted, strict=True)]
+        close(found, wanted, 1e-5)
 
 
 # What is refused

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from snnfast.backends.cpu.launch import module, pointer
-from snnfast.backends.layout import state_dtype
+from snnfast.backends.layout import DTYPES
 from snnfast.backends.spec import SEGMENT, NeuronLayer
 from snnfast.program import llvm_walk
 from snnfast.program.adjoint import with_surrogate
@@ -101,7 +101,7 @@ def neuron_forward(
     walk = _forward(layer.step, x.dtype, stream, _channels(params))
     numbers = [*_rows(inputs), *map(pointer, states), *map(pointer, outputs)]
     numbers += [*_states(new_states or [None] * count, x), *_borders(borders, count)]
-    _run(walk, layer, x, params, numbers, [])
+    _run(walk, layer, x, params, numbers, ())
 
 
 def neuron_backward(
@@ -122,29 +122,19 @@ def neuron_backward(
     numbers = [*_rows(inputs), *map(pointer, states), *_borders(borders, count)]
     numbers += [*_rows(douts), *_states(dstates, x), *map(pointer, dinputs)]
     numbers += map(pointer, dstates0)
-    _run(walk, layer, x, params, numbers, [d for d in dparams if d is not None])
+    _run(walk, layer, x, params, numbers, dparams)
 
 
-def _run(walk, layer: NeuronLayer, x: Tensor, params, numbers: list[int], sums) -> None:
+def _run(walk, layer: NeuronLayer, x: Tensor, params, numbers: list[int], dparams) -> None:
     address, constants = walk
     n = x.numel() // layer.steps
-    numbers = [layer.steps, n, *numbers, *(0 if p.dim() else p.data_ptr() for p in params)]
-    wide = state_dtype(x) == torch.float64
-    args = struct.pack(
-        f"{len(numbers)}q{len(layer.rest)}{'d' if wide else 'f'}", *numbers, *layer.rest
-    )
-    module().run_compiled(
-        address,
-        args + constants,
-        torch.get_num_threads(),
-        n,
-        layer.steps,
-        wide,
-        layer.channels,
-        layer.inner,
-        [p.data_ptr() for p in params if p.dim()],
-        [(d.data_ptr(), bool(d.dim())) for d in sums],
-    )
+    numbers = [layer.steps, n, *numbers, *map(pointer, params)]
+    real = "d" if x.dtype == torch.float64 else "f"
+    args = struct.pack(f"{len(numbers)}q{len(layer.rest)}{real}", *numbers, *layer.rest) + constants
+    rows = [(p.data_ptr(), bool(p.dim())) for p in params]
+    sizes = (layer.steps, n, layer.channels, layer.inner)
+    neuron = (DTYPES[x.dtype], torch.get_num_threads(), *sizes, (), (), (), rows, 0)
+    module().run_compiled(address, args, neuron, [*map(pointer, dparams)])
 
 
 def _channels(params: Sequence[Tensor]) -> tuple[bool, ...]:

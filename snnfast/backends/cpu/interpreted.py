@@ -45,13 +45,14 @@ def neuron_backward(
     dparams: Sequence[Tensor | None],
 ) -> None:
     step, like = layer.step, inputs[0]
-    wanted = [dx is not None for dx in dinputs] + [True] * step.states
-    wanted += [dp is not None for dp in dparams]
+    gradients = (*dinputs, *[()] * step.states, *dparams)
+    wanted = tuple(k for k, gradient in enumerate(gradients) if gradient is not None)
+    static = any(dx is not None and dx.dim() < like.dim() for dx in dinputs)
     surrogate = (layer.surrogate, layer.a, layer.b)
     module().neuron_backward(
         _neuron(layer, inputs, states, params),
         _advance(step),
-        _adjoint(step, tuple(k for k, yes in enumerate(wanted) if yes), surrogate),
+        _adjoint(step, wanted, static, surrogate),
         pointer(borders),
         [_sequence(ds, like) for ds in douts],
         [_sequence(dv, like) for dv in dstates],
@@ -62,12 +63,13 @@ def neuron_backward(
 
 
 def _neuron(layer: NeuronLayer, inputs, states, params):
+    """csrc/cpu/program_bindings.cpp's ``NeuronArgs``."""
     like = inputs[0]
-    return module().Neuron(
+    return (
         DTYPES[like.dtype],
         torch.get_num_threads(),
         layer.steps,
-        like[0].numel(),
+        like.numel() // layer.steps,
         layer.channels,
         layer.inner,
         layer.rest,
@@ -89,7 +91,7 @@ def _sequence(t: Tensor | None, like: Tensor) -> tuple[int, int, bool]:
 @functools.lru_cache(1024)
 def _forward(step: Step) -> bytes:
     results = range(step.outputs + step.states)
-    return encode(step.forward, step, results, results[step.outputs :])
+    return encode(step.forward, step, results, results)
 
 
 @functools.lru_cache(1024)
@@ -99,6 +101,8 @@ def _advance(step: Step) -> bytes:
 
 
 @functools.lru_cache(1024)
-def _adjoint(step: Step, wanted: tuple[int, ...], surrogate: tuple[int, float, float]) -> bytes:
-    again = range(step.inputs, step.inputs + step.states)
+def _adjoint(
+    step: Step, wanted: tuple[int, ...], static: bool, surrogate: tuple[int, float, float]
+) -> bytes:
+    again = range(step.inputs if static else 0, step.inputs + step.states)
     return encode(step.adjoint, step, wanted, again, surrogate)

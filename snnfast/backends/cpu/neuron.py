@@ -2,7 +2,7 @@
 
 from contextlib import contextmanager
 
-from snnfast.backends.cpu import compiled, interpreted
+from snnfast.backends.cpu import compiled, interpreted, launch
 
 _asked = []
 
@@ -34,3 +34,10 @@ def neuron_forward(*arguments) -> None:
 
 def neuron_backward(*arguments) -> None:
     executor().neuron_backward(*arguments)
+
+
+def details() -> str:
+    if launch.available():
+        return launch.details()
+    how = "as machine code" if executor() is compiled else "interpreted, without snnfast[jit]"
+    return f"{launch.details()}; neurons {how}"
