@@ -1,7 +1,7 @@
 """The peers' own modules with the equations of ours, each as its users run it over time.
 
-In ``MODULES`` each entry makes, for T steps, a layer x [T, ...] -> outputs [T, ...] with the numbers
-of ours. Where an entry is missing no package that we know has that neuron.
+In ``MODULES`` each entry makes, for T steps, a layer x [T, ...] -> outputs [T, ...] with our
+numbers. Where an entry is missing no package that we know has that neuron.
 """
 
 import importlib
