@@ -171,18 +171,24 @@ def values(
     is 0 everywhere. ``leaf`` and ``constant`` name the values of leaves and of numbers."""
     program = with_exact_products(program)
     found: list[str] = []
-    exponents = {node.args[1] for node in program.nodes if node.op == "pow"}
-    for place, (op, args, number) in enumerate(program.nodes):
-        if op in LEAVES:
-            found.append(leaf(program.nodes[place]))
-        elif op == "const":
-            found.append("" if place in exponents else constant(number))
-        elif op == "pow":
-            exponent = program.nodes[args[1]].number
-            found.append(llvm_functions.power(lanes, found[args[0]], exponent))
+
+    def value(place: int) -> str:
+        # A constant is written where it is first used: not as the exponent of a power.
+        if not found[place]:
+            found[place] = constant(program.nodes[place].number)
+        return found[place]
+
+    for node in program.nodes:
+        if node.op in LEAVES:
+            found.append(leaf(node))
+        elif node.op == "const":
+            found.append("")
+        elif node.op == "pow":
+            exponent = program.nodes[node.args[1]].number
+            found.append(llvm_functions.power(lanes, value(node.args[0]), exponent))
         else:
-            found.append(operation(lanes, op, *(found[a] for a in args)))
-    return [None if r is None else found[r] for r in program.results]
+            found.append(operation(lanes, node.op, *map(value, node.args)))
+    return [None if r is None else value(r) for r in program.results]
 
 
 def with_exact_products(program: Program) -> Program:

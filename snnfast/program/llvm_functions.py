@@ -53,7 +53,8 @@ def tanh(lanes, x: str) -> str:
         less = wide.call("fma", power, rest, wide.sub(power, wide.number(1.0)))
         return wide.mul(less, _inverse(wide, wide.add(less, wide.number(2.0))))
 
-    return _in_double(lanes, _clamped(lanes, x, 20.0), wide_tanh)  # 1 from there on
+    y = _in_double(lanes, _clamped(lanes, x, 20.0), wide_tanh)  # 1 from there on
+    return lanes.call("copysign", y, x)  # of 0
 
 
 def power(lanes, x: str, exponent: float) -> str:

@@ -7,7 +7,7 @@ import sys
 import programs
 import pytest
 import torch
-from test_neuron_cpu import adjoint_loop, all_same, backward, close, cotangents, looped, run
+from program_cases import ATAN, adjoint_loop, all_same, backward, close, cotangents, looped, run
 
 import snnfast
 from snnfast import surrogate as surrogates
@@ -18,7 +18,6 @@ from snnfast.program.ir import Builder
 from snnfast.program.step import Step
 from snnfast.program.surrogates import gradient_program
 
-ATAN = surrogates.ATan()
 pytestmark = pytest.mark.skipif(not compiled.available(), reason="llvmlite is not installed")
 
 
@@ -152,24 +151,6 @@ def test_random_steps(seed):
 def test_an_operation_that_has_no_code_is_refused():
     with pytest.raises(ValueError, match=r"^program: detach has no machine code$"):
         llvm.operation(llvm.Lanes(llvm.Code(), "float", 8), "detach", "%x")
-
-
-def test_threads_share_what_is_compiled():
-    """A sum over neurons is the same whatever the number of threads."""
-    step, steps, n = programs.named("adaptive_lif"), 9, 40_000
-    inputs, states, params = programs.tensors(step, 0, steps, n, channels=5)
-    layer = programs.layer_of(step, ATAN, steps, channels=5, inner=1000)
-    found, threads = [], torch.get_num_threads()
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            results, borders = run(layer, inputs, states, params)
-            along = [torch.ones_like(results[0])], [torch.ones_like(v) for v in results[1:]]
-            found.append([*results, *backward(layer, inputs, states, params, borders, *along)])
-    finally:
-        torch.set_num_threads(threads)
-    all_same(found[0], found[1])
-    all_same(found[0], found[2])
 
 
 def test_through_the_public_function():
