@@ -50,7 +50,7 @@ class Bench(measure.Bench):
 
     title, packages, verdict = "LIF", peers.PACKAGES, Verdict
     compile_steps = 32
-    """The compile of an unrolled loop grows faster than T: at 32 it takes minutes, at 100 far more."""
+    """The compile of an unrolled loop grows faster than T: at 32 it takes minutes."""
 
     def __init__(self, *args, **limits):
         super().__init__(*args, **limits)

@@ -6,7 +6,6 @@ from functools import partial
 import lif_measure
 import neuron_case
 import neuron_peers
-import peers
 import run
 import torch
 from measure import Trial

@@ -152,7 +152,7 @@ def _compared(step: Step, ours, found, theirs, expected) -> str | None:
         if is_exact(step) and not torch.equal(a, b):
             return f"{(a != b).sum()} of {a.numel()} values differ"
         differs |= ~torch.isclose(a, b, rtol=near, atol=near).all(0)
-    if differs.float().mean() > 0.02:
+    if differs.float().mean() > (0 if double else 0.02):
         return f"{differs.sum()} of {differs.numel()} neurons differ"
     along = [torch.randn_like(t) * ~differs for t in expected]
     pairs = [(a, b, c) for a, b, c in zip(found, expected, along) if b.requires_grad]
@@ -217,7 +217,7 @@ def _near(what: str, step: Step, x, before, pairs) -> str | None:
     return None
 
 
-class _Rounds:
+class Rounds:
     """Programs, and rounds of the family, one after the other."""
 
     def __init__(self, seed: int):
@@ -271,7 +271,7 @@ def _caught(executor: str, run, *arguments) -> str | None:
 def run(seconds: float, seed: int) -> list[str]:
     """Programs and the family in turns for so long; what was wrong."""
     torch.set_num_threads(1)
-    end, rounds = time.monotonic() + seconds, _Rounds(seed)
+    end, rounds = time.monotonic() + seconds, Rounds(seed)
     while time.monotonic() < end:
         rounds.program()
         rounds.family()
@@ -289,7 +289,7 @@ def main() -> int:
         print(program_case(options.case) or "as the loop")
         return 0
     torch.set_num_threads(1)
-    rounds = _Rounds(options.seed)
+    rounds = Rounds(options.seed)
     for _ in range(options.programs):
         rounds.program()
     while rounds.neuron_steps < options.neuron_steps:

@@ -1,5 +1,5 @@
-"""The neuron benchmark runs, compares each neuron with the peers' own, and shows no speed for a wrong
-one."""
+"""The neuron benchmark runs, has the peers' modules of the same neurons, and shows no speed for a
+wrong one."""
 
 from functools import partial
 
@@ -26,7 +26,8 @@ def quick(tmp_path_factory):
     """Document, printed text and folder of one run on tiny shapes."""
     return benchmark_run.start(
         "neuron",
-        "--quick --minutes 5 --neurons lif,adaptive_lif,liaf --shapes 2x8x4x4 --steps 2,9 --rounds 2",
+        "--quick --minutes 5 --neurons lif,adaptive_lif,liaf --shapes 2x8x4x4 --steps 2,9 "
+        "--rounds 2",
         tmp_path_factory.mktemp("bench"),
     )
 

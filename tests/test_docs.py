@@ -1,4 +1,4 @@
-"""The pages of docs/: their Python blocks run in order, and print what the text behind them says."""
+"""The pages of docs/: their Python blocks run in order and print what the text behind them says."""
 
 import contextlib
 import io
