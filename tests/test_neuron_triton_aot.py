@@ -9,6 +9,7 @@ import test_triton_aot as lif
 import torch
 from _aot import compile_call
 
+import snnfast
 from snnfast import surrogate
 from snnfast.backends.spec import SEGMENT, segments
 from snnfast.backends.triton import neuron as backend
@@ -66,16 +67,25 @@ def at_floor(step, part, call, T, dtype, backward):
         assert part.widths(op)[8 * each * dtype.itemsize] >= steps * streams
 
 
-@pytest.mark.parametrize("arch", (80, 90))
-@pytest.mark.parametrize("backward", (False, True), ids=("forward", "backward"))
-@pytest.mark.parametrize("name", list(programs.STEPS))
-def test_eight_steps_of_half(name, backward, arch):
-    step, dtype = programs.named(name), torch.bfloat16
-    call = make_call(step, 8, dtype, backward=backward)
+def eight_steps_of_half(step, backward, arch):
+    call = make_call(step, 8, torch.bfloat16, backward=backward)
     kernel = compile_call(call, arch)
     assert kernel.spills == 0 and kernel.stack == 0
     assert kernel.registers <= 128
-    at_floor(step, kernel, call, 8, dtype, backward)
+    at_floor(step, kernel, call, 8, torch.bfloat16, backward)
+    return call, kernel
+
+
+@pytest.mark.parametrize("backward", (False, True), ids=("forward", "backward"))
+@pytest.mark.parametrize("name", snnfast.neurons.__all__)
+def test_the_family(name, backward):
+    eight_steps_of_half(getattr(snnfast.neurons, name).program.step, backward, 90)
+
+
+@pytest.mark.parametrize("backward", (False, True), ids=("forward", "backward"))
+@pytest.mark.parametrize("name", INSTRUCTIONS)
+def test_eight_steps_of_half(name, backward):
+    call, kernel = eight_steps_of_half(programs.named(name), backward, 80)
     assert kernel.loads_ahead() >= (4 if backward else 2)
     if backward:
         assert kernel.size / (8 * elements(call)) <= INSTRUCTIONS[name]

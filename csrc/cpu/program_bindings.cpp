@@ -24,7 +24,7 @@ ProgramCode code_of(std::string_view bytes, const ProgramLayer& layer) {
   std::memcpy(&code, bytes.data(), kHead);
   code.constant = reinterpret_cast<const double*>(bytes.data() + kHead);
   code.code = reinterpret_cast<const Instruction*>(code.constant + code.constants);
-  const int64_t count = code.before + code.instructions;
+  const int64_t count = code.hoisted + code.instructions;
   if (bytes.size() != kHead + code.constants * sizeof(double) + count * sizeof(Instruction))
     refuse();
   const int64_t places = code.constants + code.hoisted + layer.params.count + layer.inputs.count +

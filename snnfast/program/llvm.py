@@ -91,10 +91,11 @@ class Table:
 
 
 class Lanes:
-    """Values of ``lanes`` neurons at once in ``real``, float or double."""
+    """Values of ``lanes`` neurons at once in ``real``, float or double. ``loose``: parts of
+    gradients, which some ulp do not hurt."""
 
-    def __init__(self, code: Code, real: str, lanes: int):
-        self.code, self.real, self.lanes = code, real, lanes
+    def __init__(self, code: Code, real: str, lanes: int, loose: bool = False):
+        self.code, self.real, self.lanes, self.loose = code, real, lanes, loose
         self.kind = f"<{lanes} x {real}>"
         self.truth = f"<{lanes} x i1>"
         self.whole_kind = "i32" if real == "float" else "i64"
@@ -165,10 +166,12 @@ class Lanes:
 
 
 def values(
-    lanes: Lanes, program: Program, leaf: Callable[[Node], str], constant: Callable[[float], str]
-) -> list[str | None]:
+    lanes: Lanes, program: Program, leaf: Callable[[Node], str], constant: Callable[[float], str],
+    gradient: Program | None = None,
+) -> list[str | None]:  # fmt: skip
     """Writes the operations of ``program`` and returns the names of its results, None for one that
-    is 0 everywhere. ``leaf`` and ``constant`` name the values of leaves and of numbers."""
+    is 0 everywhere. ``leaf`` and ``constant`` name the values of leaves and of numbers;
+    ``gradient``: the surrogate's, of one input."""
     program = with_exact_products(program)
     found: list[str] = []
 
@@ -186,6 +189,9 @@ def values(
         elif node.op == "pow":
             exponent = program.nodes[node.args[1]].number
             found.append(llvm_functions.power(lanes, value(node.args[0]), exponent))
+        elif node.op == "surrogate":
+            u, loose = value(node.args[0]), Lanes(lanes.code, lanes.real, lanes.lanes, True)
+            found += values(loose, gradient, lambda _, u=u: u, constant)
         else:
             found.append(operation(lanes, node.op, *map(value, node.args)))
     return [None if r is None else value(r) for r in program.results]

@@ -1,11 +1,11 @@
 """exp, log, tanh, sigmoid and powers as LLVM IR. Of floats they are computed in double by short
-series and rounded once, for all numbers; of doubles the C library has them. ``lanes`` is llvm.py's,
-which writes the operations."""
+series and rounded once, for all numbers; where ``lanes`` is loose exp and sigmoid stay in float, to
+some ulp. Of doubles the C library has them. ``lanes`` is llvm.py's, which writes the operations."""
 
 import math
 
-_ROUND = 1.5 * 2.0**52
-"""Adding it rounds a double to a whole number, which its last bits then hold."""
+_FORMATS = {"float": (23, 127), "double": (52, 1023)}
+"""Bits of the mantissa, and what is added to the exponent."""
 _EXP2 = (0.00015403512749296772, 0.001339073547819869, 0.009618237493768859, 0.05550357433634863,
          0.2402264979496625, 0.6931471879266925)  # fmt: skip
 """Fitted: (2^f - 1) / f for |f| <= 1/2, to 2^-26 of 2^f - 1 and 2^-27 of 2^f."""
@@ -16,8 +16,7 @@ _ROOT = 0x3FE6A09E667F3BCD
 def exp(lanes, x: str) -> str:
     if lanes.real == "double":
         return lanes.call("exp", x)
-    x = _clamped(lanes, x, 110.0)
-    return _in_double(lanes, x, lambda wide, v: _exp(wide, v, math.log2(math.e)))
+    return _ending_in_zero(lanes, x, lambda wide, v: _exp(wide, v, math.log2(math.e)))
 
 
 def log(lanes, x: str) -> str:
@@ -40,7 +39,7 @@ def sigmoid(lanes, x: str) -> str:
     def wide_sigmoid(wide, v: str) -> str:
         return _inverse(wide, wide.add(wide.number(1.0), _exp(wide, v, -math.log2(math.e))))
 
-    return _in_double(lanes, _clamped(lanes, x, 110.0), wide_sigmoid)
+    return _ending_in_zero(lanes, x, wide_sigmoid)
 
 
 def tanh(lanes, x: str) -> str:
@@ -84,6 +83,16 @@ def power(lanes, x: str, exponent: float) -> str:
     return lanes.select(lanes.compare("uno", x, x), x, y)
 
 
+def _ending_in_zero(lanes, x: str, function) -> str:
+    """A function that is 0 in float for all x below -110. Loose it is for those below -87, where it
+    leaves the normal numbers, with which alone a processor is quick."""
+    if not lanes.loose:
+        return _in_double(lanes, _clamped(lanes, x, 110.0), function)
+    y = function(lanes, _clamped(lanes, x, 87.0))
+    below = lanes.compare("olt", x, lanes.number(-87.0))
+    return lanes.select(below, lanes.number(0.0), y)
+
+
 def _in_double(lanes, x: str, function) -> str:
     wide = lanes.of("double")
     return wide.converted("fptrunc", function(wide, lanes.converted("fpext", x, wide)), lanes)
@@ -101,6 +110,8 @@ def _polynomial(lanes, x: str, coefficients) -> str:
 def _inverse(wide, y: str) -> str:
     """1 / y to some 2^-46, 0 where y is beyond float: a float's quotient and a Newton step, in less
     than half the time of a division."""
+    if wide.loose:
+        return wide.div(wide.number(1.0), y)
     narrow = wide.of("float")
     r = narrow.div(narrow.number(1.0), wide.converted("fptrunc", y, narrow))
     r = narrow.converted("fpext", r, wide)
@@ -122,11 +133,12 @@ def _exp(wide, x: str, by: float) -> str:
 
 def _exp2_parts(wide, y: str) -> tuple[str, str]:
     """2^y = power (1 + rest), |rest| < 1/2, of y = n + f."""
-    # So far above that the last bits are n as an exponent has it.
-    magic = wide.number(_ROUND + 1023.0)
+    # A sum that is rounded to a whole number, whose last bits are n as an exponent has it.
+    mantissa, bias = _FORMATS[wide.real]
+    magic = wide.number(1.5 * 2.0**mantissa + bias)
     shifted = wide.add(y, magic)
     f = wide.sub(y, wide.sub(shifted, magic))
-    power = wide.from_bits(wide.integers("shl", wide.bits(shifted), wide.whole(52)))
+    power = wide.from_bits(wide.integers("shl", wide.bits(shifted), wide.whole(mantissa)))
     return power, wide.mul(f, _polynomial(wide, f, _EXP2))
 
 

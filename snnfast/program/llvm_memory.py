@@ -196,11 +196,11 @@ class Walk:
         return [(self.address(f"{name} {k}"), self.number(f"{name} {k} stride"))
                 for k in range(count)]  # fmt: skip
 
-    def run(self, program: Program, leaves: dict[str, list[str]]) -> list[str | None]:
+    def run(self, program: Program, leaves: dict[str, list[str]], gradient: Program | None = None):
         def leaf(node: Node) -> str:
             return leaves[node.op][int(node.number)]
 
-        return values(self.lanes, program, leaf, self.constant)
+        return values(self.lanes, program, leaf, self.constant, gradient)
 
     def each_vector(self, body) -> None:
         """body(j, i) for the neurons of the tile: vectors of them, then the last ones singly; j is

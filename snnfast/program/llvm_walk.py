@@ -111,9 +111,9 @@ def forward(step, shape: Shape) -> tuple[str, list[float]]:
     return w.text("forward"), w.table.numbers
 
 
-def backward(step, shape: Shape, adjoint: Program, wanted: Wanted) -> tuple[str, list[float]]:
-    """(text, constants) of the walk back with ``step.advance`` and ``adjoint``, which is
-    ``step.adjoint`` with the surrogate's formula in it."""
+def backward(step, shape: Shape, gradient: Program, wanted: Wanted) -> tuple[str, list[float]]:
+    """(text, constants) of the walk back with ``step.advance`` and ``step.adjoint``; ``gradient``:
+    the surrogate's formula."""
     w = Walk(shape, step, backward_arguments(step))
     code, numbers = w.code, range(step.states)
     summed = [k for k, how in enumerate(wanted.dinputs) if how == "sum"]
@@ -201,7 +201,7 @@ def backward(step, shape: Shape, adjoint: Program, wanted: Wanted) -> tuple[str,
                     "dout": ds,
                     "dstate": [*map(w.get, dstates)],
                 }
-                results = [zero if r is None else r for r in w.run(adjoint, leaves)]
+                results = [zero if r is None else r for r in w.run(step.adjoint, leaves, gradient)]
                 dx, dv = results[: step.inputs], results[step.inputs :]
                 to = w.plus(w.times(t, w.row_of_io), io_i)
                 for value, base, how in zip(dx, dinputs, wanted.dinputs, strict=True):

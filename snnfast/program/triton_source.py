@@ -24,6 +24,7 @@ _CALLS = {
     "exp": "exp", "log": "log", "sqrt": "tl.sqrt_rn", "tanh": "tanh", "sigmoid": "sigmoid",
     "where": "tl.where",
 }  # fmt: skip
+_FUNCTIONS = ("exp", "log", "tanh", "sigmoid", "pow")
 _LEAVES = {"input": "x", "state": "v", "param": "p", "dout": "ds", "dstate": "dv"}
 _ORDINARY = 2.0**100
 """Quotients by numbers up to this, and down to its inverse, are exact by way of the reciprocal."""
@@ -54,17 +55,18 @@ class Source(NamedTuple):
 def source(step: Step) -> Source:
     """The module of ``step``; ``backward``'s numbers stand behind the surrogate's a and b."""
     forward, backward = _Numbers(()), _Numbers(("a", "b"))
+    advance = _Writer(_folded(step.advance), backward)
     adjoint = _Writer(_folded(step.adjoint), backward)
     parts = [
         _HEAD,
         _Writer(_folded(step.forward), forward).function("def forward_step(x, v, p, c):"),
-        _Writer(_folded(step.advance), backward).function("def advance_step(x, v, p, c):"),
+        advance.function("def advance_step(x, v, p, c):"),
         adjoint.function("def adjoint_step(x, v, p, ds, dv, c, ID: tl.constexpr):"),
         _kernel("forward", step, forward),
         _kernel("backward", step, backward),
     ]
     numbers = tuple(forward.values), tuple(backward.values)
-    return Source("\n\n".join(parts), *numbers, adjoint.held())
+    return Source("\n\n".join(parts), *numbers, _held(advance, adjoint))
 
 
 class _Numbers:
@@ -131,24 +133,17 @@ class _Writer:
             self.uniform.append(op == "param" if leaf else all(self.uniform[a] for a in args))
             starts = op in ("dout", "dstate", "surrogate")
             self.gradient.append(starts or any(self.gradient[a] for a in args))
+        self.fused: set[int] = set()  # what is written as part of another value
         self.reads = [0] * len(self.nodes)
         for place in (*(a for n in self.nodes for a in n.args), *program.results):
             if place is not None:
                 self.reads[place] += 1
 
-    def held(self) -> int:
-        """How many values of the step itself its gradients read."""
-        read = {a for n, g in zip(self.nodes, self.gradient, strict=True) if g for a in n.args}
-        return sum(
-            not (self.gradient[a] or self.uniform[a] or self.nodes[a].op in (*TRUTH, "input"))
-            for a in read
-        )
-
     def function(self, head: str) -> str:
-        lines, fused = [], set()
+        lines = []
         for place in range(len(self.nodes) - 1, -1, -1):
-            if self.nodes[place].op != "const" and place not in fused:
-                lines.append(f"    n{place} = {self.expression(place, fused)}")
+            if self.nodes[place].op != "const" and place not in self.fused:
+                lines.append(f"    n{place} = {self.expression(place)}")
         results = "".join(f"{self.tile(r)}, " for r in self.program.results)
         return "\n".join(["@triton.jit", head, *reversed(lines), f"    return ({results})", ""])
 
@@ -168,7 +163,7 @@ class _Writer:
         literal = plain and repr(number) in ("0.0", "1.0", "-1.0")
         return repr(number) if literal else self.numbers.name(number)
 
-    def expression(self, place: int, fused: set[int]) -> str:
+    def expression(self, place: int) -> str:
         op, args, number = self.nodes[place]
         if op in LEAVES:
             half = op in ("input", "dout")
@@ -176,13 +171,13 @@ class _Writer:
         alone = all(self.nodes[a].op == "const" for a in args)
         values = [self.value(a, not alone and op != "pow") for a in args]
         if op in ("add", "sub") and self.gradient[place]:
-            found = self.fused(op, args, values, fused)
+            found = self.contracted(op, args, values)
             if found:
                 return found
         if op == "div":
             return self.quotient(place, *values)
         if op == "spike":
-            return f"tl.where({self.threshold(args[0], fused)}, 1.0, 0.0)"
+            return f"tl.where({self.threshold(args[0])}, 1.0, 0.0)"
         if op == "surrogate":
             return f"gradient({self.tile(args[0])}, c[0], c[1], ID)"
         if op == "not":
@@ -191,23 +186,23 @@ class _Writer:
             return f"{values[0]} {_INFIX[op]} {values[1]}"
         return f"{_CALLS[op]}({', '.join(values)})"
 
-    def threshold(self, place: int, fused: set[int]) -> str:
+    def threshold(self, place: int) -> str:
         """u >= 0; of u = h - theta, a number, without the difference."""
         op, args, _ = self.nodes[place]
         theta = self.nodes[args[1]] if op == "sub" else None
         if theta is None or theta.op != "const" or not math.isfinite(theta.number):
             return f"{self.value(place)} >= 0.0"
         if self.reads[place] == 1:
-            fused.add(place)
+            self.fused.add(place)
         return f"{self.value(args[0])} >= {self.value(args[1])}"
 
-    def fused(self, op: str, args: tuple, values: list[str], fused: set[int]) -> str | None:
+    def contracted(self, op: str, args: tuple, values: list[str]) -> str | None:
         """A sum with a product that nobody else reads."""
         for k in (1, 0):
             product = self.product(args[k])
             if product is not None:
                 first, second, places = product
-                fused.update(places)
+                self.fused.update(places)
                 other = values[1 - k]
                 if op == "sub" and k == 1:
                     first = f"negate({first})"
@@ -241,6 +236,21 @@ class _Writer:
         if self.gradient[place]:
             return f"{top} * {inverse}"
         return f"exact_quotient({top}, {bottom}, {inverse})"
+
+
+def _held(advance: _Writer, adjoint: _Writer) -> int:
+    """How many values of a step that ``advance`` has are read by what ``adjoint`` alone has: the
+    compiler finds that they are the same. A function counts as one more, for what it takes."""
+    builder = Builder()
+    places = builder.copy(advance.program)
+    shared = {at for place, at in enumerate(places) if place not in advance.fused}
+    places = builder.copy(adjoint.program)
+    shared |= {at for at in places if builder.nodes[at].op == "state"}
+    read = {a for at in places if at not in shared for a in builder.nodes[at].args}
+    uniform = {at for at, same in zip(places, adjoint.uniform, strict=True) if same}
+    functions = sum(builder.nodes[a].op in _FUNCTIONS for a in set(places) - uniform)
+    held = read & shared - uniform
+    return functions + sum(builder.nodes[a].op not in (*TRUTH, "input") for a in held)
 
 
 def _kernel(name: str, step: Step, numbers: _Numbers) -> str:

@@ -39,7 +39,9 @@ OPERATIONS = {
     "comparisons": ("ge", "gt", "le", "lt", "eq", "ne"),
     "functions": ("exp", "log", "tanh", "sigmoid"),
 }
-UGLY = (0.0, -0.0, 1.0, -1.0, 1e-40, -1e-40, 1e-45, 3e38, -3e38, math.inf, -math.inf, math.nan, 0.5)
+UGLY = (0.0, -0.0, 1.0, -1.0, 1e-40, -1e-40, 1e-45, 3e38, -3e38, math.inf, -math.inf, math.nan, 0.5,
+        1.5, -0.3, 1e-38)  # fmt: skip
+"""16: their pairs fill vectors."""
 
 
 def of_operation(op, dtype=torch.float32, steps=1):
@@ -74,6 +76,7 @@ def test_an_instruction_is_bit_for_bit(op, dtype):
         (s,), _ = run(layer, [x, y, z], [], [])
         (expected,) = evaluate(step.forward, {"input": [x, y, z]})
         same(s, expected)
+        assert torch.equal(s.signbit() & ~s.isnan(), expected.signbit() & ~s.isnan())
 
 
 @pytest.mark.parametrize("op", OPERATIONS["functions"] + ("pow",))
@@ -296,3 +299,22 @@ def test_every_instruction_set_computes_the_same(step):
     (results, got), (others, expected) = runs
     close(results, others, 1e-6) if step is INEXACT else all_same(results, others)
     close(got, expected, 1e-5)
+
+
+@pytest.mark.parametrize("left_out", (0, 2, None))
+def test_one_value_is_the_gradient_of_several(left_out):
+    """Of parameters, where it is added up, or of an input, too, where it is kept."""
+    b = Builder()
+    x, v, p, q = b.add("input"), b.add("state"), b.add("param"), b.add("param", number=1)
+    both = b.add("add", p, q)
+    apart, beside = b.add("mul", v, both), b.add("add", v, b.add("add", both, x))
+    for result in (apart, beside):
+        step = Step.of(b.program([result, b.constant(0.5)]).pack(), 1, 1, 2)
+        inputs, states, params = programs.tensors(step, 1, 9, 520)
+        layer = programs.layer_of(step, ATAN, 9)
+        results, borders = run(layer, inputs, states, params)
+        arguments = (layer, inputs, states, params)
+        along = cotangents(layer, results)
+        got = backward(*arguments, borders, *along, wanted=lambda k: k != left_out)
+        wanted = adjoint_loop(*arguments, ATAN, *along)
+        close(*([every[k] for k in range(4) if k != left_out] for every in (got, wanted)), 1e-5)

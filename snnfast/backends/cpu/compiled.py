@@ -14,7 +14,6 @@ from snnfast.backends.cpu.launch import module, pointer
 from snnfast.backends.layout import DTYPES
 from snnfast.backends.spec import SEGMENT, NeuronLayer
 from snnfast.program import llvm_walk
-from snnfast.program.adjoint import with_surrogate
 from snnfast.program.llvm_walk import Shape, Wanted
 from snnfast.program.step import Step
 from snnfast.program.surrogates import gradient_program
@@ -86,8 +85,8 @@ def _forward(step: Step, dtype: torch.dtype, *rest) -> tuple[int, bytes]:
 def _backward(
     step: Step, surrogate: int, a: float, b: float, wanted: Wanted, dtype: torch.dtype, *rest
 ) -> tuple[int, bytes]:
-    adjoint = with_surrogate(step.adjoint, gradient_program(surrogate, a, b))
-    text, numbers = llvm_walk.backward(step, _shape(step, dtype, *rest), adjoint, wanted)
+    gradient = gradient_program(surrogate, a, b)
+    text, numbers = llvm_walk.backward(step, _shape(step, dtype, *rest), gradient, wanted)
     return machine_code(text, "backward")[0], _constants(numbers, dtype)
 
 
