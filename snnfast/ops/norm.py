@@ -69,6 +69,7 @@ def _empty_stats(y: Tensor, channels: int) -> Tensor:
 
 
 def empty_totals(stats: Tensor) -> Tensor:
+    checks.axes("stats", stats, 2, "[4, C]")
     return stats.new_empty(5, stats.shape[1])
 
 
@@ -139,6 +140,7 @@ def _stats(y, weight, running_mean, running_var, momentum, total, eps, static, k
 
 
 def _prepare(mean, var, weight, eps, kernels):
+    checks.axes("mean", mean, 1, "[C]")
     stats = _empty_stats(mean, mean.shape[0])
     torch.stack((mean, var), out=stats[:2])
     kernels.norm_prepare(0.0, 1.0, eps, stats, weight)
@@ -147,6 +149,7 @@ def _prepare(mean, var, weight, eps, kernels):
 
 def _finish(sums, stats, count, kernels):
     totals = empty_totals(stats)
+    checks.axes("sums", sums, 2, "[2, C]")
     totals[:2] = sums
     kernels.norm_finish(count, stats, totals)
     return totals
