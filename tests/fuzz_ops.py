@@ -250,9 +250,47 @@ def spikes_case(draw: Draw):
     return there_and_back, {"s": s}
 
 
-CASES = (lif_case, lif_case, norm_lif_case, norm_lif_case, loss_case, spikes_case)
-DIFFERENTIABLE = ("x", "y", "residual", "weight", "bias", "v0", "tau", "inv_tau", "logits",
-                  "aux_logits")  # fmt: skip
+NEURONS = ("adaptive_lif", "alpha", "glif", "ilif", "klif", "liaf", "norse_lif", "synaptic",
+           "ternary_lif")  # fmt: skip
+"""Of ``snnfast.neurons`` those that are the same bits on every backend and never run away."""
+
+
+def neuron_case(draw: Draw):
+    """States are v0 .., up to two of its parameters are the tensors p0 and p1."""
+    definition = getattr(snnfast.neurons, draw.choice(*NEURONS))
+    dtype = draw.choice(torch.float32, torch.float32, torch.float16, torch.bfloat16, torch.float64)
+    state = torch.float64 if dtype == torch.float64 else torch.float32
+    steps, shape = draw.size(), _step_shape(draw, 0)
+    arguments = {"surrogate": draw.choice(*NAMES), "return_state": draw.choice(False, True, "all")}
+    form = [steps, *shape]
+    if draw.chance(0.25):
+        arguments["timesteps"], form = steps, shape
+    arguments["x"] = draw.tensor(form, dtype, 2.0)
+    states = [f"v{k}" for k in range(len(definition.states))]
+    if draw.chance(0.5):
+        arguments |= {name: draw.tensor(shape, state, 0.5) for name in states}
+    numbers = [key for key, value in definition.defaults.items() if isinstance(value, float)]
+    learned = draw.random.sample(numbers, min(len(numbers), draw.choice(0, 1, 2)))
+    for k, key in enumerate(learned):
+        size = [shape[1]] if len(shape) > 1 and draw.chance(0.5) else []
+        factor = torch.rand(size, generator=draw.generator, dtype=state) / 20 + 0.95
+        arguments[f"p{k}"] = draw.laid_out(definition.defaults[key] * factor)
+
+    def run(x, backend, p0=None, p1=None, **given):
+        start = tuple(given.pop(name, None) for name in states)
+        named = {key: p for key, p in zip(learned, (p0, p1)) if p is not None}
+        results = definition(x, states=start, backend=backend, **given, **named)
+        parts = results if isinstance(results, tuple) else (results,)
+        return tuple(t for part in parts for t in (part if isinstance(part, tuple) else (part,)))
+
+    run.__name__ = definition.name
+    return run, arguments
+
+
+CASES = (lif_case, lif_case, norm_lif_case, norm_lif_case, neuron_case, neuron_case, loss_case,
+         spikes_case)  # fmt: skip
+DIFFERENTIABLE = ("x", "y", "residual", "weight", "bias", "v0", "v1", "v2", "p0", "p1", "tau",
+                  "inv_tau", "logits", "aux_logits")  # fmt: skip
 
 
 def _outputs(result) -> list[torch.Tensor]:
@@ -396,6 +434,12 @@ def run_case(case: int, memory: Guarded) -> str | None:
         flips = (results[0][0] != expected[0][0]).float().mean().item()
         batch = op is snnfast.norm_lif and arguments["training"]
         return None if batch and flips < 0.05 else f"{flips:.2%} of the spikes differ"
+    if op.__name__ in NEURONS:
+        wrong = [
+            k for k, (a, b) in enumerate(zip(results[0], expected[0])) if not torch.equal(a, b)
+        ]
+        if wrong:
+            return f"{op.__name__}: results {wrong} differ"
     named = zip((*range(9), *wanted), (*results[0], *[None] * 9)[:9] + tuple(results[1]),
                 (*expected[0], *[None] * 9)[:9] + tuple(expected[1]))  # fmt: skip
     found = [g.abs().double().nan_to_num().max().item() for g in expected[1] if _has_values(g)]
