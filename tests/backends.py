@@ -118,7 +118,7 @@ GPU = tuple(
 )
 KERNELS = (*CPU, HOST, INTERPRETED, *GPU)
 EVERY = (REFERENCE, *KERNELS)
-PROGRAMS = tuple(backend for backend in EVERY if backend.name != "cuda")
+PROGRAMS = EVERY
 """Those that run a neuron by its program."""
 
 

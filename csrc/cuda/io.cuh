@@ -227,11 +227,18 @@ struct Pack<Io, 1> {
       return Io::widen(element, 0);
   }
   SNN_DEVICE static void store(void* p, const float* value) {
-    if constexpr (Io::kPerWord == 1)
-      store_element(p, *value);
-    else
-      store_element(p, Element(Io::narrow(*value, *value)));
+    Pack pack;
+    pack.set<1>(0, value);
+    pack.store(p);
   }
+  template <int>
+  SNN_DEVICE void set(int, const float* value) {
+    if constexpr (Io::kPerWord == 1)
+      element = *value;
+    else
+      element = Element(Io::narrow(*value, *value));
+  }
+  SNN_DEVICE void store(void* p) const { store_element(p, element); }
 };
 
 // States and their gradients: fp32, in the same order as the neurons.
