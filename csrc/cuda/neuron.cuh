@@ -9,9 +9,13 @@
 // Bytes per neuron and step, b those of an element: forward b for each input and output, backward b
 // for each input, output and gradient of an input; for T > 8, 4/8 for each state each way.
 //
-// NVRTC compiles one configuration at a time: SNN_IO, SNN_LANES, SNN_STEPS, SNN_SURROGATE,
-// SNN_FLAGS (lif_args.h: kHasV0, kHasV, kEveryState, kHasBorders, kHasDv0), and one bit for each
-// tensor in SNN_PER_CHANNEL (params [channels], else []) and, backward, in SNN_DS (given) and SNN_DX,
+// Backward walks through SNN_PART of a thread's neurons at once, for what is held of their steps to
+// find room in the registers.
+//
+// NVRTC compiles one configuration at a time: SNN_IO, SNN_LANES, SNN_STEPS, SNN_PART, SNN_BLOCKS,
+// SNN_SURROGATE and SNN_FLAGS (lif_args.h: kHasV0, kHasV, kEveryState, kHasBorders, kHasDv0). Sets
+// have a bit for each tensor: SNN_PER_CHANNEL (params [channels], else []), SNN_PER_LANE (of these,
+// where a thread's neurons may be of several channels) and, backward, SNN_DS (given), SNN_DX,
 // SNN_SUM_DX (summed over time) and SNN_DP (wanted).
 #pragma once
 
@@ -26,8 +30,8 @@ SNN_DEVICE float maximum(float x, float y) { return x > y || x != x ? x : y; }
 SNN_DEVICE float sigmoid(float x) { return reciprocal_(1.0f + expf(-x)); }
 SNN_CALL float power(float x, float y) { return float(pow(double(x), double(y))); }
 
-constexpr bool in(int set, int which) { return (set >> which & 1) != 0; }
-constexpr int some(int n) { return n > 0 ? n : 1; }  // there are no arrays of none
+SNN_HD constexpr bool in(int set, int which) { return (set >> which & 1) != 0; }
+SNN_HD constexpr int some(int n) { return n > 0 ? n : 1; }  // there are no arrays of none
 
 // Where a direction's tensors stand among its arguments: inputs [T, N], states [N] (null: they
 // start at `rest`), params, borders [states, segments - 1, N]; forward outputs [T, N] and new
@@ -87,30 +91,46 @@ struct Rows {
   }
 };
 
-template <int n, int kLanes, class Args>
-SNN_DEVICE void load_params(const Args& p, i64 i, Rows<n, kLanes>& to) {
-  constexpr int kP = At<typename Args::Step>::kP;
-  if (SNN_PER_CHANNEL) {
-    const i64 run = i / p.inner;
-    i64 place = i - run * p.inner, channel = run % p.channels;
+// The values of a thread's parameters.
+template <int n, int kLanes>
+struct Params {
+  Rows<n, kLanes> loaded;
+
+  template <class Args>
+  SNN_DEVICE void load(const Args& p, i64 i) {
+    constexpr int kP = At<typename Args::Step>::kP;
+    i64 place = 0, channel = 0;
+    if (SNN_PER_CHANNEL) {
+      const i64 run = i / p.inner;
+      place = i - run * p.inner, channel = run % p.channels;
+    }
     SNN_UNROLL
-    for (int j = 0; j < kLanes; ++j) {
+    for (int k = 0; k < n; ++k) {
+      const i64 at = in(SNN_PER_CHANNEL, k) ? channel : 0;
+      if (!in(SNN_PER_LANE, k)) load_element(p.state(kP + k) + at, loaded[k][0]);
+    }
+    SNN_UNROLL
+    for (int j = 0; j < (SNN_PER_LANE ? kLanes : 0); ++j) {
       SNN_UNROLL
       for (int k = 0; k < n; ++k)
-        if (in(SNN_PER_CHANNEL, k)) load_element(p.state(kP + k) + channel, to[k][j]);
+        if (in(SNN_PER_LANE, k)) load_element(p.state(kP + k) + channel, loaded[k][j]);
       if (++place == p.inner) {
         place = 0;
         if (++channel == p.channels) channel = 0;
       }
     }
   }
-  SNN_UNROLL
-  for (int k = 0; k < n; ++k) {
-    if (in(SNN_PER_CHANNEL, k)) continue;
-    load_element(p.state(kP + k), to[k][0]);
-    fill<kLanes>(to[k], float(to[k][0]));
+  // Apart from load(), so that the segment's loads are under way before one is waited for.
+  SNN_DEVICE void make(Rows<n, kLanes>& to) const {
+    SNN_UNROLL
+    for (int k = 0; k < n; ++k) {
+      fill<kLanes>(to[k], opaque(loaded.row[k][0]));
+      if (!in(SNN_PER_LANE, k)) continue;
+      SNN_UNROLL
+      for (int j = 1; j < kLanes; ++j) to[k][j] = opaque(loaded.row[k][j]);
+    }
   }
-}
+};
 
 // The states before the first step.
 template <int n, int kLanes, class Args>
@@ -162,13 +182,15 @@ SNN_DEVICE void walk(const Forward<Step>& p) {
   const i64 i = (i64(blockIdx.x) * kThreads + threadIdx.x) * kLanes;
   if (i >= p.neurons) return;
   Rows<Step::kStates, kLanes> v;
+  Params<Step::kParams, kLanes> loaded;
   Rows<Step::kParams, kLanes> params;
   begin(p, i, v);
-  load_params(p, i, params);
+  loaded.load(p, i);
   for (i64 base = 0; base < p.steps; base += kSteps) {
     const int n = steps_from<kSteps>(base, p.steps);
     Sequences<Step::kInputs, Io, kLanes, kSteps> x;
     x.load(p, kAll, 0, 0, i, base, n);
+    loaded.make(params);
     if (kSteps == kSegment && base > 0 && flag(p, kHasBorders)) {
       SNN_UNROLL
       for (int k = 0; k < Step::kStates; ++k) {
@@ -201,25 +223,19 @@ SNN_DEVICE void walk(const Forward<Step>& p) {
   if (flag(p, kHasV) && !flag(p, kEveryState)) v.store(p, Where::kV, i);
 }
 
-// How many of a thread's neurons are walked back at once: what is held of their steps shall leave
-// room in the registers, and a part is words of a pack (states of every step: vectors of four).
-constexpr int lanes_of_part(int lanes, int steps, int states, int least) {
-  while (lanes > least && steps * states * lanes > 32) lanes /= 2;
-  return lanes;
-}
-
 template <class Step>
 SNN_DEVICE void walk(const Backward<Step>& p) {
   using Io = SNN_IO;
   constexpr int kLanes = SNN_LANES, kSteps = SNN_STEPS;
   constexpr int kInputs = Step::kInputs, kStates = Step::kStates, kParams = Step::kParams;
   constexpr bool kEvery = (SNN_FLAGS & kEveryState) != 0;
-  constexpr int kPart = lanes_of_part(kLanes, kSteps, kStates, kEvery ? 4 : Io::kPerWord);
+  constexpr int kPart = SNN_PART;
   constexpr i64 kBytes = sizeof(typename Io::Element);
   using Where = At<Step>;
   const i64 thread = i64(blockIdx.x) * kThreads + threadIdx.x, i = thread * kLanes;
   if (i >= p.neurons) return;
   Rows<kStates, kLanes> dv;
+  Params<kParams, kLanes> loaded;
   Rows<kParams, kLanes> params, dp;
   Rows<kInputs, kLanes> sum;
   dv.clear(), dp.clear(), sum.clear();
@@ -227,7 +243,7 @@ SNN_DEVICE void walk(const Backward<Step>& p) {
   for (int k = 0; k < kStates; ++k)
     if (flag(p, kHasV) && !kEvery && p.tensor[Where::kV + k])
       load_state<kLanes>(p.state(Where::kV + k) + i, dv[k]);
-  load_params(p, i, params);
+  loaded.load(p, i);
   const i64 last = kSteps < kSegment ? 0 : (p.steps - 1) / kSegment * kSegment;
   for (i64 base = last; base >= 0; base -= kSteps) {
     const int n = steps_from<kSteps>(base, p.steps);
@@ -244,11 +260,10 @@ SNN_DEVICE void walk(const Backward<Step>& p) {
     Sequences<Step::kOutputs, Io, kLanes, kSteps> ds;
     x.load(p, kAll, 0, 0, i, base, n);
     ds.load(p, SNN_DS, Where::kS, kInputs, i, base, n);
+    loaded.make(params);
     SNN_UNROLL
     for (int o = 0; o < kLanes; o += kPart) {
       Rows<kStates, kPart> before[kSteps];
-      Rows<kParams, kPart> dp_part;
-      dp_part.clear();
       SNN_UNROLL
       for (int t = 0; t < kSteps; ++t) {
         if (t < n) {
@@ -285,7 +300,8 @@ SNN_DEVICE void walk(const Backward<Step>& p) {
             Step::adjoint(now, held, of, given, after, p.number + kStates, r);
             dx.set(j, r), dv.set(o + j, r + kInputs);
             SNN_UNROLL
-            for (int k = 0; k < kParams; ++k) dp_part[k][j] += r[kInputs + kStates + k];
+            for (int k = 0; k < kParams; ++k)
+              dp[k][in(SNN_PER_LANE, k) ? o + j : 0] += r[kInputs + kStates + k];
           }
           // A gradient takes the place of its input.
           SNN_UNROLL
@@ -296,11 +312,6 @@ SNN_DEVICE void walk(const Backward<Step>& p) {
               x.pack[k][t].template set<kPart>(o, dx[k]);
           }
         }
-      }
-      SNN_UNROLL
-      for (int k = 0; k < kParams; ++k) {
-        SNN_UNROLL
-        for (int j = 0; j < kPart; ++j) dp[k][in(SNN_PER_CHANNEL, k) ? o + j : 0] += dp_part[k][j];
       }
     }
     SNN_UNROLL
@@ -315,12 +326,11 @@ SNN_DEVICE void walk(const Backward<Step>& p) {
   }
   SNN_UNROLL
   for (int k = 0; k < kInputs; ++k)
-    if (in(SNN_SUM_DX, k))
-      Pack<Io, kLanes>::store(p.tensor[Where::kDx + k] + i * kBytes, sum[k]);
+    if (in(SNN_SUM_DX, k)) Pack<Io, kLanes>::store(p.tensor[Where::kDx + k] + i * kBytes, sum[k]);
   if (flag(p, kHasDv0)) dv.store(p, Where::kDv0, i);
   SNN_UNROLL
   for (int k = 0; k < kParams; ++k) {
-    if (in(SNN_DP & SNN_PER_CHANNEL, k))
+    if (in(SNN_DP & SNN_PER_LANE, k))
       store_state<kLanes>(p.state(Where::kDp + k) + i, dp[k]);
     else if (in(SNN_DP, k))
       store_element(p.state(Where::kDp + k) + thread, dp[k][0]);

@@ -31,7 +31,7 @@ struct Step {{
 }}  // namespace cuda
 }}  // namespace snnfast
 
-extern "C" __global__ void __launch_bounds__(snnfast::cuda::kThreads, snnfast::cuda::kBlocks)
+extern "C" __global__ void __launch_bounds__(snnfast::cuda::kThreads, SNN_BLOCKS)
     snnfast_neuron(const snnfast::cuda::{kind}<snnfast::cuda::Step> p) {{
   snnfast::cuda::walk(p);
 }}

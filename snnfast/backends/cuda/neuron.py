@@ -17,8 +17,9 @@ from snnfast.program.cuda_source import backward_source, forward_source
 
 _THREADS = 128
 _SETS = ("PER_CHANNEL", "DS", "DX", "SUM_DX", "DP")
-_WORDS = 192
-"""Registers that a segment of a thread's sequences may fill; else one neuron a thread."""
+_FEW, _MANY = 96, 216
+"""Registers that what a thread holds may fill, counted in machine code: few leave room for four
+blocks on a multiprocessor, and beyond many a thread takes one neuron."""
 
 
 class Plan(NamedTuple):
@@ -47,10 +48,13 @@ def neuron_backward(
     )
     driver.run(plan.launch, inputs[0], driver.addressed(pointers, plan.rest))
     for dp, part in zip(dparams, parts, strict=True):
-        if dp is not None and dp.dim():
-            torch.sum(part.view(-1, layer.channels, layer.inner), dim=(0, 2), out=dp)
-        elif dp is not None:
-            torch.sum(part[: neurons // plan.lanes], dim=0, out=dp)
+        if dp is None:
+            continue
+        shared = 1 if dp.dim() and layer.inner % plan.lanes else plan.lanes
+        part = part[: neurons // shared]
+        if dp.dim():
+            part, dims = part.view(-1, layer.channels, layer.inner // shared), (0, 2)
+        torch.sum(part, dim=dims if dp.dim() else 0, out=dp)
 
 
 def forward_call(
@@ -119,20 +123,40 @@ def _plan(
     flags: int,
     *sets: tuple[str, int],
 ) -> Plan:
-    step, backward = layer.step, direction == "backward"
+    step, backward, of = layer.step, direction == "backward", dict(sets)
     text, numbers = (backward_source if backward else forward_source)(step)
-    lanes = 16 // dtype.itemsize
-    words = 4 * min(layer.steps, SEGMENT) * len(strides)
+    steps = 4 if layer.steps <= 4 else SEGMENT
     # Every access may be one of 16 bytes; else the kernel goes element by element.
-    vector = aligned and all(n % lanes == 0 for n in (neurons, border_stride, *strides))
-    lanes = lanes if vector and words <= _WORDS else 1
+    lanes = 16 // dtype.itemsize
+    if not aligned or any(n % lanes for n in (neurons, border_stride, *strides)):
+        lanes = 1
+    every = bool(flags & EVERY_STATE)
+
+    def held(lanes: int) -> tuple[int, int, int]:
+        """Neurons of a part, the set SNN_PER_LANE, and registers."""
+        per_lane = of["PER_CHANNEL"] if layer.inner % lanes else 0
+        part = lanes
+        while part > (min(lanes, 4) if every else 1) and steps * step.states * part > 16:
+            part //= 2
+        words = 3 * per_lane.bit_count() + of.get("SUM_DX", 0).bit_count()
+        words += 2 * step.states * (layer.steps > SEGMENT)
+        words = steps * (4 * len(strides) + step.states * part) + lanes * words
+        return part, per_lane, words
+
+    part, per_lane, words = held(lanes)
+    if words > _MANY:
+        lanes = 1
+        part, per_lane, words = held(lanes)
     names = (
         f"-DSNN_IO={IO[dtype]}",
         f"-DSNN_LANES={lanes}",
-        f"-DSNN_STEPS={4 if layer.steps <= 4 else SEGMENT}",
+        f"-DSNN_STEPS={steps}",
+        f"-DSNN_PART={part}",
+        f"-DSNN_BLOCKS={4 if words <= _FEW else 2}",
         f"-DSNN_FLAGS={flags}",
         f"-DSNN_SURROGATE={0 if step.gradient or not backward else layer.surrogate}",
-        *(f"-DSNN_{name}={dict(sets).get(name, 0)}" for name in _SETS),
+        *(f"-DSNN_{name}={of.get(name, 0)}" for name in _SETS),
+        f"-DSNN_PER_LANE={per_lane}",
     )
     numbers = (*layer.rest, *((layer.a, layer.b) if backward else ()), *numbers)
     numbers += (0.0,) * (2 - len(numbers) % 2)
