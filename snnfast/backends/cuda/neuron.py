@@ -139,7 +139,7 @@ def _plan(
         while part > (min(lanes, 4) if every else 1) and steps * step.states * part > 16:
             part //= 2
         words = 3 * per_lane.bit_count() + of.get("SUM_DX", 0).bit_count()
-        words += 2 * step.states * (layer.steps > SEGMENT)
+        words += 2 * step.states * (layer.steps > SEGMENT or flags & (HAS_V0 | HAS_DV0) > 0)
         words = steps * (4 * len(strides) + step.states * part) + lanes * words
         return part, per_lane, words
 
