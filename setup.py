@@ -189,12 +189,13 @@ class BuildWithNinja(build_ext):
         flags = f"{self.cxx} {CXX_FLAGS} {openmp} {self.includes}"
         for isa, isa_flags in ISA_FLAGS.items():
             command = f"{flags} {isa_flags} -DSNN_ISA={isa}"
-            for kernel in ("program", "lif", "norm_lif", "distill", "spikes"):
+            for kernel in ("program", "lif", "norm_lif", "distill", "spikes", "compiled"):
                 source = ROOT / f"csrc/cpu/{kernel}.cpp"
                 ninja.compile(f"{kernel}_{isa}", command, source, self.headers)
         defines = "-DSNN_HAVE_AVX2" if "avx2" in ISA_FLAGS else ""
-        bindings = ROOT / "csrc/cpu/bindings.cpp"
-        ninja.compile("bindings", f"{flags} -O2 {defines}", bindings, self.headers)
+        for name in ("bindings", "program_bindings"):
+            source = ROOT / f"csrc/cpu/{name}.cpp"
+            ninja.compile(name, f"{flags} -O2 {defines}", source, self.headers)
         ninja.link(output, f"{self.cxx} -shared {openmp} $in -o $out")
 
     def build_cuda(self, ninja, output):

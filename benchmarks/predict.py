@@ -14,7 +14,8 @@ A launch takes a fixed time, and then the longer of
 The constants below are data sheets' and what copies are known to reach. A case's tensors lie
 outside the L2, as the benchmarks' do; a layer is its launches, without the host's time. Rows are
 those of bench_lif.json and bench_block.json; with --measured the times that stand there are shown
-beside. Writes predicted.json where --output says.
+beside. Writes predicted.json where --output says; the one that we stand by until a GPU has measured
+lies in benchmarks/results/predicted.
 """
 
 import argparse

@@ -30,7 +30,8 @@ from .operations import narrowed
 
 
 class Layout(NamedTuple):
-    """What a kernel is compiled for besides the step."""
+    """What a kernel is compiled for besides the step. To Triton 3.6 its fields are plain numbers,
+    which a static_range does not take."""
 
     inputs: int
     outputs: int
@@ -61,7 +62,7 @@ def _params(params, first, lane, channels, inner, L: tl.constexpr):
     found = ()
     if channels is not None:
         channel = channel_of(first, lane, channels, inner)
-    for k in tl.static_range(L.params):
+    for k in tl.static_range(tl.constexpr(L.params)):
         if L.per_channel[k]:
             found += (tl.load(params[k] + channel),)
         else:
@@ -86,7 +87,7 @@ def _rows(rows, strides, t, steps, first, lane, inside, COUNT: tl.constexpr, L: 
 def _inputs(inputs, strides, once, t, steps, first, lane, inside, L: tl.constexpr):
     """Step t of the inputs; ``once``: those that are the same at every step."""
     found = ()
-    for k in tl.static_range(L.inputs):
+    for k in tl.static_range(tl.constexpr(L.inputs)):
         if L.static[k]:
             found += (once[k],)
         else:
@@ -99,7 +100,7 @@ def _inputs(inputs, strides, once, t, steps, first, lane, inside, L: tl.constexp
 def _begin(states, rest, first, lane, inside, L: tl.constexpr):
     """The states before the first step."""
     found = ()
-    for k in tl.static_range(L.states):
+    for k in tl.static_range(tl.constexpr(L.states)):
         if states[k] is None:
             found += (tl.zeros(lane.shape, tl.float32) + rest[k],)
         else:
@@ -152,29 +153,29 @@ def walk_forward(
         start = tl.cast(k, tl.int64) * L.steps
         # The loads of a segment stand first, to be in flight together.
         xs = ()
-        for i in tl.static_range(L.steps):
+        for i in tl.static_range(tl.constexpr(L.steps)):
             xs += (_inputs(inputs, strides, once, start + i, steps, first, lane, inside, L),)
-        for i in tl.static_range(L.steps):
+        for i in tl.static_range(tl.constexpr(L.steps)):
             taken = start + i < steps
             live = inside if L.whole else tl.where(taken, inside, False)
             results = FORWARD(xs[i], state, p, numbers)
             row = (start + i) * n + first
-            for j in tl.static_range(L.outputs):
+            for j in tl.static_range(tl.constexpr(L.outputs)):
                 value = narrowed(results[j], outputs[j].dtype.element_ty)
                 tl.store(outputs[j] + row + lane, value, mask=live)
             after = results[L.outputs :]
-            for j in tl.static_range(L.states):
+            for j in tl.static_range(tl.constexpr(L.states)):
                 if L.every:
                     if news[j] is not None:
                         tl.store(news[j] + row + lane, after[j], mask=live)
             state = _selected(taken, after, state, L.states, L.whole)
         if borders is not None:
             row = borders + tl.cast(k, tl.int64) * n + first
-            for j in tl.static_range(L.states):
+            for j in tl.static_range(tl.constexpr(L.states)):
                 inner_border = tl.where(k + 1 < segments, inside, False)
                 tl.store(row + j * border_stride + lane, state[j], mask=inner_border)
     if not L.every:
-        for j in tl.static_range(L.states):
+        for j in tl.static_range(tl.constexpr(L.states)):
             if news[j] is not None:
                 tl.store(news[j] + first + lane, state[j], mask=inside)
 
@@ -210,7 +211,7 @@ def walk_backward(
     dx_sums = _repeated(zero, L.inputs)
     dp_sums = _repeated(zero, L.params)
     dstate = ()
-    for j in tl.static_range(L.states):
+    for j in tl.static_range(tl.constexpr(L.states)):
         if dnews[j] is None or L.every:
             dstate += (zero,)
         else:
@@ -223,7 +224,7 @@ def walk_backward(
         start = tl.cast(k, tl.int64) * L.steps
         xs = ()
         dss = ()
-        for i in tl.static_range(L.steps):
+        for i in tl.static_range(tl.constexpr(L.steps)):
             xs += (_inputs(inputs, strides, once, start + i, steps, first, lane, inside, L),)
             dss += (
                 _rows(douts, dout_strides, start + i, steps, first, lane, inside, L.outputs, L),
@@ -231,24 +232,24 @@ def walk_backward(
         state = initial
         if borders is not None:
             kept = ()
-            for j in tl.static_range(L.states):
+            for j in tl.static_range(tl.constexpr(L.states)):
                 row = borders + j * border_stride + (tl.cast(k, tl.int64) - 1) * n + first
                 value = tl.load(row + lane, mask=tl.where(k > 0, inside, False))
                 kept += (tl.where(k > 0, value, initial[j]),)
             state = kept
         befores = ()  # the states before every step
-        for i in tl.static_range(L.steps):
+        for i in tl.static_range(tl.constexpr(L.steps)):
             befores += (state,)
             if i + 1 < L.steps:
                 state = ADVANCE(xs[i], state, p, numbers)
 
-        for i in tl.static_range(L.steps - 1, -1, -1):
+        for i in tl.static_range(tl.constexpr(L.steps - 1), -1, -1):
             taken = start + i < steps
             live = inside if L.whole else tl.where(taken, inside, False)
             dv = dstate
             if L.every:
                 dv = ()
-                for j in tl.static_range(L.states):
+                for j in tl.static_range(tl.constexpr(L.states)):
                     if dnews[j] is None:
                         dv += (dstate[j],)
                     else:
@@ -256,7 +257,7 @@ def walk_backward(
                         dv += (dstate[j] + tl.load(row + lane, mask=inside),)
             found = ADJOINT(xs[i], befores[i], p, dss[i], dv, numbers, ID)
             sums = ()
-            for j in tl.static_range(L.inputs):
+            for j in tl.static_range(tl.constexpr(L.inputs)):
                 dx = found[j]
                 if dinputs[j] is not None and not L.summed[j]:
                     row = dinputs[j] + (start + i) * n + first
@@ -266,19 +267,19 @@ def walk_backward(
             dx_sums = sums
             dstate = _selected(taken, found[L.inputs :], dstate, L.states, L.whole)
             sums = ()
-            for j in tl.static_range(L.params):
+            for j in tl.static_range(tl.constexpr(L.params)):
                 dp = found[L.inputs + L.states + j]
                 sums += (dp_sums[j] + (dp if L.whole else tl.where(taken, dp, 0.0)),)
             dp_sums = sums
 
-    for j in tl.static_range(L.inputs):
+    for j in tl.static_range(tl.constexpr(L.inputs)):
         if dinputs[j] is not None and L.summed[j]:
             dx = narrowed(dx_sums[j], dinputs[j].dtype.element_ty)
             tl.store(dinputs[j] + first + lane, dx, mask=inside)
-    for j in tl.static_range(L.states):
+    for j in tl.static_range(tl.constexpr(L.states)):
         if dstates[j] is not None:
             tl.store(dstates[j] + first + lane, dstate[j], mask=inside)
-    for j in tl.static_range(L.params):
+    for j in tl.static_range(tl.constexpr(L.params)):
         if dparams[j] is not None:
             if L.per_channel[j]:
                 tl.store(dparams[j] + first + lane, dp_sums[j], mask=inside)

@@ -42,7 +42,7 @@ def negate(x):
 @triton.jit
 def exp(x):
     if INTERPRET:
-        y = tl.exp(x)
+        y = tl.exp(x.to(tl.float64)).to(tl.float32)
     else:
         y = libdevice.exp(x)
     return y
@@ -51,7 +51,7 @@ def exp(x):
 @triton.jit
 def log(x):
     if INTERPRET:
-        y = tl.log(x)
+        y = tl.log(x.to(tl.float64)).to(tl.float32)
     else:
         y = libdevice.log(x)
     return y
@@ -72,10 +72,16 @@ def tanh(x):
 
 @triton.jit
 def sigmoid(x):
-    y = 1.0 + exp(negate(x))
-    z = reciprocal(y)
-    finer = tl.fma(tl.fma(y, negate(z), 1.0), z, z)
-    return tl.where(finer == finer, finer, z)  # y may be infinite
+    """By way of e = exp(-|x|): 1 / (1 + e) or e / (1 + e), with what the sum in float32 lost."""
+    e = exp(negate(tl.abs(x)))
+    if INTERPRET:  # whose fma rounds twice
+        z = (1.0 / (1.0 + e.to(tl.float64))).to(tl.float32)
+    else:
+        y = 1.0 + e
+        z = reciprocal(y)
+        remainder = tl.fma(negate(e - (y - 1.0)), z, tl.fma(negate(y), z, 1.0))
+        z = tl.fma(remainder, z, z)
+    return tl.where(x >= 0.0, z, e * z)
 
 
 @triton.jit

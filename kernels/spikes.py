@@ -3,8 +3,8 @@
 Bytes per element, b those of its dtype: b + 1/8 each way.
 
 Elements are looked at as the words that they are in memory: what is not 0 but for its sign is a
-spike, and only the words of +0 and 1 are exact. A tile is [bytes, 8]: the bits of a byte lie next
-to each other, so 16 bytes of bf16 make one byte within a thread, and of fp32 within two.
+spike. A tile is [bytes, 8]: the bits of a byte lie next to each other, so 16 bytes of bf16 make one
+byte within a thread, and of fp32 within two.
 """
 
 import triton
@@ -21,9 +21,7 @@ def _words(s, WIDE: tl.constexpr):
 def pack_spikes(
     s,  # [N]
     bits,  # [ceil(N / 8)] uint8
-    exact,  # [1] int32: set to 0 where an element is neither +0 nor 1; or None
     n: tl.int64,
-    ONE: tl.constexpr,  # the word of 1
     WIDE: tl.constexpr,  # 4 bytes an element, else 2
     BYTES: tl.constexpr,
 ):
@@ -37,10 +35,6 @@ def pack_spikes(
     spike = ((word & magnitude) != 0).to(tl.int32)
     value = tl.sum(spike << lane[None, :], 1)
     tl.store(bits + first + byte, value.to(tl.uint8), mask=byte * 8 < left)
-    if exact is not None:
-        other = ((word != 0) & (word != ONE)).to(tl.int32)
-        # All who store here store the same.
-        tl.store(exact, 0, mask=tl.max(tl.max(other, 1), 0) > 0)
 
 
 @triton.jit

@@ -66,8 +66,9 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
         description="Train what a recipe describes. DIR then holds model.safetensors, "
         "ema.safetensors and teacher.safetensors where there are such, config.toml, "
         "preprocess.json, metrics.jsonl, accuracy.png and a checkpoint. Every key of the recipe is "
-        'an option. A recipe is a TOML file of keys; with base = "NAME" it takes what it does not '
-        "say from NAME.toml beside it, or from the recipe of that name that comes with snnfast.",
+        "an option; its default stands where neither says it. A recipe is a TOML file of keys; "
+        'with base = "NAME" it takes what it does not say from NAME.toml beside it, or from the '
+        "recipe of that name that comes with snnfast.",
     )
     train.add_argument("recipe", metavar="RECIPE", help="a TOML file, or the name of a shipped one")
     train.add_argument("--overwrite", action="store_true", help="replace the run that is in output")
@@ -158,8 +159,17 @@ def _add_keys(train: argparse.ArgumentParser) -> None:
             dest=name,
             metavar="DIR" if name == "output" else name.rpartition("_")[2].upper(),
             default=argparse.SUPPRESS,
-            help=item.description.replace("%", "%%"),
+            help=_with_default(item).replace("%", "%%"),
         )
+
+
+def _with_default(item) -> str:
+    """What a key is, and its value in a recipe that does not say."""
+    if "default" in item.description:
+        return item.description
+    shown = {None: "none", True: "true", False: "false"}
+    default = item.default if type(item.default) in (int, float, str) else shown[item.default]
+    return f"{item.description}; default {default}"
 
 
 def _unknown(name: str) -> Exception:

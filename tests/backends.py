@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from snnfast.backends import cuda, triton
+from snnfast.backends.cpu import interpreted, neuron
 from snnfast.backends.cuda import launch
 from snnfast.ops import select
 
@@ -62,10 +63,13 @@ class Backend:
 
 @contextmanager
 def _baseline():
+    """As on an older machine, where no machine code is made either."""
     from snnfast import _C
 
     _C.use_baseline(True)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(neuron, "executor", lambda: interpreted)
+        yield
     _C.use_baseline(False)
 
 

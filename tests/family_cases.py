@@ -64,11 +64,14 @@ def inputs(name: str, shape=(12, 3, 4, 10), dtype=torch.float32) -> torch.Tensor
     return x * ROWS[name].scale
 
 
-def as_tensors(name: str, options: dict, dtype=torch.float32, but=()) -> dict:
-    """The parameters of a case with each number as a tensor [] that requires gradient."""
-    return {
-        key: torch.tensor(value, dtype=dtype, requires_grad=True)
-        if isinstance(value, float) and key not in but
-        else value
-        for key, value in (neuron(name).defaults | options).items()
-    }
+def as_tensors(name: str, options: dict, dtype=torch.float32, but=(), channels=None) -> dict:
+    """The parameters of a case with each number as a tensor [] that requires gradient; or one that
+    differs between the channels [C]."""
+    parameters = neuron(name).defaults | options
+    for key, value in parameters.items():
+        if isinstance(value, float) and key not in but:
+            value = torch.tensor(value, dtype=dtype)
+            if channels is not None:
+                value = value * torch.linspace(0.95, 1.05, channels, dtype=dtype)
+            parameters[key] = value.requires_grad_()
+    return parameters

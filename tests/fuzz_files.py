@@ -189,6 +189,8 @@ def _read(target: Target, on_error: str = "stop") -> str:
         text = re.sub(r"\s+", " ", str(error))[:300]
         if not isinstance(error, ERRORS):
             return f"failed {type(error).__name__}: {text}"
+        if " object at 0x" in text:
+            return f"failed a place in memory is named: {text}"
         if "allocate" in text or "MemoryError" in text:
             return f"failed for want of memory: {text}"
         if target.name not in text and str(target.root) not in text:

@@ -27,7 +27,7 @@ import snnfast
 from snnfast import surrogate
 
 PAGE, ARENA, ARENAS = mmap.PAGESIZE, 32 * mmap.PAGESIZE, 512
-EXPECTED = (ValueError, TypeError, RuntimeError, IndexError, ArithmeticError, AttributeError)
+EXPECTED = (ValueError, TypeError, RuntimeError, ArithmeticError, AttributeError)
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 

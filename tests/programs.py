@@ -55,10 +55,19 @@ def exponential(x, v, tau, *, theta=1.0, sharp=0.4):
     return torch.tanh(h) * s, torch.sigmoid(h) * (1 - s)
 
 
+def gated(x, v, alpha, beta, *, theta=1.0):
+    """Parameters are computed with before they meet a neuron."""
+    decay = 1 - alpha * (1 - beta / 2)
+    h = decay * v + x * (2 - beta)
+    s = spike(h - theta)
+    return s, h - decay * s
+
+
 STEPS = {
     "lif": (lif, 1, ()),
     "adaptive_lif": (adaptive_lif, 2, ("rho",)),
     "synaptic": (synaptic, 2, ("alpha", "beta")),
+    "gated": (gated, 1, ("alpha", "beta")),
     "izhikevich": (izhikevich, 2, ()),
     "exponential": (exponential, 1, ("tau",)),
 }

@@ -203,6 +203,19 @@ def test_the_help_of_train_says_what_base_is(capsys):
     assert "--overwrite" in out and "default runs/RECIPE-SEED" in out
 
 
+def test_the_help_of_train_shows_defaults(capsys):
+    """As a recipe or an option would say them."""
+    assert main(["train", "--help"]) == 0
+    out = capsys.readouterr().out
+    for name, item in recipes.keys():
+        _, _, text = out.partition(f"  --{name} ")
+        text = " ".join(text.partition("\n  --")[0].split())
+        _, _, default = text.rpartition("; default ")
+        if name != "output":
+            value = recipes.flat(recipes.load("digits_twkd", {name: default.split()[0]}))[name]
+            assert value == item.default or value == [item.default], name
+
+
 @pytest.mark.parametrize("option", ["--data.image-size=0", "--data.image_size=0", "--image-size=0",
                                     "--image_size=0"])  # fmt: skip
 def test_options_have_one_name_in_all_commands(capsys, option):

@@ -275,11 +275,13 @@ def one_recording(root, kind="aedat"):
 @pytest.mark.parametrize(
     ("at", "value", "message"),
     [
-        (62, 0xFFFFFFFF, "damaged: range end index"),  # a panic
+        (42, 30, "damaged: range start index"),  # a panic
         # Lengths: of the header, of a packet.
         (14, 0xFFFFFFFF, "incomplete: 4294967313 bytes or more expected, got"),
         (None, 0xFFFFFFFF, r"incomplete: 42949\d* bytes or more expected, got"),
         (0, 0, "AEDAT 4.0 expected"),
+        # A tag's name, which goes into the package's error.
+        (86, 0x206564EF, "its description must be XML in UTF-8: .* invalid continuation byte"),
     ],
 )
 def test_damaged_aedat4_is_named_and_skipped(tmp_path, workers, at, value, message):
@@ -294,6 +296,19 @@ def test_damaged_aedat4_is_named_and_skipped(tmp_path, workers, at, value, messa
     with pytest.warns(UserWarning, match=rf"airplane_0.aedat4 cannot be read: {message}"):
         split = load_data("cifar10_dvs", on_error="skip", **options).train
     assert split.targets.tolist() == [IGNORED, *range(1, 10)] and split.skipped == [str(path)]
+
+
+def test_a_description_that_nests_too_deeply(tmp_path):
+    path = one_recording(tmp_path, "aedat4")
+    content = path.read_bytes()
+    start, end = content.index(b"<dv"), content.index(b"</dv>") + 5
+    text = b"<a>" * 100_000
+    (length,) = struct.unpack_from("<I", content, 14)
+    header = struct.pack("<I", length + len(text) - (end - start)) + content[18 : start - 4]
+    text = struct.pack("<I", len(text)) + text
+    path.write_bytes(content[:14] + header + text + content[end:])
+    with pytest.raises(DataError, match="its description may nest at most 100 elements"):
+        load_data("cifar10_dvs", root=tmp_path, **NO_WORKERS)
 
 
 @pytest.mark.parametrize("pack", [zstd, lz4])

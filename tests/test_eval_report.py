@@ -92,12 +92,14 @@ def test_eval_defaults_to_the_trained_timesteps(runs):
         (["eval", "RUN", "--timesteps", "2..4"], "must be T or 1..T, got '2..4'"),
         (["eval", "RUN", "--timesteps", "0"], "must be a whole number from 1, got '0'"),
         (["eval", "RUN", "--weights", "ema"], "it has no config.toml or no ema.safetensors"),
-        (["report", "nowhere"], "nowhere is not a run"),
+        (["report", "nowhere"], f"nowhere is not a run: there is no {Path.cwd()}/nowhere/config"),
+        (["report", "RUNS"], "config.toml; there are runs in it: "),
         (["report", "RUN", "RUN"], "two runs of 'step_ce' have the same seed"),
     ],
 )
 def test_bad_requests_are_refused(runs, capsys, argv, message):
-    assert main([str(runs / "ce-0") if a == "RUN" else a for a in argv]) == 2
+    stands_for = {"RUN": str(runs / "ce-0"), "RUNS": str(runs)}
+    assert main([stands_for.get(a, a) for a in argv]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 

@@ -120,6 +120,8 @@ def test_image_files_are_seen_as_evaluation_sees_them(trained):
     arrays = np.stack([np.array(image) for image in opened])
     assert torch.equal(seen(model, arrays), expected)
     assert torch.equal(seen(model, torch.from_numpy(arrays).movedim(-1, 1)), expected)
+    turned = (arrays / 255).astype(">f4")  # of the other byte order
+    assert torch.equal(model.preprocess(turned), model.preprocess(turned.astype("<f4")))
     # Floating point is scaled by the same filter, without rounding to 8 bits in between.
     close = model.preprocess(arrays / 255.0) - model.preprocess(arrays)
     assert 0 < close.abs().max() <= 0.51 / 255 / 0.224 * 2
@@ -155,6 +157,10 @@ def test_grey_and_colour_become_what_the_network_has(trained):
         assert torch.equal(colour(other), colour(other.convert("RGB")))
 
 
+ENDLESS = []
+ENDLESS.append(ENDLESS)
+
+
 @pytest.mark.parametrize(
     ("images", "error", "message"),
     [
@@ -170,6 +176,12 @@ def test_grey_and_colour_become_what_the_network_has(trained):
         (np.array([["a"]]), TypeError, "uint8 or floating point, got <U1"),
         (torch.full((1, 28, 28), 255.0), ValueError, "must be in 0..1, got 255 to 255"),
         (torch.full((1, 28, 28), torch.nan), ValueError, "must be in 0..1, got nan to nan"),
+        (ENDLESS, ValueError, "lists must not hold themselves"),
+        (torch.zeros(1, 28, 28).to_sparse(), TypeError, "must be dense .*, got a sparse_coo one"),
+        (torch.zeros(1, 28, 28, device="meta"), TypeError, "hold values, got a meta one"),
+        (torch.nested.nested_tensor([torch.zeros(1, 28, 28)]), TypeError, "got a nested one"),
+        (Image.new("RGB", (0, 5)), ValueError, "must have pixels, got 0 x 5"),
+        (Image.new("La", (5, 5)), ValueError, "must become RGB: conversion from La"),
     ],
 )
 def test_what_is_no_image_is_refused(trained, images, error, message):

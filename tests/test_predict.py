@@ -65,7 +65,7 @@ def test_the_table_is_that_of_early_exit(run, files, capsys, sure):
         (["RUN"], 2, "required: IMAGE"),
         (["nowhere", "FILE"], 2, "predict: nowhere: not a run"),
         (["RUN", "FILE", "nothing.png"], 1, "predict: nothing.png cannot be decoded: "),
-        (["RUN", __file__], 1, "cannot be decoded: cannot identify image file"),
+        (["RUN", __file__], 1, "cannot be decoded: it is none of JPEG, PNG, "),
         (["RUN", "FILE", "--threshold", "2"], 2, "must be a number from 0 to 1, got '2'"),
         (["RUN", "FILE", "--threshold", "nan"], 2, "must be a number from 0 to 1, got 'nan'"),
         (["RUN", "FILE", "--weights", "ema"], 2, "it has no config.toml or no ema.safetensors"),

@@ -25,18 +25,15 @@ def test_triton_ahead_of_time(arch, dtype):
     """Spikes go 16 bytes at a time, once; bits a byte at a time."""
     s = torch.empty(1 << 20, dtype=dtype, device="meta")
     bits = torch.empty(1 << 17, dtype=torch.uint8, device="meta")
-    exact = torch.empty(1, dtype=torch.int32, device="meta")
-    pack, look = triton_spikes.pack_call(s, bits, None), triton_spikes.pack_call(s, bits, exact)
-    unpack = triton_spikes.unpack_call(bits, s)
-    for call, wide, narrow in ((pack, "LDG", "STG"), (look, "LDG", None), (unpack, "STG", "LDG")):
+    pack, unpack = triton_spikes.pack_call(s, bits), triton_spikes.unpack_call(bits, s)
+    for call, wide, narrow in ((pack, "LDG", "STG"), (unpack, "STG", "LDG")):
         code = compile_call(call, arch)
         each = call.constants["BYTES"] * 8 // (32 * call.constants["num_warps"])
         assert code.spills == 0 and code.stack == 0 and code.registers <= 40
         assert set(code.widths(wide)) == {128}
         assert code.bytes(wide) == each * dtype.itemsize
-        if narrow:
-            assert set(code.widths(narrow)) == {8}
-            assert code.bytes(narrow) == math.ceil(each / 8)
+        assert set(code.widths(narrow)) == {8}
+        assert code.bytes(narrow) == math.ceil(each / 8)
 
 
 # CUDA C++, compiled by the host compiler: every thread in turn, every access checked.
@@ -53,12 +50,11 @@ def test_cuda_on_the_host(shim, dtype, offset):
     for n in SIZES:
         s = spikes_of(n + offset, dtype)[offset:]
         bits = torch.full(((n + 7) // 8,), 255, dtype=torch.uint8)
-        assert cuda_spikes.pack_if_spikes(s, bits)
+        cuda_spikes.pack_spikes(s, bits)
         assert torch.equal(bits, expected_bits(s))
-        assert bool(shim.last.structs["SpikesArgs"].flags & cuda_spikes.VECTOR) == (offset == 0)
-        # Once each, and not the flag.
+        assert shim.last.structs["SpikesArgs"].aligned == (offset == 0)
         once = {"s": n * dtype.itemsize, "bits": (n + 7) // 8}
-        assert shim.last.bytes == once | {"exact": 0}
+        assert shim.last.bytes == once
         back = torch.full((n + offset,), math.nan, dtype=dtype)[offset:]
         cuda_spikes.unpack_spikes(bits, back)
         assert torch.equal(back, s)
@@ -66,8 +62,6 @@ def test_cuda_on_the_host(shim, dtype, offset):
         for at, value in zip((0, n // 2, n - 1), (NO_SPIKES * 2)[n % 6 :]):
             other = s.clone()
             other[at] = value
-            assert not cuda_spikes.pack_if_spikes(other, bits), (at, value)
-            assert torch.equal(bits, expected_bits(other))
             cuda_spikes.pack_spikes(other, bits)
             assert torch.equal(bits, expected_bits(other))
 
@@ -106,7 +100,7 @@ def test_compiled_at_first_use(shim, monkeypatch):
         for n in (9, 4096, 5003):
             s = spikes_of(n, dtype)
             bits, back = torch.empty((n + 7) // 8, dtype=torch.uint8), torch.empty_like(s)
-            assert cuda_spikes.pack_if_spikes(s, bits)
+            cuda_spikes.pack_spikes(s, bits)
             cuda_spikes.unpack_spikes(bits, back)
             assert torch.equal(bits, expected_bits(s)) and torch.equal(back, s)
     assert len(built) == 4
@@ -116,4 +110,3 @@ def test_constants_are_those_of_the_headers():
     text = (ROOT / "csrc/cuda/spikes_args.h").read_text()
     assert f"kPackThreads = {cuda_spikes._THREADS};" in text
     assert f"kPackBytes = {cuda_spikes._BYTES};" in text
-    assert f"kLook = {cuda_spikes.LOOK}," in text and f"kVector = {cuda_spikes.VECTOR}," in text

@@ -120,14 +120,19 @@ def test_an_interrupt_saves_and_says_how_to_go_on(tmp_path, capsys, monkeypatch,
     same(output, whole)
 
 
-def test_resume_auto_starts_where_there_is_nothing(tmp_path, whole):
+def test_resume_auto_starts_where_there_is_nothing(tmp_path, whole, capsys):
     assert main(arguments(tmp_path / "new", **SHORT, resume="auto")) == 0
+    where = tmp_path / "new" / "checkpoint"
+    assert f"resume: no checkpoint, begins anew ({where})\n" in capsys.readouterr().err
     same(tmp_path / "new", whole)
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path, whole, capsys):
     before = {file: (whole / file).stat().st_mtime_ns for file in FILES}
     assert main(arguments(whole, **SHORT, resume="auto")) == 0
+    said = capsys.readouterr().err
+    assert "resume: goes on from student at epoch 1, step 6 (digest " in said
+    assert f") ({whole / 'checkpoint'})\n" in said
     assert {file: (whole / file).stat().st_mtime_ns for file in FILES} == before
     assert len([row for row in rows(whole) if row["phase"] == "result"]) == 1
 
@@ -301,6 +306,25 @@ def test_damaged_metrics_are_seen_and_mended(tmp_path, capsys, damage, whole):
     assert main(report) == 0
 
 
+def _row(state, **changes):
+    """Other values in the last row of the metrics."""
+    *rows, last = state["rows"]
+    return state | {"rows": [*rows, last | changes]}
+
+
+def _trainer(state, **changes):
+    return state | {"trainer": state["trainer"] | changes}
+
+
+def _momentum(state, change):
+    """Another first momentum."""
+    optimizer = state["trainer"]["optimizer"]
+    first = optimizer["state"][0] | {
+        "momentum_buffer": change(optimizer["state"][0]["momentum_buffer"])
+    }
+    return _trainer(state, optimizer=optimizer | {"state": optimizer["state"] | {0: first}})
+
+
 class Attack:
     def __reduce__(self):
         return print, ("run from a checkpoint",)
@@ -321,6 +345,28 @@ class Attack:
         lambda state: state | {"trainer": state["trainer"] | {"optimizer": {}}},
         lambda state: state | {"trainer": state["trainer"] | {"sums": 3}},
         lambda state: state | {"trainer": state["trainer"] | {"rng": torch.zeros(3)}},
+        lambda state: torch.zeros(3),
+        lambda state: state | {"trainer": torch.zeros(3)},
+        lambda state: state | {"rows": [3]},
+        lambda state: state | {"rows": []},
+        lambda state: state | {"rows": state["rows"][:-1]},
+        lambda state: _row(state, phase="result"),
+        lambda state: _row(state, epoch=None),
+        lambda state: _row(state, lr=float("nan")),
+        lambda state: _row(state, loss=torch.zeros(2)),
+        lambda state: _row(state, test_accuracy=[]),
+        lambda state: _row(state, test_accuracy=[0.5]),
+        lambda state: _row(state, test_accuracy=0.5),
+        lambda state: _row(state, images=10**400),
+        lambda state: _trainer(state, sums={"loss": 3.0}),
+        lambda state: _trainer(state, sums=state["trainer"]["sums"] | {"count": 0.0}),
+        lambda state: _trainer(state, sums=state["trainer"]["sums"] | {"loss": float("nan")}),
+        lambda state: _momentum(state, lambda m: m[..., :1]),
+        lambda state: _momentum(state, lambda m: m * float("nan")),
+        lambda state: _momentum(state, lambda m: m.tolist()),
+        lambda state: _momentum(state, lambda m: m.to_sparse()),
+        lambda state: _momentum(state, lambda m: "m"),
+        lambda state: _trainer(state, scaler={"scale": "x"}),
     ],
 )
 def test_a_state_that_is_not_ours_is_refused(tmp_path, capsys, change, whole):

@@ -3,6 +3,7 @@ written down instead of made, and of torch's ops those that would launch somethi
 
 import pytest
 import torch
+from neuron_cases import adaptive
 
 import snnfast
 from snnfast.backends.triton import launch
@@ -110,6 +111,7 @@ def one_of_each(calls: list) -> list:
                     training=training,
                 )  # fmt: skip
                 s.sum().backward()
+        adaptive(y, rho=weight.requires_grad_(), return_state=True)[0].sum().backward()
         snnfast.unpack_spikes(snnfast.pack_spikes(s.detach()), s.shape, s.dtype)
         logits, target = y.flatten(2), torch.zeros(2).long()
         for loss in (snnfast.twkd_loss, snnfast.tser_loss):
@@ -132,7 +134,7 @@ def calls(launched, monkeypatch):
 def test_constants_are_the_same_dicts_at_every_step(calls):
     """By which a launch finds its kernel; equal ones would have to be compared."""
     first, second = one_of_each(calls), one_of_each(calls)
-    assert len(first) == len(second) and len({call.kernel for call in first}) == 13
+    assert len(first) == len(second) and len({call.kernel for call in first}) == 15
     different = [a.kernel.__name__ for a, b in zip(first, second) if a.constants is not b.constants]
     assert not different
 

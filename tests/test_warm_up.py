@@ -1,6 +1,7 @@
 """What a network compiles, counted where there is no GPU; and ``warm_up``, which compiles it
 beforehand."""
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,13 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from train_cases import small, taken_for_a_gpu, trainer_of
 from triton import JITFunction, knobs
 
 import snnfast
 from snnfast.backends.triton import ahead, launch
 from snnfast.ops import packed
+from snnfast.train import loop
 
 pytestmark = pytest.mark.unpoisoned
 
@@ -72,12 +75,17 @@ def _convolve(conv, x):
     return _Empty.apply(x, weight, like)
 
 
-def test_kernels_of_a_resnet18(asked, monkeypatch):
-    """A step of CIFAR's recipes, and an evaluation."""
-    monkeypatch.setattr(nn.Conv2d, "forward", _convolve)
+@pytest.fixture
+def packing(monkeypatch):
+    """Spikes are packed as on a GPU."""
     monkeypatch.setattr(packed, "_look_is_free", lambda t: False)
     monkeypatch.setattr(packed, "_backend", lambda *_: "triton")
     monkeypatch.setattr(packed, "_known", packed._Known())
+
+
+def test_kernels_of_a_resnet18(asked, packing, monkeypatch):
+    """A step of CIFAR's recipes, and an evaluation."""
+    monkeypatch.setattr(nn.Conv2d, "forward", _convolve)
     model = snnfast.models.create_model("resnet18", num_classes=10, decay_input=False)
     model = model.to(memory_format=torch.channels_last)
     x = torch.empty(128, 3, 32, 32).to(memory_format=torch.channels_last)
@@ -173,6 +181,30 @@ def test_a_step_compiles_nothing_after_it(driver, monkeypatch, tmp_path):
     assert snnfast.warm_up(model, x, loss=loss) == 0
 
 
+@snnfast.neuron
+def leaky(x, v, *, tau=3.0):
+    h = v + (x - v) / tau
+    s = snnfast.spike(h - 1.0)
+    return s, h - s
+
+
+def test_kernels_that_are_written_from_a_step(driver, monkeypatch, tmp_path):
+    """By other processes, which get their text; one for all neurons of a structure."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    x, work, apart = torch.randn(4, 8, 16, requires_grad=True), ahead.compile_apart, []
+
+    def watched(jobs, workers):
+        work(jobs, workers)
+        apart[:] = cubins()
+
+    monkeypatch.setattr(ahead, "compile_apart", watched)
+    assert snnfast.warm_up(snnfast.nn.Neuron(leaky), x, workers=2) == 2 == len(apart)
+    assert apart == cubins() and len(driver.loaded) == 2
+    monkeypatch.setattr(JITFunction, "_do_compile", lambda *_: pytest.fail("compiled"))
+    snnfast.nn.Neuron(leaky, tau=5.0)(x).sum().backward()
+    assert [kernel for kernel, _ in driver.launches] == driver.loaded
+
+
 def test_what_no_process_compiles_is_compiled_here(driver, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     model, x = nn.Sequential(nn.Linear(3, 16), snnfast.nn.LIF()), torch.randn(4, 8, 3)
@@ -199,6 +231,41 @@ def test_nothing_is_changed(asked, fails):
     torch.testing.assert_close(values(model), before, rtol=0, atol=0)
     assert x.grad is None and list(map(id, model.buffers())) == buffers
     assert launch._noted is None
+
+
+@pytest.mark.parametrize(
+    "options",
+    (
+        {"amp": "bf16", "channels_last": True, "mixup": 0.2, "batch_size": 8, "accumulate": 2},
+        {"sequences": True, "packed_spikes": False},
+    ),
+    ids=("images", "sequences"),
+)
+def test_a_phase_of_training_compiles_before_its_first_step(asked, packing, monkeypatch, options):
+    taken_for_a_gpu(monkeypatch)
+    monkeypatch.setattr(ahead, "compile_apart", lambda *_: None)
+    trainer = trainer_of(torch.device("cpu"), **options)
+    before = copy.deepcopy(trainer.model.state_dict())
+    assert trainer.warm_up() > 8
+    torch.testing.assert_close(trainer.model.state_dict(), before, rtol=0, atol=0)
+    known = list(asked)
+    next(trainer.steps())
+    assert list(asked) == known
+
+
+def test_training_says_what_it_compiled(tmp_path, monkeypatch, capfd):
+    def warm_up(*_, **options):
+        assert options["workers"] is None and torch.is_grad_enabled()
+        return 7
+
+    monkeypatch.setattr(loop, "warm_up", warm_up)
+    assert small(tmp_path / "cpu") == 0 and "compiled" not in capfd.readouterr().err
+    taken_for_a_gpu(monkeypatch)
+    assert small(tmp_path / "gpu") == 0
+    assert "student: 7 kernels compiled in 0." in capfd.readouterr().err
+    monkeypatch.setattr(loop, "warm_up", lambda *_, **__: [][0])
+    with pytest.warns(UserWarning, match="kernels compile in the first step: list index out of"):
+        assert small(tmp_path / "fails") == 0
 
 
 def test_without_a_gpu_it_says_so():

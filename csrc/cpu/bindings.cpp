@@ -1,28 +1,20 @@
 // snnfast._C: pointers and numbers in, nothing out. The instruction set is chosen at run time.
-#include <pybind11/pybind11.h>
+#include "bindings.h"
+
 #include <pybind11/stl.h>
 
 #include <array>
 #include <cmath>
 #include <cstring>
-#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <string_view>
 #include <tuple>
-#include <utility>
-#include <vector>
 
 #include "channels.h"
-#include "distill.h"
-#include "lif.h"
-#include "norm_lif.h"
-#include "program.h"
-#include "spikes.h"
 #include "unpack.h"
 
-namespace py = pybind11;
 namespace snnfast {
 namespace {
 
@@ -33,41 +25,33 @@ bool has_avx2() {
 }
 #endif
 
-struct Kernels {
-  const char* name = "baseline";
-  void (*forward)(const LifLayer&, const LifForward&) = lif_forward_baseline;
-  void (*backward)(const LifLayer&, const LifBackward&) = lif_backward_baseline;
-  void (*norm_stats)(const NormStats&) = norm_stats_baseline;
-  void (*norm_dy)(const NormDy&) = norm_dy_baseline;
-  void (*stepwise)(const StepwiseArgs&, const DistillIo&) = stepwise_loss_baseline;
-  void (*tssd)(const TssdArgs&, const DistillIo&) = tssd_loss_baseline;
-  void (*scale)(const Scale&) = scale_gradient_baseline;
-  bool (*pack)(const PackSpikes&) = pack_spikes_baseline;
-  void (*unpack)(const UnpackSpikes&) = unpack_spikes_baseline;
-  void (*program_forward)(const ProgramLayer&, const ProgramForward&) = program_forward_baseline;
-  void (*program_backward)(const ProgramLayer&, const ProgramBackward&) = program_backward_baseline;
-};
-
 Kernels best_kernels() {
   Kernels k;
 #if defined(SNN_HAVE_AVX2)
   if (has_avx2())
-    k = {"avx2",           lif_forward_avx2,   lif_backward_avx2,    norm_stats_avx2,
-         norm_dy_avx2,     stepwise_loss_avx2, tssd_loss_avx2,       scale_gradient_avx2,
-         pack_spikes_avx2, unpack_spikes_avx2, program_forward_avx2, program_backward_avx2};
+    k = {"avx2",
+         lif_forward_avx2,
+         lif_backward_avx2,
+         norm_stats_avx2,
+         norm_dy_avx2,
+         stepwise_loss_avx2,
+         tssd_loss_avx2,
+         scale_gradient_avx2,
+         pack_spikes_avx2,
+         unpack_spikes_avx2,
+         program_operation_avx2,
+         program_forward_avx2,
+         program_backward_avx2,
+         run_compiled_avx2};
 #endif
   return k;
 }
+
+}  // namespace
+
 Kernels kernels = best_kernels();
 
-template <class T>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
-std::unique_ptr<double[]> scratch(int64_t n) {
-  return std::unique_ptr<double[]>(new double[size_t(n)]);  // not set to 0
-}
+namespace {
 
 LifLayer layer_of(std::string_view layer, int dtype, int threads, int64_t n, uintptr_t rates) {
   return {unpack<LifArgs>(layer), dtype, threads, n, pointer<const void>(rates)};
@@ -292,100 +276,6 @@ void unpack_spikes(int dtype, int threads, int64_t n, uintptr_t bits, uintptr_t 
   kernels.unpack({dtype, threads, n, pointer<uint8_t>(bits), pointer<void>(s)});
 }
 
-// A program's bytes, as snnfast/backends/cpu/encode.py writes them, whose places are the layer's.
-ProgramCode code_of(std::string_view bytes, const ProgramLayer& layer) {
-  ProgramCode code;
-  constexpr size_t kHead = offsetof(ProgramCode, constant);
-  const auto refuse = [] { throw std::invalid_argument("snnfast: a program's bytes are none"); };
-  if (bytes.size() < kHead) refuse();
-  std::memcpy(&code, bytes.data(), kHead);
-  code.constant = reinterpret_cast<const double*>(bytes.data() + kHead);
-  code.code = reinterpret_cast<const Instruction*>(code.constant + code.constants);
-  const int64_t count = code.before + code.instructions;
-  if (bytes.size() != kHead + code.constants * sizeof(double) + count * sizeof(Instruction))
-    refuse();
-  const int64_t places = code.constants + code.hoisted + layer.params.count + layer.inputs.count +
-                         2 * layer.states.count + layer.outputs + code.results + code.registers;
-  for (int64_t i = 0; i < count; ++i) {
-    const Instruction& in = code.code[i];
-    if (in.operation < 0 || !program_operation_baseline(in.operation)) refuse();
-    for (const int32_t place : {in.to, in.of[0], in.of[1], in.of[2], in.of[3]})
-      if (place < 0 || place >= places) refuse();
-  }
-  return code;
-}
-
-using Addresses = std::vector<uintptr_t>;
-using Sequences = std::vector<std::tuple<uintptr_t, int64_t, bool>>;  // address, stride, sum
-
-template <class T, class From, class F>
-Array<T> array_of(std::vector<T>& room, const std::vector<From>& from, F&& f) {
-  for (const auto& value : from) room.push_back(f(value));
-  return {room.data(), int64_t(room.size())};
-}
-Array<Sequence> sequences_of(std::vector<Sequence>& room, const Sequences& from) {
-  return array_of(room, from, [](const auto& s) {
-    return Sequence{pointer<void>(std::get<0>(s)), std::get<1>(s), std::get<2>(s)};
-  });
-}
-Array<void*> pointers_of(std::vector<void*>& room, const Addresses& from) {
-  return array_of(room, from, [](uintptr_t p) { return pointer<void>(p); });
-}
-
-// One layer of a program and what it stands in.
-struct Neuron {
-  std::vector<double> rest;
-  std::vector<Sequence> inputs;
-  std::vector<void*> states;
-  std::vector<Parameter> params;
-  ProgramLayer layer;
-  Neuron(int dtype, int threads, int64_t steps, int64_t n, int64_t channels, int64_t inner,
-         std::vector<double> rest_, const Sequences& inputs_, const Addresses& states_,
-         const std::vector<std::pair<uintptr_t, bool>>& params_, int64_t outputs)
-      : rest(std::move(rest_)),
-        layer{dtype, threads, steps, n, channels, inner, {}, {}, {}, {}, outputs} {
-    layer.rest = {rest.data(), int64_t(rest.size())};
-    layer.inputs = sequences_of(inputs, inputs_);
-    layer.states = pointers_of(states, states_);
-    layer.params = array_of(params, params_, [](const auto& p) {
-      return Parameter{pointer<const void>(p.first), p.second};
-    });
-  }
-};
-
-void neuron_forward(const Neuron& neuron, std::string_view forward, const Sequences& outputs_,
-                    const Addresses& new_states_, bool every_step, uintptr_t borders) {
-  std::vector<Sequence> outputs;
-  std::vector<void*> new_states;
-  const ProgramForward io{code_of(forward, neuron.layer), sequences_of(outputs, outputs_),
-                          pointers_of(new_states, new_states_), every_step, pointer<void>(borders)};
-  py::gil_scoped_release release;
-  kernels.program_forward(neuron.layer, io);
-}
-
-void neuron_backward(const Neuron& neuron, std::string_view advance, std::string_view adjoint,
-                     uintptr_t borders, const Sequences& douts_, const Sequences& dstates_,
-                     const Sequences& dinputs_, const Addresses& dstates0_,
-                     const Addresses& dparams_) {
-  std::vector<Sequence> douts, dstates, dinputs;
-  std::vector<void*> dstates0, dparams;
-  const ProgramLayer& layer = neuron.layer;
-  int64_t sums = 0;
-  for (const Parameter& p : neuron.params) sums += p.per_channel ? layer.channels : 1;
-  const auto partial = scratch(kMaxChunks * sums);
-  const ProgramBackward io{code_of(advance, layer),
-                           code_of(adjoint, layer),
-                           pointer<void>(borders),
-                           sequences_of(douts, douts_),
-                           sequences_of(dstates, dstates_),
-                           sequences_of(dinputs, dinputs_),
-                           pointers_of(dstates0, dstates0_),
-                           pointers_of(dparams, dparams_),
-                           partial.get()};
-  py::gil_scoped_release release;
-  kernels.program_backward(layer, io);
-}
-
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -401,18 +291,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("scale_gradient", &scale_gradient);
   m.def("pack_spikes", &pack_spikes);
   m.def("unpack_spikes", &unpack_spikes);
-  py::class_<Neuron>(m, "Neuron")
-      .def(py::init<int, int, int64_t, int64_t, int64_t, int64_t, std::vector<double>,
-                    const Sequences&, const Addresses&,
-                    const std::vector<std::pair<uintptr_t, bool>>&, int64_t>());
-  m.def("neuron_forward", &neuron_forward);
-  m.def("neuron_backward", &neuron_backward);
-  m.def("program_operations", [] {
-    std::vector<std::string> names;
-    while (const char* name = program_operation_baseline(int64_t(names.size())))
-      names.emplace_back(name);
-    return names;
-  });
+  bind_program(m);
   m.def("instruction_set", [] { return kernels.name; });
   // For tests: the kernels that an older machine would run.
   m.def("use_baseline", [](bool yes) { kernels = yes ? Kernels{} : best_kernels(); });

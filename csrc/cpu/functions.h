@@ -24,15 +24,31 @@ SNN_HD Wide clamp(Wide x, double low, double high) {  // a NaN stays
 SNN_HD Wide magnitude(Wide x) { return (Wide)(bits_of(x) & INT64_MAX); }
 SNN_HD Wide with_sign(Wide x, Wide of) { return (Wide)(bits_of(x) | (bits_of(of) & INT64_MIN)); }
 
+#if defined(__AVX2__)
+SNN_HD Wide fused(Wide a, Wide b, Wide c) { return _mm256_fmadd_pd(a, b, c); }
+SNN_HD Wide fused(Wide a, Wide b, double c) { return fused(a, b, wide(c)); }
+#else
+template <class C>
+SNN_HD Wide fused(Wide a, Wide b, C c) {
+  return a * b + c;
+}
+#endif
+
 // f of every lane in double.
 template <class F>
 SNN_HD Lanes<float> in_double(Lanes<float> x, F f) {
   each_register([&](int i) {
+#if defined(__AVX2__)
+    const Wide low = f(_mm256_cvtps_pd(_mm256_castps256_ps128(x.p[i])));
+    const Wide high = f(_mm256_cvtps_pd(_mm256_extractf128_ps(x.p[i], 1)));
+    x.p[i] = _mm256_set_m128(_mm256_cvtpd_ps(high), _mm256_cvtpd_ps(low));
+#else
     HalfRegister half[2];
     std::memcpy(half, &x.p[i], sizeof half);
-    half[0] = __builtin_convertvector(f(__builtin_convertvector(half[0], Wide)), HalfRegister);
-    half[1] = __builtin_convertvector(f(__builtin_convertvector(half[1], Wide)), HalfRegister);
+    for (HalfRegister& h : half)
+      h = __builtin_convertvector(f(__builtin_convertvector(h, Wide)), HalfRegister);
     std::memcpy(&x.p[i], half, sizeof half);
+#endif
   });
   return x;
 }
@@ -45,17 +61,17 @@ struct Exp2 {
 SNN_HD Exp2 exp2_parts(Wide y) {
   // Adding and taking away 1.5 * 2^52 rounds to the nearest integer, which is in its last bits.
   const Wide shift = wide(6755399441055744.0), shifted = y + shift, f = y - (shifted - shift);
-  Wide q = f * 1.5297323760701075e-05 + 0.0001546144469856913;
-  q = q * f + 0.001333350238616277;
-  q = q * f + 0.009618056678524637;
-  q = q * f + 0.055504108839096185;
-  q = q * f + 0.24022650922288757;
-  q = q * f + 0.6931471805599453;
+  Wide q = fused(f, wide(1.5297323760701075e-05), 0.0001546144469856913);
+  q = fused(q, f, 0.001333350238616277);
+  q = fused(q, f, 0.009618056678524637);
+  q = fused(q, f, 0.055504108839096185);
+  q = fused(q, f, 0.24022650922288757);
+  q = fused(q, f, 0.6931471805599453);
   return {(Wide)((bits_of(shifted) << 52) + bits_of(wide(1))), f * q};
 }
 SNN_HD Wide exp2_wide(Wide y) {
   const Exp2 e = exp2_parts(clamp(y, -300, 300));
-  return e.power + e.power * e.rest;
+  return fused(e.power, e.rest, e.power);
 }
 
 // log2(x) of x >= 0 that is no subnormal double: x = 2^e m, m in sqrt(1/2)..sqrt(2), and with
@@ -67,11 +83,11 @@ SNN_HD Wide log2_wide(Wide x) {
   const WideBits upper = m > wide(1.4142135623730951);
   m = upper ? m * 0.5 : m, e = upper ? e + 1 : e;
   const Wide s = (m - 1) / (m + 1), q = s * s;
-  Wide p = q * 0.3407120415619086 + 0.41167376623771057;
-  p = p * q + 0.5770835660048659;
-  p = p * q + 0.9617966734515485;
-  p = p * q + 2.885390081789987;
-  const Wide y = e + s * p, inf = wide(INFINITY);
+  Wide p = fused(q, wide(0.3407120415619086), 0.41167376623771057);
+  p = fused(p, q, 0.5770835660048659);
+  p = fused(p, q, 0.9617966734515485);
+  p = fused(p, q, 2.885390081789987);
+  const Wide y = fused(s, p, e), inf = wide(INFINITY);
   return x == wide(0) ? -inf : x < inf ? y : x;
 }
 
@@ -97,7 +113,7 @@ SNN_HD Lanes<double> full_log(Lanes<double> x) {
 SNN_HD Lanes<float> full_tanh(Lanes<float> x) {
   return in_double(x, [](Wide v) {
     const Exp2 e = exp2_parts(clamp(magnitude(v) * (2 * kLog2e), 0, 100));
-    const Wide less_one = e.power * e.rest + (e.power - 1);  // without loss near 0
+    const Wide less_one = fused(e.power, e.rest, e.power - 1);  // without loss near 0
     return with_sign(less_one / (less_one + 2), v);
   });
 }

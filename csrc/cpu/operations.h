@@ -11,12 +11,18 @@ namespace snnfast {
 inline namespace SNN_ISA {
 
 // A value of the program: a row, or the same number for all neurons, which step 0 reads again and
-// again. What is written may go past the caches, or on top of what is there.
+// again. What is written may go to a second row past the caches, too; or on top of what is there.
 template <class R>
 struct Place {
   R* at;
-  int64_t step;
-  bool stream, add;
+  int64_t step = 1;
+  R* past = nullptr;
+  bool add = false;
+  SNN_HD void put(int64_t i, Lanes<R> v) const {
+    if (past) Io<R>::stream(past + i, v);
+    if (add) v = v + load(at + i);
+    store(at + i, v);
+  }
 };
 
 template <class R>
@@ -116,15 +122,21 @@ struct Then {
   static constexpr int kArity = First::kArity + Second::kArity - 1;
   template <class V, class... Rest>
   SNN_HD static V of(V a, V b, Rest... rest) {
-    return Second::of(First::of(a, b), rest...);
+    if constexpr (First::kArity == 2)
+      return Second::of(First::of(a, b), rest...);
+    else
+      return of_three(a, b, rest...);
+  }
+  template <class V, class... Rest>
+  SNN_HD static V of_three(V a, V b, V c, Rest... rest) {
+    return Second::of(First::of(a, b, c), rest...);
   }
 };
 
 template <class R, class F>
 void run_row(const Place<R>* places, const Instruction& in, int64_t n) {
   constexpr int kArity = F::kArity;
-  const Place<R>& target = places[in.to];
-  const Out<R> to{target.at, target.stream, target.add};
+  const Place<R> to = places[in.to];
   const R* p[kOperands];
   int64_t step[kOperands];
   for (int k = 0; k < kArity; ++k) p[k] = places[in.of[k]].at, step[k] = places[in.of[k]].step;
@@ -190,6 +202,8 @@ constexpr Operation kOperations[] = {
     SNN_NAMED("eq where", Then<Eq, Where>),
     SNN_NAMED("ne where", Then<Ne, Where>),
     SNN_NAMED("spike", Spike),
+    SNN_NAMED("sub div add", Then<Then<Sub, Div>, Add>),
+    SNN_NAMED("sub mul add", Then<Then<Sub, Mul>, Add>),
     SNN_THEN("add", Add),
     SNN_THEN("sub", Sub),
     SNN_THEN("mul", Mul),

@@ -6,167 +6,12 @@
 
 #include <utility>
 
-#include "memory.h"
-#include "norm.h"
-#include "operations.h"
+#include "machine.h"
 #include "tiles.h"
 
 namespace snnfast {
 inline namespace SNN_ISA {
 namespace {
-
-// From row to row: no power of two, so that they do not share lines of the cache.
-template <class R>
-constexpr int64_t kRow = sizeof(TileRow<R>) / sizeof(R);
-
-// Pieces of a thread's memory, one after the other.
-class Workspace {
- public:
-  explicit Workspace(int64_t bytes) : next_(static_cast<char*>(memory_.take(size_t(bytes)))) {}
-  template <class T>
-  static constexpr int64_t bytes(int64_t count) {
-    return (count * int64_t(sizeof(T)) + 63) / 64 * 64;
-  }
-  template <class T>
-  T* take(int64_t count) {
-    T* piece = reinterpret_cast<T*>(next_);
-    next_ += bytes<T>(count);
-    return piece;
-  }
-
- private:
-  Memory memory_;
-  char* next_;
-};
-
-// The rows that a step asks for, for those that follow; each instruction fetches a share.
-class Fetch {
- public:
-  Fetch(int64_t n, int64_t instructions) : n_(n), instructions_(instructions) {}
-  void add(const Ahead& ahead) {
-    if (!ahead.itemsize || count_ == kMost) return;
-    const int64_t lines = (n_ * ahead.itemsize + 63) / 64;
-    rows_[count_++] = {ahead.row, lines};
-    total_ += lines;
-  }
-  void start() {
-    now_ = 0, share_ = (total_ + instructions_ - 1) / std::max<int64_t>(1, instructions_);
-  }
-  void some() {
-    for (int64_t left = share_; left > 0 && now_ < count_; --left) {
-      __builtin_prefetch(rows_[now_].at);
-      rows_[now_].at += 64;
-      if (--rows_[now_].lines == 0) ++now_;
-    }
-  }
-
- private:
-  static constexpr int kMost = 12;
-  struct {
-    const char* at;
-    int64_t lines;
-  } rows_[kMost];
-  int64_t n_, instructions_, total_ = 0, share_ = 0;
-  int count_ = 0, now_ = 0;
-};
-
-// A tile of neurons and what its parameters are.
-template <class R>
-struct Tile {
-  int64_t begin, n, count;  // count: n up to whole vectors
-  Channels channels;
-  Place<R>* params;
-  bool wide = false;  // whether a parameter differs within the tile
-
-  static int64_t bytes(const ProgramLayer& layer) {
-    return Workspace::bytes<Place<R>>(layer.params.count) +
-           layer.params.count * Workspace::bytes<R>(kRow<R>);
-  }
-  Tile(const ProgramLayer& layer, int64_t begin, int64_t n, Workspace& room)
-      : begin(begin),
-        n(n),
-        count(vectors_of<R>(n) * Lanes<R>::kCount),
-        channels(layer.channels, layer.inner, begin, n),
-        params(room.take<Place<R>>(layer.params.count)) {
-    for (int64_t k = 0; k < layer.params.count; ++k) {
-      TileRow<R>(&row)[1] = *reinterpret_cast<TileRow<R>(*)[1]>(room.take<TileRow<R>>(1));
-      const Parameter& p = layer.params[k];
-      const R* data = static_cast<const R*>(p.data);
-      const bool spread = p.per_channel && !channels.one();
-      if (spread)
-        channels.spread({p.data}, row);
-      else
-        std::fill(row->at, row->at + Lanes<R>::kCount, data[p.per_channel ? channels.first() : 0]);
-      params[k] = {row->at, spread, false, false};
-      wide = wide || spread;
-    }
-  }
-};
-
-// A program with its values for a tile.
-template <class R>
-class Machine {
- public:
-  static int64_t bytes(const ProgramCode& code, const ProgramLayer& layer) {
-    return Workspace::bytes<Place<R>>(first_register(code, layer) + code.registers) +
-           code.constants * Workspace::bytes<R>(Lanes<R>::kCount) +
-           (code.hoisted + code.registers) * Workspace::bytes<R>(kRow<R>);
-  }
-  Machine(const ProgramCode& code, const ProgramLayer& layer, const Tile<R>& tile, Workspace& room)
-      : code_(code), count_(tile.count) {
-    const int64_t first = first_register(code, layer);
-    places_ = room.take<Place<R>>(first + code.registers);
-    Place<R>* next = places_;
-    for (int64_t k = 0; k < code.constants; ++k) {
-      R* splat = room.take<R>(Lanes<R>::kCount);
-      std::fill(splat, splat + Lanes<R>::kCount, R(code.constant[k]));
-      *next++ = {splat, 0, false, false};
-    }
-    for (int64_t k = 0; k < code.hoisted; ++k)
-      *next++ = {room.take<R>(kRow<R>), tile.wide, false, false};
-    for (int64_t k = 0; k < layer.params.count; ++k) *next++ = tile.params[k];
-    input = next, state = input + layer.inputs.count, dout = state + layer.states.count;
-    dstate = dout + layer.outputs, result = dstate + layer.states.count;
-    for (int64_t k = 0; k < code.registers; ++k)
-      places_[first + k] = {room.take<R>(kRow<R>), 1, false, false};
-    for (int64_t k = 0; k < code.before; ++k)
-      execute(code.code[k], tile.wide ? count_ : Lanes<R>::kCount);
-  }
-
-  Place<R>*input, *state, *dout, *dstate, *result;
-
-  void run(Fetch& fetch) const {
-    fetch.start();
-    const Instruction *in = code_.code + code_.before, *end = in + code_.instructions;
-    for (; in != end; ++in) {
-      fetch.some();
-      execute(*in, count_);
-    }
-  }
-  Fetch fetch(int64_t n) const { return {n, code_.instructions}; }
-
- private:
-  static int64_t first_register(const ProgramCode& code, const ProgramLayer& layer) {
-    return code.constants + code.hoisted + layer.params.count + layer.inputs.count +
-           2 * layer.states.count + layer.outputs + code.results;
-  }
-  void execute(const Instruction& in, int64_t count) const {
-    kOperations[in.operation](places_, in, count);
-  }
-
-  const ProgramCode& code_;
-  int64_t count_;
-  Place<R>* places_;
-};
-
-template <class R>
-Place<R> reads(const R* row) {
-  return {const_cast<R*>(row), 1, false, false};
-}
-template <class R>
-Place<R> writes(const Out<R>& to) {
-  return {to.row, 1, to.stream, to.add};
-}
 
 // The place of a state before step `first` of a segment.
 template <class R>
@@ -207,7 +52,7 @@ void forward_tile(const ProgramLayer& layer, const ProgramForward& io, int64_t b
       fetch.add(t + 1 < layer.steps ? xs[k].ahead(t + 1) : xs[k].ahead_of_tile(0));
     }
     for (int64_t k = 0; k < outputs; ++k)
-      step.result[k] = writes(ss[k].row(t, buffers + (inputs + k) * kRow<R>));
+      step.result[k] = writes(ss[k], t, buffers + (inputs + k) * kRow<R>);
     for (int64_t k = 0; k < states; ++k) {
       if (io.borders && t > 0 && t % kSegment == 0)
         copy_row(const_cast<R*>(start_of<R>(layer, io.borders, k, t)) + begin, now[k], n);
@@ -224,11 +69,6 @@ void forward_tile(const ProgramLayer& layer, const ProgramForward& io, int64_t b
   }
 }
 
-template <class R>
-void add_row(R* sum, const R* row, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) sum[i] += row[i];
-}
-
 // What backward sums up of a parameter: a number, or one for each channel.
 inline int64_t sums_of(const ProgramLayer& layer, int64_t k) {
   return layer.params[k].per_channel ? layer.channels : 1;
@@ -239,112 +79,147 @@ inline int64_t all_sums(const ProgramLayer& layer) {
   return count;
 }
 
+// Backward of one tile.
 template <class R>
-void backward_tile(const ProgramLayer& layer, const ProgramBackward& io, int64_t chunk,
-                   int64_t begin, int64_t n) {
-  const int64_t inputs = layer.inputs.count, outputs = layer.outputs, states = layer.states.count;
-  const int64_t params = layer.params.count;
-  const int64_t rows = inputs * (kSegment + 1) + outputs + states * (kSegment + 2) + params;
-  Workspace room(Tile<R>::bytes(layer) + Machine<R>::bytes(io.advance, layer) +
-                 Machine<R>::bytes(io.adjoint, layer) + Workspace::bytes<RowsIn<R>>(inputs) +
-                 Workspace::bytes<RowsIn<R>>(outputs) + Workspace::bytes<RowsOut<R>>(inputs) +
-                 Workspace::bytes<const R*>(inputs * kSegment) + 2 * Workspace::bytes<R*>(states) +
-                 (rows + 1) * Workspace::bytes<R>(kRow<R>));
-  const Tile<R> tile(layer, begin, n, room);
-  const Machine<R> advance(io.advance, layer, tile, room), adjoint(io.adjoint, layer, tile, room);
-  RowsIn<R>*const xs = room.take<RowsIn<R>>(inputs), *const dss = room.take<RowsIn<R>>(outputs);
-  RowsOut<R>* const dxs = room.take<RowsOut<R>>(inputs);
-  const R** const x_at = room.take<const R*>(inputs * kSegment);
-  R **now = room.take<R*>(states), **next = room.take<R*>(states);
-  const auto row = [&](int64_t count = 1) { return room.take<R>(count * kRow<R>); };
-  R *const x_rows = row(inputs * kSegment), *const dx_rows = row(inputs);
-  R *const ds_rows = row(outputs), *const before = row(states * kSegment);
-  R *const sums = row(params), *const zeros = row();
-  std::fill(zeros, zeros + Lanes<R>::kCount, R(0));
-  std::fill(sums, sums + params * kRow<R>, R(0));
-  const auto x_row = [&](int64_t k, int64_t t) { return x_rows + (k * kSegment + t) * kRow<R>; };
-  const auto state_at = [&](int64_t k, int64_t t) { return before + (k * kSegment + t) * kRow<R>; };
-
-  const int64_t moved = (2 * inputs + outputs) * layer.steps * layer.n;
-  for (int64_t k = 0; k < inputs; ++k) {
-    const Sequence &x = layer.inputs[k], &dx = io.dinputs[k];
-    xs[k] = {x.data, layer.dtype, x.stride, begin, n};
-    dxs[k] = {dx.data, layer.dtype, dx.stride, begin, n, dx.sum ? 0 : moved, dx.sum};
-    if (dx.sum) std::fill(dx_rows + k * kRow<R>, dx_rows + (k + 1) * kRow<R>, R(0));
+class Backward {
+ public:
+  Backward(const ProgramLayer& layer, const ProgramBackward& io, int64_t begin, int64_t n)
+      : layer_(layer),
+        io_(io),
+        begin_(begin),
+        n_(n),
+        room_(bytes()),
+        tile_(layer, begin, n, room_),
+        advance_(io.advance, layer, tile_, room_),
+        adjoint_(io.adjoint, layer, tile_, room_) {
+    xs_ = room_.take<RowsIn<R>>(inputs_), dxs_ = room_.take<RowsOut<R>>(inputs_);
+    dss_ = room_.take<RowsIn<R>>(outputs_);
+    x_at_ = room_.take<const R*>(inputs_ * kSegment);
+    now_ = room_.take<R*>(states_), next_ = room_.take<R*>(states_);
+    x_rows_ = rows(inputs_ * kSegment), dx_rows_ = rows(inputs_), ds_rows_ = rows(outputs_);
+    before_ = rows(states_ * kSegment), sums_ = rows(params_), zeros_ = rows(1);
+    std::fill(zeros_, zeros_ + Lanes<R>::kCount, R(0));
+    std::fill(sums_, sums_ + params_ * kRow<R>, R(0));
+    const int64_t moved = (2 * inputs_ + outputs_) * layer.steps * layer.n;
+    for (int64_t k = 0; k < inputs_; ++k) {
+      const Sequence &x = layer.inputs[k], &dx = io.dinputs[k];
+      xs_[k] = {x.data, layer.dtype, x.stride, begin, n};
+      dxs_[k] = {dx.data, layer.dtype, dx.stride, begin, n, dx.sum ? 0 : moved, dx.sum};
+      std::fill(dx_row(k), dx_row(k + dx.sum), R(0));
+    }
+    for (int64_t k = 0; k < outputs_; ++k)
+      dss_[k] = {io.douts[k].data, layer.dtype, io.douts[k].stride, begin, n};
+    for (int64_t k = 0; k < states_; ++k) {
+      const R* last = io.dstates[k].sum ? static_cast<const R*>(io.dstates[k].data) : nullptr;
+      now_[k] = rows(1), next_[k] = rows(1);
+      set_row(now_[k], last ? last + begin : nullptr, n, R(0));
+    }
+    for (int64_t k = 0; k < params_; ++k)
+      adjoint_.result[inputs_ + states_ + k] = {sums_ + k * kRow<R>, 1, nullptr, true};
   }
-  for (int64_t k = 0; k < outputs; ++k)
-    dss[k] = {io.douts[k].data, layer.dtype, io.douts[k].stride, begin, n};
-  for (int64_t k = 0; k < states; ++k) {
-    const R* last = io.dstates[k].sum ? static_cast<const R*>(io.dstates[k].data) : nullptr;
-    now[k] = row(), next[k] = row();
-    set_row(now[k], last ? last + begin : nullptr, n, R(0));
-  }
-  for (int64_t k = 0; k < params; ++k)
-    adjoint.result[inputs + states + k] = {sums + k * kRow<R>, 1, false, true};
 
-  const int64_t last = (layer.steps - 1) / kSegment * kSegment;
-  for (int64_t first = last; first >= 0; first -= kSegment) {
-    const int64_t steps = std::min<int64_t>(kSegment, layer.steps - first);
-    for (int64_t k = 0; k < states; ++k) {
-      const R* v = start_of<R>(layer, io.borders, k, first);
-      set_row(state_at(k, 0), v ? v + begin : nullptr, n, R(layer.rest[k]));
+  // Sums of the parameters' gradients are added to `partial`.
+  void run(double* partial) {
+    const int64_t last = (layer_.steps - 1) / kSegment * kSegment;
+    for (int64_t first = last; first >= 0; first -= kSegment) {
+      const int64_t steps = std::min<int64_t>(kSegment, layer_.steps - first);
+      recompute(first, steps);
+      for (int64_t t = steps - 1; t >= 0; --t) {
+        Fetch fetch = adjoint_.fetch(n_);
+        for (int64_t k = 0; k < inputs_ && t == 0; ++k)
+          fetch.add(first > 0 ? xs_[k].ahead(first - kSegment) : xs_[k].ahead_of_tile(last));
+        adjoin(first, t, fetch);
+      }
+    }
+    for (int64_t k = 0; k < inputs_; ++k)
+      if (io_.dinputs[k].data) dxs_[k].finish(dx_row(k));
+    for (int64_t k = 0; k < states_; ++k)
+      if (io_.dstates0[k]) copy_row(static_cast<R*>(io_.dstates0[k]) + begin_, now_[k], n_);
+    const Channels all(1, layer_.n, begin_, n_);
+    for (int64_t k = 0; k < params_; partial += sums_of(layer_, k++)) {
+      const Channels& channels = layer_.params[k].per_channel ? tile_.channels : all;
+      if (io_.dparams[k]) channels.add(sums_ + k * kRow<R>, partial);
+    }
+  }
+
+ private:
+  int64_t bytes() const {
+    const int64_t rows = inputs_ * (kSegment + 1) + outputs_ + states_ * (kSegment + 2) + params_;
+    return Tile<R>::bytes(layer_) + Machine<R>::bytes(io_.advance, layer_) +
+           Machine<R>::bytes(io_.adjoint, layer_) + Workspace::bytes<RowsIn<R>>(inputs_) +
+           Workspace::bytes<RowsOut<R>>(inputs_) + Workspace::bytes<RowsIn<R>>(outputs_) +
+           Workspace::bytes<const R*>(inputs_ * kSegment) + 2 * Workspace::bytes<R*>(states_) +
+           (rows + 1) * Workspace::bytes<R>(kRow<R>);
+  }
+  R* rows(int64_t count) { return room_.take<R>(count * kRow<R>); }
+  R* dx_row(int64_t k) { return dx_rows_ + k * kRow<R>; }
+  R* state_at(int64_t k, int64_t t) { return before_ + (k * kSegment + t) * kRow<R>; }
+  const R*& x_at(int64_t k, int64_t t) { return x_at_[k * kSegment + t]; }
+
+  // The inputs of a segment's steps, and the states before each.
+  void recompute(int64_t first, int64_t steps) {
+    for (int64_t k = 0; k < states_; ++k) {
+      const R* v = start_of<R>(layer_, io_.borders, k, first);
+      set_row(state_at(k, 0), v ? v + begin_ : nullptr, n_, R(layer_.rest[k]));
     }
     for (int64_t t = 0; t < steps; ++t) {
-      for (int64_t k = 0; k < inputs; ++k)
-        x_at[k * kSegment + t] = xs[k].read(first + t, x_row(k, t));
-      if (t + 1 == steps) break;
-      Fetch fetch = advance.fetch(n);
-      for (int64_t k = 0; k < inputs; ++k) {
-        advance.input[k] = reads(x_at[k * kSegment + t]);
-        fetch.add(xs[k].ahead(first + t + 1));
-        if (io.dinputs[k].data) fetch.add(dxs[k].ahead(first + t));
+      for (int64_t k = 0; k < inputs_; ++k)
+        x_at(k, t) = xs_[k].read(first + t, x_rows_ + (k * kSegment + t) * kRow<R>);
+      if (t + 1 == steps) return;
+      Fetch fetch = advance_.fetch(n_);
+      for (int64_t k = 0; k < inputs_; ++k) {
+        advance_.input[k] = reads(x_at(k, t));
+        fetch.add(xs_[k].ahead(first + t + 1));
+        if (io_.dinputs[k].data) fetch.add(dxs_[k].ahead(first + t));
       }
-      for (int64_t k = 0; k < states; ++k) {
-        advance.state[k] = reads(state_at(k, t));
-        advance.result[k] = reads(state_at(k, t + 1));
+      for (int64_t k = 0; k < outputs_ && t + 2 == steps; ++k)
+        if (io_.douts[k].data) fetch.add(dss_[k].ahead(first + t + 1));
+      for (int64_t k = 0; k < states_; ++k) {
+        advance_.state[k] = reads(state_at(k, t));
+        advance_.result[k] = reads(state_at(k, t + 1));
       }
-      for (int64_t k = 0; k < outputs && t + 2 == steps; ++k)
-        if (io.douts[k].data) fetch.add(dss[k].ahead(first + t + 1));
-      advance.run(fetch);
-    }
-    for (int64_t t = steps - 1; t >= 0; --t) {
-      Fetch fetch = adjoint.fetch(n);
-      for (int64_t k = 0; k < inputs; ++k) {
-        adjoint.input[k] = reads(x_at[k * kSegment + t]);
-        if (io.dinputs[k].data)
-          adjoint.result[k] = writes(dxs[k].row(first + t, dx_rows + k * kRow<R>));
-        if (t == 0)
-          fetch.add(first > 0 ? xs[k].ahead(first - kSegment) : xs[k].ahead_of_tile(last));
-      }
-      for (int64_t k = 0; k < outputs; ++k) {
-        const R* ds = dss[k].read(first + t, ds_rows + k * kRow<R>);
-        adjoint.dout[k] = ds ? reads(ds) : Place<R>{zeros, 0, false, false};
-        if (ds && t > 0) fetch.add(dss[k].ahead(first + t - 1));
-      }
-      for (int64_t k = 0; k < states; ++k) {
-        const Sequence& given = io.dstates[k];
-        if (given.data && !given.sum)
-          add_row(now[k], static_cast<const R*>(given.data) + (first + t) * layer.n + begin, n);
-        adjoint.state[k] = reads(state_at(k, t));
-        adjoint.dstate[k] = reads(now[k]), adjoint.result[inputs + k] = reads(next[k]);
-      }
-      adjoint.run(fetch);
-      std::swap(now, next);
-      for (int64_t k = 0; k < inputs; ++k)
-        if (io.dinputs[k].data) dxs[k].write(first + t, dx_rows + k * kRow<R>);
+      advance_.run(fetch);
     }
   }
-  for (int64_t k = 0; k < inputs; ++k)
-    if (io.dinputs[k].data) dxs[k].finish(dx_rows + k * kRow<R>);
-  for (int64_t k = 0; k < states; ++k)
-    if (io.dstates0[k]) copy_row(static_cast<R*>(io.dstates0[k]) + begin, now[k], n);
-  double* partial = io.partial + chunk * all_sums(layer);
-  for (int64_t k = 0; k < params; partial += sums_of(layer, k++)) {
-    const Channels all(1, layer.n, begin, n);
-    if (io.dparams[k])
-      (layer.params[k].per_channel ? tile.channels : all).add(sums + k * kRow<R>, partial);
+
+  // The adjoint of step t of a segment.
+  void adjoin(int64_t first, int64_t t, Fetch& fetch) {
+    for (int64_t k = 0; k < inputs_; ++k) {
+      adjoint_.input[k] = reads(x_at(k, t));
+      if (io_.dinputs[k].data) adjoint_.result[k] = writes(dxs_[k], first + t, dx_row(k));
+    }
+    for (int64_t k = 0; k < outputs_; ++k) {
+      const R* ds = dss_[k].read(first + t, ds_rows_ + k * kRow<R>);
+      adjoint_.dout[k] = ds ? reads(ds) : Place<R>{zeros_, 0};
+      if (ds && t > 0) fetch.add(dss_[k].ahead(first + t - 1));
+    }
+    for (int64_t k = 0; k < states_; ++k) {
+      const Sequence& given = io_.dstates[k];
+      if (given.data && !given.sum)
+        add_row(now_[k], static_cast<const R*>(given.data) + (first + t) * layer_.n + begin_, n_);
+      adjoint_.state[k] = reads(state_at(k, t));
+      adjoint_.dstate[k] = reads(now_[k]), adjoint_.result[inputs_ + k] = reads(next_[k]);
+    }
+    adjoint_.run(fetch);
+    std::swap(now_, next_);
+    for (int64_t k = 0; k < inputs_; ++k)
+      if (io_.dinputs[k].data) dxs_[k].write(first + t, dx_row(k));
   }
-}
+
+  const ProgramLayer& layer_;
+  const ProgramBackward& io_;
+  const int64_t inputs_ = layer_.inputs.count, outputs_ = layer_.outputs;
+  const int64_t states_ = layer_.states.count, params_ = layer_.params.count;
+  const int64_t begin_, n_;
+  Workspace room_;
+  const Tile<R> tile_;
+  const Machine<R> advance_, adjoint_;
+  RowsIn<R>*xs_, *dss_;
+  RowsOut<R>* dxs_;
+  const R** x_at_;                                              // [inputs, kSegment]
+  R **now_, **next_;                                            // the gradients of the states
+  R *x_rows_, *dx_rows_, *ds_rows_, *before_, *sums_, *zeros_;  // before_: [states, kSegment]
+};
 
 template <class R>
 void forward(const ProgramLayer& layer, const ProgramForward& io) {
@@ -357,7 +232,7 @@ void backward(const ProgramLayer& layer, const ProgramBackward& io) {
   const int64_t chunks = chunk_count(layer), count = all_sums(layer);
   std::fill(io.partial, io.partial + chunks * count, 0.0);
   for_each_tile(layer, [&](int64_t chunk, int64_t begin, int64_t n) {
-    backward_tile<R>(layer, io, chunk, begin, n);
+    Backward<R>(layer, io, begin, n).run(io.partial + chunk * count);
   });
   const double* total = add_chunks(io.partial, chunks, count);
   for (int64_t k = 0; k < layer.params.count; ++k) {

@@ -19,11 +19,9 @@ struct Instruction {
 
 // A program as Python encodes it.
 struct ProgramCode {
-  int64_t constants, hoisted;  // hoisted: what no input and no state has part in
-  int64_t results, registers;
-  int64_t before, instructions;  // before: those that give the hoisted values
-  const double* constant;        // [constants]
-  const Instruction* code;       // [before + instructions]
+  int64_t constants, hoisted, results, registers, instructions;
+  const double* constant;   // [constants]
+  const Instruction* code;  // [hoisted + instructions]; a hoisted value is an instruction's
 };
 
 template <class T>

@@ -35,6 +35,10 @@ template <class R>
 void copy_row(R* to, const R* from, int64_t n) {
   std::memcpy(to, from, size_t(n) * sizeof(R));
 }
+template <class R>
+void add_row(R* sum, const R* row, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) sum[i] += row[i];
+}
 // A row from memory, or the same number everywhere. The lanes behind a tail are computed with, if
 // not stored, so they get numbers, too.
 template <class R>

@@ -80,11 +80,6 @@ SNN_HD V reset(const Neuron& neuron, V h, V s) {
   return kSmooth ? neuron.smooth_reset(h, s) : neuron.reset(h, s);
 }
 
-template <class R>
-void add_row(R* sum, const R* row, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) sum[i] += row[i];
-}
-
 // One step of a row: spikes into `s`, the state in place.
 template <bool kSmooth, class Neuron, class Rates, class R>
 void step_row(const Neuron neuron, const Rates& rates, int64_t vectors, Ahead ahead, const R* x,

@@ -73,12 +73,6 @@ struct Octet {
     for (int j = 0; j < 8; ++j) bits |= (element(j) & kMagnitude) != 0 ? 1u << j : 0u;
     return bits;
   }
-  SNN_DEVICE bool only_spikes(unsigned one) const {
-    bool all = true;
-    SNN_UNROLL
-    for (int j = 0; j < 8; ++j) all &= element(j) == 0 || element(j) == one;
-    return all;
-  }
 
   SNN_DEVICE void set(unsigned bits, unsigned one) {
     SNN_UNROLL
@@ -112,7 +106,7 @@ struct PackRange {
 SNN_DEVICE PackRange pack_range(const SpikesArgs& p) {
   const i64 first = i64(blockIdx.x) * (kPackThreads * kPackBytes);
   const bool inside = (first + kPackThreads * kPackBytes) * 8 <= p.n;
-  return {first + threadIdx.x, inside && (p.flags & kVector) != 0};
+  return {first + threadIdx.x, inside && p.aligned != 0};
 }
 
 template <int kSize>
@@ -125,17 +119,13 @@ SNN_DEVICE void pack_spikes(const SpikesArgs& p) {
     for (int k = 0; k < kPackBytes; ++k)
       some[k].load(s + (range.byte + k * kPackThreads) * (8 * kSize));
   }
-  bool exact = true;
   SNN_UNROLL
   for (int k = 0; k < kPackBytes; ++k) {
     const i64 byte = range.byte + k * kPackThreads, left = p.n - byte * 8;
     if (left <= 0) break;
     if (!range.whole) some[k].load_some(s + byte * (8 * kSize), left < 8 ? int(left) : 8);
     store_byte(p.bits + byte, some[k].byte());
-    if (p.flags & kLook) exact &= some[k].only_spikes(p.one);
   }
-  // All who store here store the same.
-  if (!exact) store_element(p.exact, 0.0f);
 }
 
 template <int kSize>

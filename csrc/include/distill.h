@@ -32,7 +32,8 @@ template <class R>
 struct StepwiseRow {
   R inv_ce, inv_tau, inv_h;  // 1 / temperature
   R kl_scale;
-  // What the gradients of the terms are multiplied by: weight, scale and 1 / temperature.
+  // What the gradients of the terms are multiplied by: weight, scale and 1 / temperature. Of a term
+  // with 0 nothing is added: it may be no number.
   R g_ce, g_kl, g_self, g_h;
   int self_target;
   bool skip_all_wrong, entropy, teacher, gradient;
@@ -44,8 +45,8 @@ struct StepwiseRow {
 template <class R>
 struct TssdRow {
   R inv_tau, kl_scale;
-  R ce_all, ce_student;  // weights within the task term
-  R g_all, g_student, g_temporal, g_spatial;
+  R ce_all, ce_student;                       // weights within the task term
+  R g_all, g_student, g_temporal, g_spatial;  // as above
   long long student_steps;
   bool aux, per_step, gradient, aux_gradient;
 };
@@ -151,7 +152,7 @@ SNN_HD void stepwise_row(Row& row, const StepwiseRow<R>& p, typename Row::V (&te
 
   const bool has_tau = p.teacher || p.self_target != kSelfNone;
   const bool separate = has_tau && !p.shared_ce;
-  const V g_kl(p.teacher ? p.g_kl : R(0)), g_self = V(p.g_self) * own_weight;
+  const V g_self = V(p.g_self) * own_weight;
   V ce(0), kl(0), self(0), entropy(0);
   for (long long t = 0; t < row.steps; ++t) {
     const V top = top_of(row, [&](auto k) { return row.logit(t, k); });
@@ -193,21 +194,22 @@ SNN_HD void stepwise_row(Row& row, const StepwiseRow<R>& p, typename Row::V (&te
     row.each([&](auto k) {
       const V z = row.logit(t, k), y = row.label(k);
       ce = ce - y * q_ce.log_q(z);
-      V g = V(p.g_ce) * (probability(row, kCe, q_ce, z, k) * mass - y);
+      V g(0);
+      if (p.g_ce != R(0)) g = V(p.g_ce) * (probability(row, kCe, q_ce, z, k) * mass - y);
       if (has_tau) {
         const V log_q = q_tau.log_q(z), q = probability(row, at_tau, q_tau, z, k);
         if (p.teacher) {
           const V u = row.teacher(k), prob = probability(row, kTeacherP, teacher, u, k);
           kl = mad_(prob, teacher.log_q(u) - log_q, kl);
-          g = mad_(g_kl, q - prob, g);
+          if (p.g_kl != R(0)) g = mad_(V(p.g_kl), q - prob, g);
         }
         if (p.self_target != kSelfNone) {
           const V u = row.kept(kOwn, k), prob = probability(row, kOwnP, own, u, k);
           self = mad_(prob, own.log_q(u) - log_q, self);
-          g = mad_(g_self, q - prob, g);
+          if (p.g_self != R(0)) g = mad_(g_self, q - prob, g);
         }
       }
-      if (p.entropy)
+      if (p.entropy && p.g_h != R(0))
         g = mad_(V(p.g_h) * probability(row, at_h, q_h, z, k), q_h.log_q(z) + spread, g);
       if (p.gradient) row.gradient(t, k, g);
     });
@@ -228,7 +230,9 @@ SNN_HD typename Row::V kl_row(Row& row, R inv_tau, R coefficient, U&& u, Z&& z, 
   row.each([&](auto k) {
     const V prob = probability(row, kTeacherP, p, u(k), k);
     kl = mad_(prob, p.log_q(u(k)) - q.log_q(z(k)), kl);
-    out(k, V(coefficient) * (probability(row, kTau, q, z(k), k) - prob));
+    V g(0);
+    if (coefficient != R(0)) g = V(coefficient) * (probability(row, kTau, q, z(k), k) - prob);
+    out(k, g);
   });
   return row.sum(kl);
 }
@@ -296,7 +300,8 @@ SNN_HD void tssd_row(Row& row, const TssdRow<R>& p, typename Row::V (&terms)[4])
     }
     const V prob = probability(row, kTeacherP, taught, a, k);
     kl = mad_(prob, taught.log_q(a) - learns.log_q(s), kl);
-    g_first = mad_(V(p.g_temporal), probability(row, kTau, learns, s, k) - prob, g_first);
+    if (p.g_temporal != R(0))
+      g_first = mad_(V(p.g_temporal), probability(row, kTau, learns, s, k) - prob, g_first);
     if (p.gradient) {
       g_first = g_first + g_all;
       for (long long t = 0; t < row.steps; ++t)

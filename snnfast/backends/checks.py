@@ -38,6 +38,12 @@ def _refuse(name: str, wanted: str, t: Tensor) -> None:
     )
 
 
+def axes(name: str, t: Tensor, count: int, wanted: str) -> None:
+    """``t`` has so many axes at least."""
+    if t.dim() < count:
+        _refuse(name, wanted, t)
+
+
 def _named(dtype: Dtype, shape) -> str:
     return f"{str(dtype).removeprefix('torch.')} {list(shape)}"
 

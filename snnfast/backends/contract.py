@@ -192,8 +192,8 @@ class Backend:
         self.unchecked.pack_spikes(s, bits)
 
     def pack_if_spikes(self, s: Tensor, bits: Tensor) -> bool:
-        """The same; False where an element is neither +0 nor 1, and then ``bits`` is none. The CPU
-        stops at the first such element; a GPU is waited for."""
+        """The same; False at the first element that is neither +0 nor 1, and then ``bits`` is none.
+        On the CPU alone: a GPU would have to be waited for."""
         checks.spikes(s, bits)
         return self.unchecked.pack_if_spikes(s, bits)
 

@@ -37,6 +37,13 @@ def as_bytes(value: NamedTuple) -> bytes:
     return _struct(type(value)).pack(*value)
 
 
+def _all(numbers, count: int):
+    """``numbers``, as many as a packed value has."""
+    if len(numbers) != count:
+        raise ValueError(f"backend: numbers must be {count}, got {len(numbers)}")
+    return numbers
+
+
 def segments(steps: int) -> int:
     """How many segments T steps fall into; one state fewer is kept."""
     return (steps + SEGMENT - 1) // SEGMENT
@@ -82,7 +89,7 @@ class LifLayer(NamedTuple):
 def _unpacked(choices: tuple[int, ...], numbers: tuple[float, ...]) -> LifLayer:
     charge, divide, hard, detach_reset, surrogate, spiking, static = choices
     flags = (bool(divide), bool(hard), bool(detach_reset))
-    return LifLayer(charge, *flags, surrogate, bool(spiking), bool(static), *numbers)
+    return LifLayer(charge, *flags, surrogate, bool(spiking), bool(static), *_all(numbers, 5))
 
 
 class NeuronLayer(NamedTuple):
@@ -192,7 +199,9 @@ class StepwiseLoss(NamedTuple):
     @classmethod
     def unpack(cls, choices: list[int], numbers: list[float]) -> "StepwiseLoss":
         self_target, skip_all_wrong, entropy, ignore_index = choices
-        return cls(self_target, bool(skip_all_wrong), bool(entropy), ignore_index, *numbers)
+        return cls(
+            self_target, bool(skip_all_wrong), bool(entropy), ignore_index, *_all(numbers, 9)
+        )
 
 
 class TssdLoss(NamedTuple):
@@ -228,4 +237,4 @@ class TssdLoss(NamedTuple):
     @classmethod
     def unpack(cls, choices: list[int], numbers: list[float], student_steps: int) -> "TssdLoss":
         per_step, ignore_index = choices
-        return cls(bool(per_step), ignore_index, *numbers, student_steps)
+        return cls(bool(per_step), ignore_index, *_all(numbers, 8), student_steps)

@@ -6,6 +6,7 @@ left, int64) and p (1: brighter, 0: darker, int64), in the order of the file.
 
 import struct
 from pathlib import Path
+from xml.parsers import expat
 
 import numpy as np
 
@@ -29,6 +30,7 @@ _POLARITY = 1
 _AEDAT4 = b"#!AER-DAT4.0\r\n"
 _SIZES = {1: lz4_bytes, 2: lz4_bytes, 3: zstd_bytes, 4: zstd_bytes}  # by the header's compression
 MOST = 2**28  # bytes of a recording's packets, 16 of them for an event
+DEEPEST = 100  # elements within each other in a recording's description, which needs five
 
 
 def events(t, x, y, p) -> np.ndarray:
@@ -104,7 +106,7 @@ def read_aedat4(path: str | Path) -> np.ndarray:
     Raises ImportError without it, ValueError and its own errors for a damaged file.
     """
     decoder = require("aedat", "events").Decoder
-    _check_sizes(regular(path).read_bytes())
+    _check_aedat4(regular(path).read_bytes())
     try:
         packets = [packet["events"] for packet in decoder(str(path)) if "events" in packet]
     except (Exception, KeyboardInterrupt, SystemExit):
@@ -115,10 +117,10 @@ def read_aedat4(path: str | Path) -> np.ndarray:
     return np.concatenate(parts) if parts else np.empty(0, EVENT)
 
 
-def _check_sizes(content: bytes) -> None:
-    """ValueError where a file in AEDAT 4.0 has a length beyond its end, or packets that together
-    become too long: the package reserves as much memory as a length says, and ends the process
-    where there is not as much.
+def _check_aedat4(content: bytes) -> None:
+    """ValueError for what ends the process in the package: a length beyond the end of a file in
+    AEDAT 4.0, or packets that together become too long, since it reserves as much memory as a
+    length says, and a description that it takes for UTF-8 unseen and reads by recursion.
 
     After a first line comes the header, and then packets until a table of them, or until the end
     where the header says that there is none: each behind its length, which for a packet follows the
@@ -146,17 +148,44 @@ def _check_sizes(content: bytes) -> None:
 
 def _aedat4_header(header: bytes) -> tuple[int, int]:
     """Compression, and where the table of packets is or -1: fields 0 and 1 of a FlatBuffer; those
-    at their defaults are left out."""
+    at their defaults are left out. ValueError where field 2, the description, is none."""
     (table,) = struct.unpack_from("<I", header)
     fields = table - struct.unpack_from("<i", header, table)[0]
     (size,) = struct.unpack_from("<H", header, fields)
-    values = [0, -1]
-    for field, kind in enumerate(("<i", "<q")):
+    values, at = [0, -1, None], table
+    for field, kind in enumerate(("<i", "<q", "<I")):
         if size >= 6 + 2 * field:
             (place,) = struct.unpack_from("<H", header, fields + 4 + 2 * field)
             if place:
-                (values[field],) = struct.unpack_from(kind, header, table + place)
-    return values[0], values[1]
+                at = table + place
+                (values[field],) = struct.unpack_from(kind, header, at)
+    compression, end, text = values
+    if text is not None:
+        (length,) = struct.unpack_from("<I", header, at + text)
+        _check_description(*struct.unpack_from(f"{length}s", header, at + text + 4))
+    return compression, end
+
+
+def _check_description(text: bytes) -> None:
+    """ValueError unless it is XML in UTF-8 whose elements are not nested too deeply."""
+    depth = 0
+
+    def enter(name, attributes):
+        nonlocal depth
+        depth += 1
+        if depth > DEEPEST:
+            raise ValueError(f"its description may nest at most {DEEPEST} elements")
+
+    def leave(name):
+        nonlocal depth
+        depth -= 1
+
+    parser = expat.ParserCreate()
+    parser.StartElementHandler, parser.EndElementHandler = enter, leave
+    try:
+        parser.Parse(text.decode(), True)
+    except (UnicodeDecodeError, expat.ExpatError) as error:
+        raise ValueError(f"its description must be XML in UTF-8: {error}") from error
 
 
 def _header(path: str | Path) -> tuple[str, list[str], bytes]:

@@ -54,9 +54,10 @@ def decode(content: bytes | str | Path, name: str):
                 opened = pil.fromarray(_EIGHT[np.asarray(opened)])
             return opened.convert("RGB")
     except Exception as error:  # decoders raise errors of nearly every type
-        raise DataError(
-            f"{name} cannot be decoded: {str(error) or type(error).__name__}"
-        ) from error
+        reason = str(error) or type(error).__name__
+        if isinstance(error, pil.UnidentifiedImageError):  # which names a place in memory
+            reason = f"it is none of {', '.join(FORMATS)}"
+        raise DataError(f"{name} cannot be decoded: {reason}") from error
 
 
 def to_tensor(image) -> Tensor:

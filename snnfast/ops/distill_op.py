@@ -13,12 +13,12 @@ import math
 import torch
 from torch import Tensor
 
-from snnfast.backends import layout
+from snnfast.backends import checks, layout
 from snnfast.backends import spec as specs
 from snnfast.backends.spec import StepwiseLoss, TssdLoss
 from snnfast.ops import direct
 from snnfast.ops.layer import refuse_twice
-from snnfast.ops.select import implementation
+from snnfast.ops.select import by_name, implementation
 
 _library = torch.library.Library("snnfast", "FRAGMENT")
 _library.define(
@@ -38,6 +38,7 @@ _library.define(
 
 def _allocate(logits: Tensor, terms: int, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
     """loss [], terms [n], unit [], and gradients of a ``shape``, (0,) where none are wanted."""
+    checks.axes("logits", logits, 3, "[T, B, C]")
     dtype, device = layout.state_dtype(logits), logits.device
     return (
         torch.empty((), dtype=dtype, device=device),
@@ -155,9 +156,9 @@ def _contiguous(tensor: Tensor | None) -> Tensor | None:
 
 
 for _device in ("CPU", "CUDA"):
-    _library.impl("stepwise_loss", _run_stepwise, _device)
-    _library.impl("tssd_loss", _run_tssd, _device)
-    _library.impl("scale_gradient", _run_scale, _device)
+    _library.impl("stepwise_loss", by_name(_run_stepwise), _device)
+    _library.impl("tssd_loss", by_name(_run_tssd), _device)
+    _library.impl("scale_gradient", by_name(_run_scale), _device)
 
 
 def stepwise(logits, target, teacher_logits, options, want_gradient: bool, backend: str):

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from snnfast import surrogate as surrogates
-from snnfast.backends import layout
+from snnfast.backends import checks, layout
 from snnfast.backends import spec as specs
 from snnfast.backends.spec import LifLayer
 from snnfast.ops import validation as check
 from snnfast.ops.direct import is_direct
-from snnfast.ops.select import check_name, implementation, select
+from snnfast.ops.select import check_name, implementation, named, select
 
 STATE_NONE, STATE_LAST, STATE_ALL = 0, 1, 2
 DEFAULT_TAU = 2.0
@@ -174,6 +174,7 @@ def unpacked(x: Tensor, steps: int, choices: list[int], numbers: list[float]) ->
     """The layer behind the dispatcher. A traced graph has T as a number, which may not be that of
     the x it is run on."""
     layer = LifLayer.unpack(choices, numbers)
+    checks.axes("x", x, axis(layer), "[T, ...]")
     return layer.over(steps if layer.static else x.shape[0])
 
 
@@ -183,7 +184,7 @@ def behind_dispatcher(function, tensors: int):
 
     def run(*arguments):
         given, (*packed, backend) = arguments[:tensors], arguments[tensors : tensors + 4]
-        layer, kernels = unpacked(given[0], *packed), implementation(backend)
+        layer, kernels = unpacked(given[0], *packed), named(backend, given[0])
         return present(given[0], function(*given, layer, kernels, *arguments[tensors + 4 :]))
 
     return run
@@ -235,6 +236,7 @@ def as_launched(x: Tensor, rate: Tensor | None, layer: LifLayer):
     if rate is not None:
         rate = rate.contiguous()
         if rate.dim() == 1:
+            checks.axes("x", x, axis(layer) + 2, "[..., B, C, ...] for a rate [C]")
             inner = layout.step_strides(x, axis(layer))[1]
             layer = layer._replace(channels=rate.shape[0], inner=inner)
     return x, sequence, rate, layer

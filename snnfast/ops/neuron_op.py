@@ -14,7 +14,7 @@ from snnfast.backends import spec as specs
 from snnfast.backends.spec import NeuronLayer
 from snnfast.ops import layer as layers
 from snnfast.ops.direct import is_direct
-from snnfast.ops.select import implementation
+from snnfast.ops.select import implementation, named
 
 _LAYER = f"str program, SymInt steps, {specs.CHOICES}, str backend"
 _TENSORS = "Tensor[] inputs, Tensor?[] states, Tensor[] params"
@@ -54,13 +54,13 @@ class Call(NamedTuple):
         )
 
 
-def _unpacked(inputs, packed) -> tuple[NeuronLayer, object]:
-    program, steps, (surrogate, static), (a, b, *rest), backend = packed
+def _layer(inputs, program, steps, choices, numbers, _backend) -> NeuronLayer:
+    """The layer behind the dispatcher."""
+    (surrogate, static), (a, b, *rest) = choices, numbers
     step = specs.Step.unpack(program)
     layer = NeuronLayer(step, surrogate, bool(static), a, b, tuple(rest))
     # A traced graph has T as a number, which may not be that of the x it is run on.
-    steps = steps if static else inputs[0].shape[0]
-    return layer.over(steps), implementation(backend)
+    return layer.over(steps if static else inputs[0].shape[0])
 
 
 def _empty_forward(x: Tensor, layer: NeuronLayer, state: int, keep: bool):
@@ -98,7 +98,7 @@ def _present(x: Tensor, tensors) -> list[Tensor]:
 @torch.library.register_fake("snnfast::neuron_forward", lib=_library)
 def _(inputs, states, params, *packed_state_keep):
     *packed, state, keep = packed_state_keep
-    layer, _ = _unpacked(inputs, packed)
+    layer = _layer(inputs, *packed)
     outputs, new_states, borders = _empty_forward(inputs[0], layer, state, keep)
     return outputs, new_states, *_present(inputs[0], [borders])
 
@@ -106,7 +106,7 @@ def _(inputs, states, params, *packed_state_keep):
 @torch.library.register_fake("snnfast::neuron_backward", lib=_library)
 def _(inputs, states, params, borders, douts, dstates, *packed_wanted):
     *packed, wanted = packed_wanted
-    layer, _ = _unpacked(inputs, packed)
+    layer = _layer(inputs, *packed)
     made = _empty_backward(inputs, params, layer, wanted)
     return tuple(_present(inputs[0], part) for part in made)
 
@@ -163,14 +163,16 @@ def _backward(inputs, states, params, borders, douts, dstates, layer, kernels, w
 
 def _forward_op(inputs, states, params, *rest):
     *packed, state, keep = rest
-    layer, kernels = _unpacked(inputs, packed)
+    layer = _layer(inputs, *packed)
+    kernels = named(packed[-1], inputs[0], "neuron_forward")
     outputs, new_states, borders = _forward(inputs, states, params, layer, kernels, state, keep)
     return outputs, new_states, *_present(inputs[0], [borders])
 
 
 def _backward_op(inputs, states, params, borders, douts, dstates, *rest):
     *packed, wanted = rest
-    layer, kernels = _unpacked(inputs, packed)
+    layer = _layer(inputs, *packed)
+    kernels = named(packed[-1], inputs[0], "neuron_forward")
     made = _backward(inputs, states, params, borders, douts, dstates, layer, kernels, wanted)
     return tuple(_present(inputs[0], part) for part in made)
 

@@ -80,7 +80,7 @@ def _cached_plan(definition, tensors, options, own, norm) -> Plan:
         main = normalised(main, len(prelude.results), residual)
         counts = outputs, 1 + residual, len(prelude.results) + 3
     step = Step.of(main.pack(), *counts, gradient or "")
-    spikes = tuple(r is not None and main.nodes[r].op == "spike" for r in main.results[:outputs])
+    spikes = tuple(r is not None and main.fires(r) for r in main.results[:outputs])
     if not tensors and not norm and not callable(definition.rest):
         _check_gradient_at_rest(definition, step)
     return Plan(step, prelude, spikes, gradient is not None)

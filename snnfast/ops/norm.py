@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from snnfast import reference
-from snnfast.backends import layout
+from snnfast.backends import checks, layout
 from snnfast.backends import spec as specs
 from snnfast.ops.layer import TAGS, Call
-from snnfast.ops.select import implementation
+from snnfast.ops.select import implementation, named
 
 _library = torch.library.Library("snnfast", "FRAGMENT")
 _library.define(
@@ -43,6 +43,12 @@ def channel_axis(static: bool) -> int:
     return 1 if static else 2
 
 
+def _channel_axis_of(y: Tensor, static: bool) -> int:
+    """The same, which y must have."""
+    checks.axes("y", y, channel_axis(static) + 1, "[..., B, C, ...]")
+    return channel_axis(static)
+
+
 @functools.lru_cache(1024)
 def _channels(shape: torch.Size, strides: tuple[int, ...] | None, axis: int) -> tuple[int, int]:
     """Without ``strides``: contiguous."""
@@ -53,7 +59,8 @@ def _channels(shape: torch.Size, strides: tuple[int, ...] | None, axis: int) -> 
 
 def channels_of(y: Tensor, static: bool) -> tuple[int, int]:
     """Where the channels of y, whose steps are dense, lie: their number and ``inner``."""
-    return _channels(y.shape, None if y.is_contiguous() else y.stride(), channel_axis(static))
+    axis = _channel_axis_of(y, static)
+    return _channels(y.shape, None if y.is_contiguous() else y.stride(), axis)
 
 
 def with_channels(y: Tensor, static: bool) -> tuple[Tensor, int, int]:
@@ -64,7 +71,7 @@ def with_channels(y: Tensor, static: bool) -> tuple[Tensor, int, int]:
 
 def _empty_stats(y: Tensor, static: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """mean, var, inv_std, scale."""
-    mean = y.new_empty(y.shape[channel_axis(static)], dtype=layout.state_dtype(y))
+    mean = y.new_empty(y.shape[_channel_axis_of(y, static)], dtype=layout.state_dtype(y))
     return mean, torch.empty_like(mean), torch.empty_like(mean), torch.empty_like(mean)
 
 
@@ -110,6 +117,8 @@ def update_running(
 def _stats(y, weight, running_mean, running_var, momentum, total, eps, static, kernels):
     results = mean, var, inv_std, scale = _empty_stats(y, static)
     updates = running_mean is not None
+    if updates and total < 2:
+        raise ValueError(f"backend: total must be >= 2, got {total}")
     beside = updates and running_mean.is_contiguous() and running_var.is_contiguous()
     running = (running_mean, running_var) if beside else (None, None)
     unbias = total / (total - 1) if beside else 1.0
@@ -149,7 +158,7 @@ def _dy_in_place(y, dx, mean, a, b, c, static, kernels):
 
 def _behind_dispatcher(function):
     """``function`` with the name of a backend, its last argument, for the backend."""
-    return lambda *arguments: function(*arguments[:-1], implementation(arguments[-1]))
+    return lambda x, *rest: function(x, *rest[:-1], named(rest[-1], x))
 
 
 for _device in ("CPU", "CUDA"):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from snnfast import reference
 from snnfast import surrogate as surrogates
-from snnfast.backends import layout
+from snnfast.backends import checks, layout
 from snnfast.backends import spec as specs
 from snnfast.ops import layer as layers
 from snnfast.ops import norm as norms
@@ -48,6 +48,7 @@ def _(y, residual, mean, scale, bias, v0, rate, steps, choices, numbers, backend
 
 
 def _empty_backward(y, mean, rate, layer, want_dx, want_dv0, want_drate):
+    checks.axes("mean", mean, 1, "[C]")
     dx = layers.empty_input(y, layer) if want_dx else None
     rows = mean.new_empty((2, mean.shape[0])), *norms.empty_finished(mean)
     return dx, *rows, *layers.empty_backward(y, rate, layer, want_dv0, want_drate)

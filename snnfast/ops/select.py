@@ -52,6 +52,28 @@ def implementation(name: str) -> Backend:
     return Backend(functions, **functions.CAPABILITIES)
 
 
+def named(name: str, x: torch.Tensor, needs: str = "") -> Backend:
+    """The backend that an op called by its name was given; BackendUnavailable where it cannot run
+    on a tensor like ``x``."""
+    found = implementation(name)
+    why_not = _refuse(name, x.device.type, x.dtype, False, None, needs)
+    if why_not is not None:
+        raise BackendUnavailable(f"backend {name!r} cannot be used: {why_not}")
+    return found
+
+
+def by_name(function):
+    """``function`` as what an op called by its name runs: its first argument is a tensor, its last
+    the name of a backend that can run on it, or reference."""
+
+    def run(x, *rest):
+        if rest[-1] != "reference":
+            named(rest[-1], x)
+        return function(x, *rest)
+
+    return run
+
+
 def _unavailable(name: str, needs: str) -> str | None:
     backend = implementation(name)
     if needs and not hasattr(backend.unchecked, needs):

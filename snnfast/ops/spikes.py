@@ -11,7 +11,7 @@ from torch import Tensor
 
 from snnfast import reference
 from snnfast.ops import validation as check
-from snnfast.ops.select import implementation, select
+from snnfast.ops.select import by_name, implementation, select
 
 _library = torch.library.Library("snnfast", "FRAGMENT")
 _library.define("pack_spikes(Tensor s, str backend) -> Tensor")
@@ -53,13 +53,13 @@ def _run_unpack(bits, shape, dtype, backend):
 
 
 for _device in ("CPU", "CUDA"):
-    _library.impl("pack_spikes", _run_pack, _device)
-    _library.impl("unpack_spikes", _run_unpack, _device)
+    _library.impl("pack_spikes", by_name(_run_pack), _device)
+    _library.impl("unpack_spikes", by_name(_run_unpack), _device)
 
 
 def pack_in_memory(s: Tensor, backend: str, look: bool) -> Tensor | None:
-    """The bits of a dense ``s``, not empty, in the order of its memory. Where ``look``: None if an
-    element is neither +0 nor 1, at the first one on the CPU; a GPU is waited for."""
+    """The bits of a dense ``s``, not empty, in the order of its memory. With a ``look``, which a
+    backend of the CPU has: None if an element is neither +0 nor 1."""
     if backend == "reference":
         s = s.as_strided((s.numel(),), (1,))
         is_spikes = not look or ((s == 1) | ((s == 0) & ~s.signbit())).all()

@@ -16,7 +16,7 @@ _CALLS = {
     "min": "minimum({}, {})", "max": "maximum({}, {})", "pow": "power({}, {})", "neg": "-({})",
     "abs": "abs_({})", "exp": "expf({})", "log": "logf({})", "sqrt": "sqrt_({})",
     "tanh": "tanhf({})", "sigmoid": "sigmoid({})", "not": "!{}", "where": "{} ? {} : {}",
-    "spike": "{} >= 0.0f ? 1.0f : 0.0f", "surrogate": "gradient<SNN_SURROGATE>({}, c[0], c[1])",
+    "spike": "{} >= {} ? 1.0f : 0.0f", "surrogate": "gradient<SNN_SURROGATE>({}, c[0], c[1])",
     "fma": "mad_({}, {}, {})", "div": "{} / {}", "inverse": "reciprocal_({})",
     "exact_quotient": "exact_quotient({}, {}, {})",
 }  # fmt: skip

@@ -49,6 +49,21 @@ class Program(NamedTuple):
         """{which: its place} of the leaves of a kind."""
         return {int(n.number): i for i, n in enumerate(self.nodes) if n.op == kind}
 
+    def fires(self, place: int) -> bool:
+        """Whether a value is 0 or 1 by construction: a spike, or one that is none at u = 0."""
+        op, args, _ = self.nodes[place]
+        if op != "sub":
+            return op == "spike"
+        s, tie = (self.nodes[a] for a in args)
+        if s.op != "spike" or tie.op != "where":
+            return False
+        at_zero, one, zero = (self.nodes[a] for a in tie.args)
+        return (
+            at_zero.op == "eq"
+            and set(at_zero.args) == {*s.args, tie.args[2]}
+            and (one.op, one.number, zero.op, zero.number) == ("const", 1.0, "const", 0.0)
+        )
+
     def operations(self) -> int:
         """How many operations a step is, leaves and constants apart."""
         return sum(node.op not in (*LEAVES, "const", "detach") for node in self.nodes)
@@ -155,7 +170,7 @@ class Builder:
         return op, args
 
     def _simpler(self, op: str, args: tuple[int, ...]) -> int | None:
-        """What is bit-equal to ``op`` of ``args`` for all numbers, and there already."""
+        """What is bit-equal to ``op`` of ``args`` for all numbers, and simpler."""
         if op == "mul" and self.is_constant(args[1], 1.0):
             return args[0]
         if op == "mul" and self.is_constant(args[0], 1.0):
@@ -167,8 +182,27 @@ class Builder:
             return args[0] if math.copysign(1.0, self.nodes[args[1]].number) > 0 else None
         if op == "where" and args[1] == args[2]:
             return args[1]
+        if op == "gt" and self.nodes[args[0]].op == "spike" and self.is_constant(args[1], 0.0):
+            return self.add("ge", self.nodes[args[0]].args[0], args[1])
         if op in ("neg", "not") and self.nodes[args[0]].op == op:
             return self.nodes[args[0]].args[0]
+        return self._without_sign(op, args)
+
+    def _without_sign(self, op: str, args: tuple[int, ...]) -> int | None:
+        """A negative term is taken away; a negative factor makes a negative product."""
+        if op not in ("add", "sub", "mul", "div"):
+            return None
+        a, b = (self.nodes[i] for i in args)
+        if op == "add" and b.op == "neg":
+            return self.add("sub", args[0], b.args[0])
+        if op == "add" and a.op == "neg":
+            return self.add("sub", args[1], a.args[0])
+        if op == "sub" and b.op == "neg":
+            return self.add("add", args[0], b.args[0])
+        if op in ("mul", "div") and a.op == "neg":
+            return self.add("neg", self.add(op, a.args[0], args[1]))
+        if op in ("mul", "div") and b.op == "neg":
+            return self.add("neg", self.add(op, args[0], b.args[0]))
         return None
 
     def copy(self, program: Program, leaf=None) -> list[int]:

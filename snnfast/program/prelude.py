@@ -36,9 +36,14 @@ def _of_parameters(nodes: tuple[Node, ...]) -> list[bool]:
     constant: list[bool] = []
     for op, args, _ in nodes:
         constant.append(op == "const")
-        pure = bool(args) and op not in TRUTH and op != "spike"
+        pure = bool(args) and op != "spike"
         pure = pure and all(known[a] or constant[a] for a in args) and any(known[a] for a in args)
         known.append(op == "param" or pure)
+    for place in range(len(nodes) - 1, -1, -1):
+        for argument in nodes[place].args:
+            # A parameter is a number: a truth value that the step reads is one of the step.
+            if nodes[argument].op in TRUTH and not known[place]:
+                known[argument] = False
     return known
 
 

@@ -88,18 +88,11 @@ class Writer:
             self.uniform.append(op == "param" if leaf else all(self.uniform[a] for a in args))
             starts = op in ("dout", "dstate", "surrogate")
             self.gradient.append(starts or any(self.gradient[a] for a in args))
+        self.fused: set[int] = set()  # what is written as part of another value
         self.reads = [0] * len(self.nodes)
         for place in (*(a for n in self.nodes for a in n.args), *program.results):
             if place is not None:
                 self.reads[place] += 1
-
-    def held(self) -> int:
-        """How many values of the step itself its gradients read."""
-        read = {a for n, g in zip(self.nodes, self.gradient, strict=True) if g for a in n.args}
-        return sum(
-            not (self.gradient[a] or self.uniform[a] or self.nodes[a].op in (*TRUTH, "input"))
-            for a in read
-        )
 
     def leaf(self, op: str, which: int) -> str:
         return f"{LETTERS[op]}[{which}]"
@@ -110,10 +103,10 @@ class Writer:
 
     def lines(self) -> list[tuple[int, str]]:
         """(place, expression) in order, of all values that are asked for by name."""
-        found, fused = [], set()
+        found = []
         for place in range(len(self.nodes) - 1, -1, -1):
-            if self.nodes[place].op != "const" and place not in fused:
-                found.append((place, self.expression(place, fused)))
+            if self.nodes[place].op != "const" and place not in self.fused:
+                found.append((place, self.expression(place)))
         return found[::-1]
 
     def value(self, place: int, plain: bool = True) -> str:
@@ -126,31 +119,43 @@ class Writer:
     def call(self, name: str, *values: str) -> str:
         return self.CALLS[name].format(*values)
 
-    def expression(self, place: int, fused: set[int]) -> str:
+    def expression(self, place: int) -> str:
         op, args, number = self.nodes[place]
         if op in LEAVES:
             return self.leaf(op, int(number))
         alone = all(self.nodes[a].op == "const" for a in args)
         values = [self.value(a, not alone and op != "pow") for a in args]
         if op in ("add", "sub") and self.gradient[place]:
-            found = self.fused(op, args, values, fused)
+            found = self.contracted(op, args, values)
             if found:
                 return found
         if op == "div":
             return self.quotient(place, *values)
+        if op == "spike":
+            return self.call(op, *self.threshold(args[0]))
         if op == "surrogate":
             return self.call(op, self.argument(args[0]))
         if op in self.INFIX:
             return f"{values[0]} {self.INFIX[op]} {values[1]}"
         return self.call(op, *values)
 
-    def fused(self, op: str, args: tuple, values: list[str], fused: set[int]) -> str | None:
+    def threshold(self, place: int) -> tuple[str, str]:
+        """u and 0; of u = h - theta, a number, h and theta without the difference."""
+        op, args, _ = self.nodes[place]
+        theta = self.nodes[args[1]] if op == "sub" else None
+        if theta is None or theta.op != "const" or not math.isfinite(theta.number):
+            return self.value(place), self.LITERAL.format("0.0")
+        if self.reads[place] == 1:
+            self.fused.add(place)
+        return self.value(args[0]), self.value(args[1])
+
+    def contracted(self, op: str, args: tuple, values: list[str]) -> str | None:
         """A sum with a product that nobody else reads."""
         for k in (1, 0):
             product = self.product(args[k])
             if product is not None:
                 first, second, places = product
-                fused.update(places)
+                self.fused.update(places)
                 other = values[1 - k]
                 if op == "sub" and k == 1:
                     first = self.call("neg", first)

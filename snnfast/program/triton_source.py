@@ -4,6 +4,7 @@ hand them to the walk over time (snnfast/kernels/neuron.py)."""
 import functools
 from typing import NamedTuple
 
+from snnfast.program.ir import TRUTH, Builder
 from snnfast.program.source import Numbers, Writer, folded
 from snnfast.program.step import Step
 
@@ -15,7 +16,7 @@ _CALLS = {
     "min": "minimum({}, {})", "max": "maximum({}, {})", "pow": "power({}, {})",
     "neg": "negate({})", "abs": "tl.abs({})", "exp": "exp({})", "log": "log({})",
     "sqrt": "tl.sqrt_rn({})", "tanh": "tanh({})", "sigmoid": "sigmoid({})", "not": "{} == 0",
-    "where": "tl.where({}, {}, {})", "spike": "tl.where({} >= 0.0, 1.0, 0.0)",
+    "where": "tl.where({}, {}, {})", "spike": "tl.where({} >= {}, 1.0, 0.0)",
     "surrogate": "gradient({}, c[0], c[1], ID)", "fma": "tl.fma({}, {}, {})",
     "div": "tl.div_rn({}, {})", "inverse": "tl.div_rn(1.0, {})",
     "exact_quotient": "exact_quotient({}, {}, {})",
@@ -30,6 +31,7 @@ from snnfast.kernels.neuron import walk_backward, walk_forward
 from snnfast.kernels.operations import exp, log, maximum, minimum, negate, power, sigmoid, tanh
 from snnfast.kernels.surrogate import gradient
 '''
+_FUNCTIONS = ("exp", "log", "tanh", "sigmoid", "pow")
 
 
 class Source(NamedTuple):
@@ -47,17 +49,18 @@ class Source(NamedTuple):
 def source(step: Step) -> Source:
     """The module of ``step``; ``backward``'s numbers stand behind the surrogate's a and b."""
     forward, backward = Numbers(()), Numbers(("a", "b"))
+    advance = _Writer(folded(step.advance), backward)
     adjoint = _Writer(folded(step.adjoint), backward)
     parts = [
         _HEAD,
         _Writer(folded(step.forward), forward).function("def forward_step(x, v, p, c):"),
-        _Writer(folded(step.advance), backward).function("def advance_step(x, v, p, c):"),
+        advance.function("def advance_step(x, v, p, c):"),
         adjoint.function("def adjoint_step(x, v, p, ds, dv, c, ID: tl.constexpr):"),
         _kernel("forward", step, forward),
         _kernel("backward", step, backward),
     ]
     numbers = tuple(forward.values), tuple(backward.values)
-    return Source("\n\n".join(parts), *numbers, adjoint.held())
+    return Source("\n\n".join(parts), *numbers, _held(advance, adjoint))
 
 
 class _Writer(Writer):
@@ -82,6 +85,21 @@ class _Writer(Writer):
         if node.op == "const":
             return f"{zeros} + {self.numbers.name(node.number)}"
         return f"tl.broadcast_to(n{place}, x[0].shape)" if self.uniform[place] else f"n{place}"
+
+
+def _held(advance: _Writer, adjoint: _Writer) -> int:
+    """How many values of a step that ``advance`` has are read by what ``adjoint`` alone has: the
+    compiler finds that they are the same. A function counts as one more, for what it takes."""
+    builder = Builder()
+    places = builder.copy(advance.program)
+    shared = {at for place, at in enumerate(places) if place not in advance.fused}
+    places = builder.copy(adjoint.program)
+    shared |= {at for at in places if builder.nodes[at].op == "state"}
+    read = {a for at in places if at not in shared for a in builder.nodes[at].args}
+    uniform = {at for at, same in zip(places, adjoint.uniform, strict=True) if same}
+    functions = sum(builder.nodes[a].op in _FUNCTIONS for a in set(places) - uniform)
+    held = read & shared - uniform
+    return functions + sum(builder.nodes[a].op not in (*TRUTH, "input") for a in held)
 
 
 def _kernel(name: str, step: Step, numbers: Numbers) -> str:

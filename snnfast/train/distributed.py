@@ -28,6 +28,7 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    local_size: int = 1
     peers: Peers | None = None
 
     @property
@@ -82,17 +83,18 @@ def joined(device_type: str, notes: Mapping[str, object], remedy: str) -> Iterat
     try:
         peers.agree(notes | {"device": device_type})
         local = int(os.environ["LOCAL_RANK"])
+        beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         if device_type == "cuda":
             torch.cuda.set_device(local)
         if not dist.is_initialized():
             dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
-        yield World(peers.rank, peers.size, local, peers)
+        yield World(peers.rank, peers.size, local, beside, peers)
     except BaseException as error:
         # Other ranks that ended show as whatever the process group raises.
         if type(error) is RuntimeError or isinstance(error, dist.DistError):
             if reason := peers.lost():
                 raise RankError(reason) from error
-        peers.give_up(f"rank {peers.rank} ended: {_in_a_line(error)}")
+        peers.give_up(f"rank {peers.rank} ended: {in_a_line(error)}")
         raise
     finally:
         if dist.is_initialized():
@@ -118,7 +120,8 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:12]
 
 
-def _in_a_line(error: BaseException) -> str:
+def in_a_line(error: BaseException) -> str:
+    """What an error says, in short."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     return (str(error) or type(error).__name__).splitlines()[0]

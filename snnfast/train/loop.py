@@ -6,10 +6,11 @@ epoch or step, never from a stream: where a run goes on, nothing of it has to be
 
 import hashlib
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +20,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from snnfast.data.base import Data
 from snnfast.ops.packed import packed_spikes
+from snnfast.ops.warm_up import warm_up
 from snnfast.train.distributed import World
 from snnfast.train.graph import Graphed
 from snnfast.train.objective import Objective, step_logits
-from snnfast.train.optim import Average, Schedule, fuse, make_optimizer
+from snnfast.train.optim import Average, Schedule, fuse, load_optimizer, make_optimizer
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -125,6 +127,28 @@ class Trainer:
         while self.epoch < self.options.epochs:
             yield from self._epoch()
 
+    def warm_up(self) -> int:
+        """Compile what a step on a GPU launches, as :func:`snnfast.warm_up` does, on a batch of one
+        sample again and again. Returns how many kernels are new; 0 where there is no step."""
+        if not self._reads_wait or self.epoch == self.options.epochs:
+            return 0
+        total, world = self.batches[0], self.world
+        part = world.part(total)
+        count = part.stop - part.start
+        images, targets = next(self.data.train.batches([torch.zeros(1, dtype=torch.int64)]))
+        images, targets = images.repeat_interleave(count, -4), targets.repeat(count)
+        images, targets, _ = self._shown(images, targets, 0, total)
+        few = max(1, count // self.options.accumulate)
+        images, targets = images[..., :few, :, :, :], targets[:few]
+        taught, workers = self._taught(images), None
+        if world.local_size > 1:
+            workers = max(1, (os.cpu_count() or 1) // world.local_size)
+        with self._step_contexts():
+            return warm_up(
+                self.model.train(), images, workers=workers,
+                loss=lambda output: self.objective(output, targets, taught)[0],
+            )  # fmt: skip
+
     def flush(self) -> None:
         """Add the losses of the steps since the last call to ``sums``, over all ranks."""
         if not self._pending:
@@ -187,8 +211,13 @@ class Trainer:
         if not (0 <= self.epoch <= self.options.epochs and 0 <= self.done <= len(self.batches)):
             raise ValueError(f"no epoch {self.epoch} with {self.done} steps")
         self.sums = {name: float(value) for name, value in state["sums"].items()}
-        self.optimizer.load_state_dict(state["optimizer"])
+        finite = all(math.isfinite(value) for value in self.sums.values())
+        if self.sums and not (finite and self.sums["count"] > 0 and self.sums["right"] >= 0):
+            raise ValueError(f"no sums of losses: {self.sums}")
+        load_optimizer(self.optimizer, state["optimizer"])
         fuse(self.optimizer, self._fused)  # the device may be another than before
+        if not all(math.isfinite(value) for value in state["scaler"].values()):
+            raise ValueError(f"no state of a GradScaler: {state['scaler']}")
         self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["rng"])
         if "cuda_rng" in state and self.device.type == "cuda":
@@ -224,16 +253,8 @@ class Trainer:
     def _step(self, images: Tensor, targets: Tensor, number: int, total: int, lr: float):
         """One step of the optimiser on this rank's part of a global batch of ``total`` samples;
         returns sums over the part."""
-        options = self.options
-        seed = seed_of(options.seed, self.name, "step", number)
         self.model.train()  # the caller may have evaluated it since
-        images = self.data.augment(images, seed, self.world.part(total).start, total)
-        labels = targets
-        if options.mixup:
-            images, targets = _mixup(images, targets, self.data.num_classes, options.mixup, seed)
-        images = show(images, self.frames, options.channels_last)
-        if not spiking(self.model):
-            images = still(images)
+        images, targets, labels = self._shown(images, targets, number, total)
         if self._lr is not None:
             lr = self._lr.fill_(lr)
         for group in self.optimizer.param_groups:
@@ -242,12 +263,27 @@ class Trainer:
             return self._graphed(images, targets, labels)
         return self._compute(images, targets, labels, total)
 
+    def _shown(self, images: Tensor, targets: Tensor, number: int, total: int):
+        """Images and targets as the network sees them in step ``number``, and the labels."""
+        options = self.options
+        seed = seed_of(options.seed, self.name, "step", number)
+        images = self.data.augment(images, seed, self.world.part(total).start, total)
+        labels = targets
+        if options.mixup:
+            images, targets = _mixup(images, targets, self.data.num_classes, options.mixup, seed)
+        images = show(images, self.frames, options.channels_last)
+        return images if spiking(self.model) else still(images), targets, labels
+
+    @torch.no_grad()
+    def _taught(self, images: Tensor) -> Tensor | None:
+        """The teacher's logits."""
+        with self._autocast():
+            return self.teacher(still(images)) if self.teacher else None
+
     def _compute(self, images: Tensor, targets: Tensor, labels: Tensor, total: int):
         """The step but for what the host draws and decides."""
         options, world = self.options, self.world
-        with torch.no_grad(), self._autocast():
-            taught = self.teacher(still(images)) if self.teacher else None
-
+        taught = self._taught(images)
         parts = min(options.accumulate, len(labels))
         sums: dict[str, Tensor] = {}
         for part in range(parts):
@@ -255,7 +291,7 @@ class Trainer:
             count = at.stop - at.start
             waits = isinstance(self._run, DistributedDataParallel) and part < parts - 1
             with self._run.no_sync() if waits else nullcontext():
-                with self._autocast(), packed_spikes() if options.packed_spikes else nullcontext():
+                with self._step_contexts():
                     output = self._run(images[..., at, :, :, :])
                     loss, terms = self.objective(
                         output, targets[at], None if taught is None else taught[at]
@@ -330,6 +366,12 @@ class Trainer:
                 warnings.simplefilter("ignore", FutureWarning)
                 run = DistributedDataParallel(run, device_ids=devices, broadcast_buffers=False)
         return run
+
+    @contextmanager
+    def _step_contexts(self) -> Iterator[None]:
+        """What forward and loss of a step run in."""
+        with self._autocast(), packed_spikes() if self.options.packed_spikes else nullcontext():
+            yield
 
     def _autocast(self):
         dtype = DTYPES.get(self.options.amp)

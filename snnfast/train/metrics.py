@@ -9,6 +9,9 @@ from snnfast.data.extras import require
 from snnfast.train.checkpoint import CheckpointError, write_atomic
 from snnfast.train.folder import BOARD, clear_board
 
+# What every row of an epoch has, and the end of a run shows.
+EPOCH = ("epoch", "step", "test_accuracy", "images", "loading_seconds", "step_seconds")
+
 
 class Metrics:
     """Rows of numbers, one JSON object a line, appended as they come; kept in ``rows``, too."""
@@ -78,6 +81,35 @@ def read(path: Path) -> list[dict]:
             raise CheckpointError(f"{path}: line {number} is damaged: {error}") from error
         rows.append(row)
     return rows
+
+
+def checked(rows: list) -> list[dict]:
+    """``rows``, if they are those of epochs. Raises ValueError that names the first that is not."""
+    lengths: dict[str, int] = {}
+    for number, row in enumerate(rows, 1):
+        problem = "it is not an epoch's"
+        if isinstance(row, dict) and row.get("phase") in ("teacher", "student"):
+            lacks = [name for name in EPOCH if name not in row]
+            wrong = [name for name in row if name != "phase" and not _plottable(name, row[name])]
+            problem = f"{lacks[0]} is missing" if lacks else f"{wrong[0]} is none" if wrong else ""
+        if not problem:
+            tested = len(row["test_accuracy"])
+            if lengths.setdefault(row["phase"], tested) != tested:
+                problem = f"test_accuracy must have {lengths[row['phase']]} numbers, got {tested}"
+        if problem:
+            raise ValueError(f"row {number} of its metrics: {problem}")
+    return rows
+
+
+def _plottable(name, value) -> bool:
+    """Whether ``value`` is a finite number, or where accuracies of T timesteps stand some."""
+    if name in ("test_accuracy", "ema_accuracy"):
+        return isinstance(value, list) and len(value) > 0 and all(map(_is_number, value))
+    return isinstance(name, str) and _is_number(value)
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and abs(value) < 2**63  # false for NaN
 
 
 def plot_accuracy(metrics: Metrics, path: Path, title: str) -> None:

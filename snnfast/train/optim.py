@@ -70,6 +70,21 @@ def fuse(optimizer: torch.optim.SGD, fused: bool) -> None:
                 optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
 
+def load_optimizer(optimizer: torch.optim.SGD, state: dict) -> None:
+    """Go on from the momenta in ``state``; all else is the optimiser's own. Raises ValueError, or
+    what torch does, where they are not those of its parameters."""
+    own = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, options in zip(optimizer.param_groups, own, strict=True):
+        group.update(options)
+        for p in group["params"]:
+            momentum = optimizer.state.get(p, {}).get("momentum_buffer")
+            if momentum is None:
+                continue
+            if momentum.shape != p.shape or not momentum.isfinite().all():
+                raise ValueError(f"no momentum of a parameter {list(p.shape)}")
+
+
 class Average:
     """An exponential moving average of a model's parameters; buffers are the model's own."""
 
@@ -107,4 +122,6 @@ class Average:
     def load(self, weights: dict[str, torch.Tensor]) -> None:
         """Go on from the averages in ``weights``."""
         for name, value in self.parameters.items():
+            if weights[name].shape != value.shape or not weights[name].isfinite().all():
+                raise ValueError(f"no average of {name} {list(value.shape)}")
             value.copy_(weights[name])

@@ -74,7 +74,10 @@ class Preprocess(BaseModel):
         if isinstance(images, list | tuple):
             if not images:
                 raise ValueError("preprocess: images must be one or more, got none")
-            return torch.cat([self(image) for image in images])
+            try:
+                return torch.cat([self(image) for image in images])
+            except RecursionError:
+                raise ValueError("preprocess: lists must not hold themselves") from None
         pixels = self._pixels(images)
         if pixels.dtype == torch.uint8:
             pixels = pixels.float().div_(255)
@@ -92,6 +95,7 @@ class Preprocess(BaseModel):
             images = _tensor(images).movedim(-1, -3)
         if not isinstance(images, Tensor):
             return self._cut(images)[None]
+        _check_memory(images)
         if images.dim() not in (3, 4) or images.numel() == 0:
             raise ValueError(
                 "preprocess: a tensor must be [C, H, W] or [B, C, H, W], none of them 0, got "
@@ -140,7 +144,13 @@ class Preprocess(BaseModel):
                 f"preprocess: PIL images must have 8 bits a channel, got mode {image.mode!r}: make "
                 "them floating point arrays in 0..1"
             )
-        image = self._middle(image.convert("RGB"))
+        if 0 in image.size:
+            width, height = image.size
+            raise ValueError(f"preprocess: PIL images must have pixels, got {width} x {height}")
+        try:
+            image = self._middle(image.convert("RGB"))
+        except ValueError as error:
+            raise ValueError(f"preprocess: PIL images must become RGB: {error}") from error
         if self.channels == 1:
             return torch.from_numpy(np.array(image.convert("L")))[None]
         return to_tensor(image)
@@ -156,6 +166,7 @@ class Preprocess(BaseModel):
                 "preprocess: this network takes frames of events, an array or a tensor "
                 f"[T, {', '.join(map(str, expected))}] of counts, got {_kind(frames)}"
             )
+        _check_memory(frames)
         if frames.dim() not in (4, 5) or tuple(frames.shape[-3:]) != expected:
             raise ValueError(
                 "preprocess: frames must be [T, C, H, W] or [T, B, C, H, W] with [C, H, W] = "
@@ -215,11 +226,19 @@ def _make(channels, size, resize, normalise: Normalise | None, frames, classes) 
 
 def _tensor(array: np.ndarray) -> Tensor:
     try:
-        return torch.from_numpy(np.ascontiguousarray(array))
+        return torch.from_numpy(np.ascontiguousarray(array, array.dtype.newbyteorder("=")))
     except TypeError as error:
         raise TypeError(
             f"preprocess: images must be uint8 or floating point, got {array.dtype}"
         ) from error
+
+
+def _check_memory(images: Tensor) -> None:
+    """Refuse tensors without a place in memory for each element."""
+    if images.is_nested or images.layout != torch.strided or images.is_meta:
+        kind = "nested" if images.is_nested else "meta" if images.is_meta else str(images.layout)
+        kind = kind.removeprefix("torch.")
+        raise TypeError(f"preprocess: a tensor must be dense and hold values, got a {kind} one")
 
 
 def _kind(value) -> str:

@@ -62,7 +62,10 @@ def read(path: Path) -> Run:
     """A run from its directory."""
     for name in ("config.toml", METRICS):
         if not (path / name).is_file():
-            raise ConfigError(f"{path} is not a run: it has no {name}")
+            inside = sorted(str(file.parent) for file in path.glob(f"*/{name}"))
+            hint = f"; there are runs in it: {', '.join(inside)}" if inside else ""
+            place = (path / name).absolute()
+            raise ConfigError(f"{path} is not a run: there is no {place}{hint}")
     config = load(str(path / "config.toml"))
     # Going on writes the metrics anew, too.
     remedy = f"to go on: {go_on(path)}" if resumable(path) else "there is no checkpoint to go on"

@@ -6,6 +6,7 @@ import json
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from snnfast.models import exported_weights, set_process_group
 from snnfast.train import build, checkpoint, folder, metrics, preprocess, progress
 from snnfast.train.checkpoint import EMA, LATEST, STUDENT, TEACHER, CheckpointError
 from snnfast.train.config import Config, ConfigError, differences, dump, flat, load
-from snnfast.train.distributed import RankError, World, code, digest_of, joined
+from snnfast.train.distributed import RankError, World, code, digest_of, in_a_line, joined
 from snnfast.train.evaluate import accuracy, logits_of, time_steps
 from snnfast.train.folder import FILES, METRICS, PLOT
 from snnfast.train.load import CONFIG, SHAPE
@@ -127,7 +128,11 @@ class _Run:
                 )
             self.world.wait()
             self.found = self._checkpoint() if self.resume else None
-            self.world.agree({"resume": self._start()})
+            start = self._start()
+            self.world.agree({"resume": start})
+            if self.resume and self.world.main:
+                found = f"goes on from {start}" if self.found else f"{start}, begins anew"
+                print(f"resume: {found} ({self.output / checkpoint.FOLDER})", file=sys.stderr)
             self.interrupted.begin()
             rows, path = self._prepare(), self.output / METRICS
             with _written(path):
@@ -183,6 +188,7 @@ class _Run:
             self._restore(trainer)
             if self.world.main and trainer.done == len(trainer.batches):
                 self._write(self._weights(trainer))  # of this epoch: nothing else would mend them
+        self._warm_up(trainer)
         every, start = self.config.checkpoint_every, time.perf_counter()
         with progress.bar(trainer.name, trainer, self.world) as bar:
             try:
@@ -202,6 +208,19 @@ class _Run:
                     raise
                 self._save(trainer)
                 raise Interrupted(_after(trainer)) from None
+
+    def _warm_up(self, trainer: Trainer) -> None:
+        """Compile a phase's kernels before its first step, which where that fails does it."""
+        start = time.perf_counter()
+        try:
+            count = trainer.warm_up()
+        except Exception as error:
+            reason = in_a_line(error)
+            warnings.warn(f"warm_up: kernels compile in the first step: {reason}", stacklevel=2)
+            return
+        if count and self.world.main:
+            seconds = time.perf_counter() - start
+            print(f"{trainer.name}: {count} kernels compiled in {seconds:.1f} s", file=sys.stderr)
 
     def _asked_to_stop(self, step: Step) -> bool:
         """All ranks alike; they seldom ask one another where that waits for a GPU."""
@@ -280,6 +299,10 @@ class _Run:
             if trainer.average:
                 trainer.average.load(weights[EMA])
             trainer.restore(state["trainer"])
+            tested = trainer.epoch + (trainer.done == len(trainer.batches))
+            rows = len(self.metrics.of(trainer.name))
+            if rows != tested:
+                raise ValueError(f"{rows} rows of metrics for {tested} epochs")
         except Exception as error:  # of a state that is not ours, anything
             raise CheckpointError(f"{home}: its state does not fit: {error!r}") from error
 
@@ -291,15 +314,22 @@ class _Run:
             return None
         home = self.output / checkpoint.FOLDER
         try:
-            text, rows, name = (found[1][key] for key in ("config", "rows", "trainer"))
-            if not isinstance(rows, int | list) or name["name"] not in ("teacher", "student"):
-                raise ValueError("its rows or its phase are of another kind")
+            if not isinstance(found[1], dict):
+                raise ValueError("it is no dict")
+            text, rows, at = (found[1][key] for key in ("config", "rows", "trainer"))
+            if not isinstance(rows, int | list) or not isinstance(at, dict):
+                raise ValueError("its rows or its trainer are of another kind")
+            if at["name"] not in ("teacher", "student"):
+                raise ValueError("its phase is of another kind")
+            if isinstance(rows, list):
+                metrics.checked(rows)
             with tempfile.TemporaryDirectory() as scratch:
                 file = Path(scratch) / CONFIG
                 file.write_text(text)
                 before = load(str(file))
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{home}: not a checkpoint of a run: {error}") from error
+        except Exception as error:  # of a state that is not ours, anything
+            reason = in_a_line(error)
+            raise CheckpointError(f"{home}: not a checkpoint of a run: {reason}") from error
         changed = [name for name in differences(before, self.config) if name not in FREE]
         if changed:
             raise CheckpointError(

@@ -320,6 +320,55 @@ def test_non_finite_logits_give_a_non_finite_loss(backend, loss, shape):
             assert not run(loss, torch.full_like(z, bad), y, other).loss.isfinite()
 
 
+def _teacher(z, y, other):
+    other.view(-1)[1] = math.nan
+
+
+def _late_steps(z, y, other):
+    z[2:, 0, 1] = math.inf
+
+
+def _sum_of_steps(z, y, other):
+    z[:, 0, y[0]] = 2e38
+
+
+def _probabilities(z, y, other):
+    return probabilities(*z.shape[1:], dtype=z.dtype).to(z).fill_diagonal_(math.inf)
+
+
+WEIGHTLESS = [
+    ("twkd", {"alpha": 0.0}, "kl", _teacher),
+    ("tser", {"alpha": 0.0}, "kl", _teacher),
+    ("twkd", {"alpha": 0.0, "beta": 0.0}, "self", _sum_of_steps),
+    ("tser", {"convex": True, "alpha": 1.0}, "ce", _probabilities),
+    ("tssd", {"beta": 0.0}, "spatial", _teacher),
+    ("tssd means", {"beta": 0.0}, "spatial", _teacher),
+    ("tssd", {"ce_steps": "student", "alpha": 0.0, "beta": 0.0}, "temporal", _late_steps),
+]
+
+
+@special
+@pytest.mark.parametrize(("loss", "options", "term", "broken"), WEIGHTLESS)
+def test_a_term_of_no_weight_pulls_nothing_though_it_is_no_number(
+    backend, loss, options, term, broken, shape
+):
+    z, y, other = inputs(backend, loss, (max(shape[0], 3), *shape[1:]))
+    y = broken(z, y, other) if broken is _probabilities else y
+    plain = run(loss, z, y, other, **options)
+    if broken is not _probabilities:
+        broken(z, y, other)
+    result = run(loss, z, y, other, **options)
+    assert not result.terms[term].isfinite()
+    assert result.loss.isfinite() and result.gradients["logits"].any()
+    for gradient in result.gradients.values():
+        assert gradient.isfinite().all()
+    if "aux_logits" in result.gradients:
+        assert not result.gradients["aux_logits"].any()
+    if broken is not _sum_of_steps:
+        assert_equal(bits(plain)[:1], bits(result)[:1])
+        torch.testing.assert_close(plain.gradients, result.gradients, rtol=0, atol=0)
+
+
 @every_loss
 @special
 def test_a_label_that_is_no_class(backend, loss, shape):

@@ -1,80 +1,37 @@
-"""The interpreter of neurons' programs on a CPU: every instruction bit for bit, forward and adjoint
-of steps by name and at random against the loop over time, whatever dtype, layout and T."""
+"""The interpreter of neurons' programs on a CPU, and their machine code: every instruction bit for
+bit, forward and adjoint of steps by name and at random against the loop over time, whatever dtype,
+layout and T."""
 
 import math
 
 import programs
 import pytest
 import torch
+from backends import HALF
+from program_cases import (
+    ATAN,
+    adjoint_loop,
+    all_same,
+    backward,
+    close,
+    cotangents,
+    looped,
+    run,
+    same,
+)
 
-from snnfast import surrogate as surrogates
-from snnfast.backends import cpu
-from snnfast.backends.contract import Backend
-from snnfast.backends.layout import state_dtype
-from snnfast.backends.spec import segments
+from snnfast.backends.cpu import compiled, interpreted, neuron
 from snnfast.program.evaluate import evaluate
 from snnfast.program.ir import Builder
 from snnfast.program.step import Step
 
-BACKEND = Backend(cpu)
-SIZES = (1, 7, 511, 512, 513, 4099)
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-ATAN = surrogates.ATan()
 
-
-def same(got, expected):
-    """Bit for bit, but that one NaN is as good as another."""
-    equal = (got == expected) & (torch.signbit(got) == torch.signbit(expected))
-    assert (equal | (got.isnan() & expected.isnan())).all(), (got[~equal], expected[~equal])
-
-
-def run(layer, inputs, states, params, every=True):
-    """(outputs, states, borders) of the backend; the states after each step, or after the last."""
-    x, steps = inputs[0], layer.steps
-    state = state_dtype(x)
-    outputs = [torch.empty(steps, *x.shape[1:], dtype=x.dtype) for _ in range(layer.step.outputs)]
-    lead = (steps,) if every else ()
-    new = [torch.empty(*lead, *x.shape[1:], dtype=state) for _ in range(layer.step.states)]
-    count = segments(steps) - 1
-    borders = torch.empty(layer.step.states, count, *x.shape[1:], dtype=state) if count else None
-    BACKEND.neuron_forward(layer, inputs, states, params, outputs, new, borders)
-    return outputs, new, borders
-
-
-def backward(layer, inputs, states, params, borders, douts, dstates, static=False):
-    """The gradients of inputs, states and params of the backend."""
-    x = inputs[0]
-    rows = x.shape[1:] if static else x.shape
-    dinputs = [torch.empty(rows, dtype=x.dtype) for _ in inputs]
-    dstates0 = [torch.empty(x.shape[1:], dtype=state_dtype(x)) for _ in states]
-    dparams = [torch.empty_like(p) for p in params]
-    BACKEND.neuron_backward(
-        layer, inputs, states, params, borders, douts, dstates, dinputs, dstates0, dparams
-    )
-    return dinputs, dstates0, dparams
-
-
-def adjoint_loop(layer, inputs, states, params, surrogate, douts, dstates):
-    """What ``backward`` computes, by ``evaluate`` and one step after the other: dstates [T, N]."""
-    step, state = layer.step, state_dtype(inputs[0])
-    n = inputs[0].shape[1]
-    spread = [programs.spread(p, layer, n) for p in params]
-    _, every = programs.looped(layer, inputs, states, params, surrogate)
-    now = [torch.zeros(n, dtype=state) for _ in states]
-    dinputs, sums = [], [torch.zeros(n, dtype=state) for _ in params]
-    for t in reversed(range(layer.steps)):
-        now = [g + d[t] for g, d in zip(now, dstates, strict=True)]
-        before = [v[t - 1] for v in every] if t else states
-        leaves = {
-            "input": [x[t].to(state) for x in inputs], "state": before, "param": spread,
-            "dout": [d[t].to(state) for d in douts], "dstate": now,
-        }  # fmt: skip
-        results = evaluate(step.adjoint, leaves, surrogate)
-        results = [torch.zeros(n, dtype=state) if r is None else r.expand(n) for r in results]
-        dinputs.insert(0, results[: step.inputs])
-        now = results[step.inputs : step.inputs + step.states]
-        sums = [a + b for a, b in zip(sums, results[step.inputs + step.states :], strict=True)]
-    return [torch.stack(d) for d in zip(*dinputs, strict=True)], now, sums
+@pytest.fixture(autouse=True, params=[interpreted, compiled], ids=["interpreted", "compiled"])
+def executor(request, monkeypatch):
+    if request.param is compiled and not compiled.available():
+        pytest.skip("llvmlite is not installed")
+    monkeypatch.setattr(neuron, "executor", lambda: request.param)
+    return request.param
 
 
 OPERATIONS = {
@@ -82,7 +39,9 @@ OPERATIONS = {
     "comparisons": ("ge", "gt", "le", "lt", "eq", "ne"),
     "functions": ("exp", "log", "tanh", "sigmoid"),
 }
-UGLY = (0.0, -0.0, 1.0, -1.0, 1e-40, -1e-40, 1e-45, 3e38, -3e38, math.inf, -math.inf, math.nan, 0.5)
+UGLY = (0.0, -0.0, 1.0, -1.0, 1e-40, -1e-40, 1e-45, 3e38, -3e38, math.inf, -math.inf, math.nan, 0.5,
+        1.5, -0.3, 1e-38)  # fmt: skip
+"""16: their pairs fill vectors."""
 
 
 def of_operation(op, dtype=torch.float32, steps=1):
@@ -114,9 +73,10 @@ def test_an_instruction_is_bit_for_bit(op, dtype):
     x, y, z = (t.flatten()[None] for t in torch.meshgrid(ugly, ugly, ugly, indexing="ij"))
     for step in of_operation(op):
         layer = programs.layer_of(step, ATAN, 1)
-        (s,), _, _ = run(layer, [x, y, z], [], [])
+        (s,), _ = run(layer, [x, y, z], [], [])
         (expected,) = evaluate(step.forward, {"input": [x, y, z]})
         same(s, expected)
+        assert torch.equal(s.signbit() & ~s.isnan(), expected.signbit() & ~s.isnan())
 
 
 @pytest.mark.parametrize("op", OPERATIONS["functions"] + ("pow",))
@@ -131,7 +91,7 @@ def test_a_function_is_within_two_ulp(op):
             args = (b.add("input"), *([b.constant(exponent)] if op == "pow" else []))
             step = Step.of(b.program([b.add(op, *args)]).pack(), 1, 1, 0)
             at = x.to(dtype)[None]
-            (s,), _, _ = run(programs.layer_of(step, ATAN, 1), [at], [], [])
+            (s,), _ = run(programs.layer_of(step, ATAN, 1), [at], [], [])
             (expected,) = evaluate(step.forward, {"input": [at]})
             finite = expected.isfinite() & s.isfinite()
             same(torch.where(finite, 0, s), torch.where(finite, 0, expected))
@@ -147,29 +107,214 @@ def test_a_function_is_within_two_ulp(op):
 
 NAMED = [programs.named(name) for name in programs.STEPS]
 RANDOM = [programs.random_step(seed, exact=True) for seed in range(8)]
-STEPS = [*NAMED, *RANDOM]
+INEXACT = programs.named("exponential")
 
 
-@pytest.mark.parametrize("step", range(len(STEPS)))
+@pytest.mark.parametrize("step", [*NAMED, *RANDOM], ids=[*programs.STEPS, *map(str, range(8))])
 @pytest.mark.parametrize("steps,n", [(1, 7), (4, 512), (9, 513), (17, 511), (8, 1), (25, 1057)])
-def test_forward_and_adjoint(step, steps, n):
-    step = STEPS[step]
+def test_a_step_forward_and_back(step, steps, n):
+    """Against the loop over time and the loop of the adjoint, borders of segments included."""
     inputs, states, params = programs.tensors(step, n, steps, n)
     layer = programs.layer_of(step, ATAN, steps)
-    outputs, new, borders = run(layer, inputs, states, params)
-    expected, every = programs.looped(layer, inputs, states, params, ATAN)
-    exact = step in RANDOM or step is not programs.named("exponential")
-    for got, wanted in zip(outputs + new, expected + every, strict=True):
-        same(got, wanted) if exact else torch.testing.assert_close(got, wanted)
-    for k, border in enumerate([] if borders is None else borders):
-        same(border, new[k][7:-1:8][: len(border)])
-    douts = [torch.randn_like(s) for s in outputs]
-    dstates = [torch.randn_like(v) for v in new]
+    results, borders = run(layer, inputs, states, params)
+    expected = looped(layer, inputs, states, params)
+    close(results, expected, 1e-6) if step is INEXACT else all_same(results, expected)
+    for k in range(step.states if steps > 8 else 0):
+        same(borders[k], results[step.outputs + k][7:-1:8])
+    along = cotangents(layer, results)
+    got = backward(layer, inputs, states, params, borders, *along)
+    close(got, adjoint_loop(layer, inputs, states, params, ATAN, *along), 1e-5)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_gradients_are_those_of_autograd(seed):
+    """Through the loop of the step as it was traced, detach included, in float64."""
+    step, steps, n = programs.random_step(seed + 100), 11, 33
+    inputs, states, params = programs.tensors(step, seed, steps, n, torch.float64)
+    layer = programs.layer_of(step, ATAN, steps)
+    results, borders = run(layer, inputs, states, params)
+    douts, dstates = cotangents(layer, results)
     got = backward(layer, inputs, states, params, borders, douts, dstates)
-    wanted = adjoint_loop(layer, inputs, states, params, ATAN, douts, dstates)
-    for g, w in zip(got[0] + got[1], wanted[0] + wanted[1], strict=True):
-        torch.testing.assert_close(g, w, rtol=1e-5, atol=1e-5 * float(w.abs().max()))
-    for g, w in zip(got[2], wanted[2], strict=True):
-        torch.testing.assert_close(
-            g.double(), w.double().sum(), rtol=1e-4, atol=1e-4 * float(w.abs().max())
-        )
+    leaves = [t.requires_grad_() for t in inputs + states + params]
+    total = sum(
+        (r * d).sum()
+        for r, d in zip(looped(layer, inputs, states, params), douts + dstates, strict=True)
+    )
+    close(got, torch.autograd.grad(total, leaves, materialize_grads=True), 1e-9)
+
+
+CHANNELS = {1: (1, 1), 7: (7, 1), 511: (7, 73), 512: (4, 16), 513: (3, 19), 4099: (4099, 1),
+            6144: (3, 2048)}  # fmt: skip
+"""{neurons: (channels, inner)}"""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALF], ids=str)
+@pytest.mark.parametrize("n", CHANNELS)
+@pytest.mark.parametrize("name", ("adaptive_lif", "gated"))
+def test_sizes_dtypes_and_channels(name, n, dtype):
+    """Tails of rows, narrow dtypes, parameters by the channel within and beyond a tile."""
+    channels, inner = CHANNELS[n]
+    step = programs.named(name)
+    inputs, states, params = programs.tensors(step, n, 9, n, dtype, channels)
+    layer = programs.layer_of(step, ATAN, 9, channels=channels, inner=inner)
+    results, borders = run(layer, inputs, states, params)
+    all_same(results, looped(layer, inputs, states, params))
+    along = cotangents(layer, results)
+    got = backward(layer, inputs, states, params, borders, *along)
+    wanted = adjoint_loop(layer, inputs, states, params, ATAN, *along)
+    assert got[0].dtype == dtype
+    close(got[:1], wanted[:1], max(1e-5, torch.finfo(dtype).eps / 2))
+    close(got[1:], wanted[1:], 1e-5)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+def test_a_static_input(dtype):
+    """Is shown at every step; its gradient is the sum over time."""
+    step = programs.named("lif")
+    (x,), states, _ = programs.tensors(step, 0, 11, 544, dtype)
+    moving = programs.layer_of(step, ATAN, 11)
+    still, copies = [x[:1].expand_as(x)], [x[:1].repeat(11, 1)]
+    results, borders = run(moving, still, states, [])
+    all_same(results, run(moving, copies, states, [])[0])
+    along = cotangents(moving, results)
+    dx, dv0 = backward(moving._replace(static=True), still, states, [], borders, *along)
+    every = backward(moving, copies, states, [], borders, *along)
+    close([dx], [every[0].double().sum(0)], max(1e-6, 2 * torch.finfo(dtype).eps))
+    same(dv0, every[1])
+
+
+def test_steps_may_lie_apart():
+    step = programs.named("lif")
+    (x,), states, _ = programs.tensors(step, 0, 11, 544)
+    layer, apart = programs.layer_of(step, ATAN, 11), x.repeat_interleave(2, 0)[::2]
+    results, borders = run(layer, [apart], states, [])
+    all_same(results, run(layer, [x], states, [])[0])
+    (ds,), dstates = cotangents(layer, results)
+    spaced = ds.repeat_interleave(3, 0)[::3]
+    got = backward(layer, [apart], states, [], borders, [spaced], dstates)
+    all_same(got, backward(layer, [x], states, [], borders, [ds], dstates))
+
+
+REST = (-0.25, 0.5)
+
+
+def at_rest():
+    """(layer, inputs, states, params) of two states at rest."""
+    step, steps, n = programs.named("adaptive_lif"), 10, 600
+    inputs, _, params = programs.tensors(step, 3, steps, n)
+    layer = programs.layer_of(step, ATAN, steps, rest=REST)
+    return layer, inputs, [torch.full((n,), rest) for rest in REST], params
+
+
+def test_states_start_at_rest_and_end():
+    layer, inputs, states, params = at_rest()
+    results, _ = run(layer, inputs, states, params)
+    all_same(run(layer, inputs, [None, None], params)[0], results)
+    last, _ = run(layer, inputs, [None, states[1]], params, every=False)
+    all_same(last, [results[0], results[1][-1], results[2][-1]])
+
+
+def test_gradients_that_are_not_given_are_0():
+    """Or those of the last state alone."""
+    layer, inputs, states, params = at_rest()
+    results, borders = run(layer, inputs, states, params)
+    (ds,), (dv, da) = cotangents(layer, results)
+    zeros, last = torch.zeros_like(dv), torch.cat([torch.zeros_like(dv[1:]), da[:1]])
+    for douts, dstates, whole in (
+        ([None], [dv, None], ([zeros], [dv, zeros])),
+        ([ds], [None, last[-1]], ([ds], [zeros, last])),
+        ([ds], [last[-1], da], ([ds], [last, da])),
+    ):
+        got = backward(layer, inputs, [None, states[1]], params, borders, douts, dstates)
+        all_same(got, backward(layer, inputs, states, params, borders, *whole))
+
+
+@pytest.mark.parametrize("left_out", range(4))
+def test_gradients_that_are_not_wanted(left_out):
+    layer, inputs, states, params = at_rest()
+    results, borders = run(layer, inputs, states, params)
+    arguments = (layer, inputs, states, params, borders, *cotangents(layer, results))
+    every = backward(*arguments)
+    some = backward(*arguments, wanted=lambda k: k != left_out)
+    assert some.pop(left_out) is None
+    every.pop(left_out)
+    all_same(some, every)
+
+
+def test_leaves_constants_and_repeats_as_results():
+    """Results that no instruction computes, or that are one value, or 0."""
+    b = Builder()
+    x, v = b.add("input"), b.add("state")
+    spike = b.add("spike", b.add("sub", x, v))
+    step = Step.of(b.program([spike, b.constant(0.25), x, spike, v]).pack(), 3, 1, 0)
+    inputs, states, _ = programs.tensors(step, 1, 9, 520)
+    layer = programs.layer_of(step, ATAN, 9)
+    results, borders = run(layer, inputs, states, [])
+    all_same(results, looped(layer, inputs, states, []))
+    along = cotangents(layer, results)
+    got = backward(layer, inputs, states, [], borders, *along)
+    close(got[:2], adjoint_loop(layer, inputs, states, [], ATAN, *along)[:2], 1e-6)
+    assert not got[2].any()
+
+
+@pytest.mark.parametrize("steps", (4, 9))
+def test_any_number_of_threads_and_past_the_caches(steps):
+    """The same bits; what no cache holds is written past it, and so are they those of few."""
+    step, n = programs.named("synaptic"), 1_100_032
+    inputs, states, params = programs.tensors(step, 5, steps, n)
+    layer, douts = programs.layer_of(step, ATAN, steps), [torch.randn(steps, n)]
+    threads, runs = torch.get_num_threads(), []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            results, borders = run(layer, inputs, states, params, every=False)
+            got = backward(layer, inputs, states, params, borders, douts, [None, None])
+            runs.append([*results, *got])
+    finally:
+        torch.set_num_threads(threads)
+    all_same(*runs)
+    few = slice(n - 5000, None)
+    arguments = layer, [x[:, few].contiguous() for x in inputs], [v[few] for v in states], params
+    results, borders = run(*arguments, every=False)
+    all_same([r[..., few] for r in runs[0][:3]], results)
+    got = backward(*arguments, borders, [douts[0][:, few].contiguous()], [None, None])
+    all_same([r[..., few] for r in runs[0][3:6]], got[:3])
+
+
+@pytest.mark.parametrize("step", NAMED, ids=programs.STEPS)
+def test_every_instruction_set_computes_the_same(step):
+    from snnfast import _C
+
+    inputs, states, params = programs.tensors(step, 2, 9, 550)
+    layer, runs = programs.layer_of(step, ATAN, 9), []
+    along = [torch.ones(9, 550)], [torch.ones(9, 550)] * step.states
+    try:
+        for baseline in (False, True):
+            _C.use_baseline(baseline)
+            results, borders = run(layer, inputs, states, params)
+            got = backward(layer, inputs, states, params, borders, *along)
+            runs.append((results, got))
+    finally:
+        _C.use_baseline(False)
+    (results, got), (others, expected) = runs
+    close(results, others, 1e-6) if step is INEXACT else all_same(results, others)
+    close(got, expected, 1e-5)
+
+
+@pytest.mark.parametrize("left_out", (0, 2, None))
+def test_one_value_is_the_gradient_of_several(left_out):
+    """Of parameters, where it is added up, or of an input, too, where it is kept."""
+    b = Builder()
+    x, v, p, q = b.add("input"), b.add("state"), b.add("param"), b.add("param", number=1)
+    both = b.add("add", p, q)
+    apart, beside = b.add("mul", v, both), b.add("add", v, b.add("add", both, x))
+    for result in (apart, beside):
+        step = Step.of(b.program([result, b.constant(0.5)]).pack(), 1, 1, 2)
+        inputs, states, params = programs.tensors(step, 1, 9, 520)
+        layer = programs.layer_of(step, ATAN, 9)
+        results, borders = run(layer, inputs, states, params)
+        arguments = (layer, inputs, states, params)
+        along = cotangents(layer, results)
+        got = backward(*arguments, borders, *along, wanted=lambda k: k != left_out)
+        wanted = adjoint_loop(*arguments, ATAN, *along)
+        close(*([every[k] for k in range(4) if k != left_out] for every in (got, wanted)), 1e-5)

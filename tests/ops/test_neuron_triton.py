@@ -8,6 +8,8 @@ import torch
 
 from snnfast import surrogate as surrogates
 from snnfast.ops.select import implementation
+from snnfast.program.step import Step
+from snnfast.program.trace import trace
 
 interpreted = pytest.mark.backends(backends.INTERPRETED)
 EXACT = {"lif", "adaptive_lif", "synaptic", "izhikevich"}
@@ -139,3 +141,30 @@ def test_random_steps(backend, seed):
     static = (0,) if step.inputs > 1 and seed % 3 == 0 else ()
     channels = 3 if seed % 4 < 2 else 0
     Case(step, (3, 8, 11)[seed % 3], 21, channels=channels, static=static, seed=seed).check(exact)
+
+
+def functions(x):
+    """What is not exact, and what must not lose a NaN."""
+    far = torch.abs(x)
+    powers = (far**1.5, far**-0.75, x**5, x**-3)
+    return (torch.exp(x), torch.log(far), torch.tanh(x), torch.sigmoid(x), *powers,
+            torch.minimum(x, 2 * x), torch.maximum(x, 2 * x), torch.sqrt(far), 1 / x)  # fmt: skip
+
+
+@interpreted
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_functions_are_good_to_two_units(backend):
+    program, outputs = trace("functions", functions, 1, 0, (), {})
+    step = Step.of(program.pack(), outputs, 1, 0)
+    small = torch.logspace(-6, 1.5, 300)
+    x = torch.cat([small, -small, torch.tensor([0.0, 90.0, -90.0, 1e-30, torch.inf, -torch.inf])])
+    x = torch.cat([x, torch.tensor([torch.nan])])[None]
+    got = [torch.empty_like(x) for _ in range(outputs)]
+    layer = programs.layer_of(step, surrogates.resolve("atan"), 1)
+    implementation("triton").neuron_forward(layer, [x], [], [], got)
+    for y, exact in zip(got, functions(x.double()), strict=True):
+        want = exact.float()
+        unit = torch.nextafter(want.abs(), torch.tensor(torch.inf)) - want.abs()
+        near = (y.double() - exact).abs() <= 2 * unit.double()
+        good = near | (y == want) | (y.isnan() & want.isnan())
+        assert good.all(), (x[~good], y[~good], want[~good])

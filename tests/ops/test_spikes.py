@@ -9,10 +9,12 @@ from spikes_cases import NO_SPIKES, SIZES, expected_bits, spikes_of
 import snnfast
 from snnfast.ops import spikes
 
+LOOKING = (REFERENCE, *CPU)
+
 
 @pytest.mark.parametrize("dtype", (torch.float32, *HALF, torch.float64), ids=str)
 def test_round_trip(backend, dtype):
-    """In each dtype also what is no spike, in turn everywhere."""
+    """In each dtype also what is no spike, in turn everywhere, and found where one looks."""
     backend.skip_unless(dtype)
     for n in SIZES[: -3 if backend is INTERPRETED else None]:
         s = spikes_of(n, dtype).to(backend.device)
@@ -21,13 +23,15 @@ def test_round_trip(backend, dtype):
         assert bits.dtype == torch.uint8 and torch.equal(bits.cpu(), expected_bits(s))
         back = snnfast.unpack_spikes(bits, s.shape, dtype, backend=backend.name)
         assert back.dtype == dtype and torch.equal(back, s)
-        assert torch.equal(spikes.pack_in_memory(s, backend.name, look=True), bits)
+        if backend in LOOKING:
+            assert torch.equal(spikes.pack_in_memory(s, backend.name, look=True), bits)
         for at, value in zip((0, n // 2, n - 1), (NO_SPIKES * 2)[n % 6 :]):
             other = s.clone()
             other[at] = value
             bits = snnfast.pack_spikes(other, backend=backend.name)
             assert torch.equal(bits.cpu(), expected_bits(other))
-            assert spikes.pack_in_memory(other, backend.name, look=True) is None, (at, value)
+            if backend in LOOKING:
+                assert spikes.pack_in_memory(other, backend.name, look=True) is None, (at, value)
 
 
 @pytest.mark.backends(*CPU)
@@ -45,12 +49,13 @@ def test_one_thread_or_many_give_the_same_bits(backend):
         torch.set_num_threads(before)
 
 
+@pytest.mark.backends(*LOOKING)
 def test_every_element_is_looked_at(backend):
     """One wrong element anywhere, chunks of threads included, is found."""
-    count = 9_000 if backend.slow else 300_000
+    count = 300_000
     for at in (0, 1023, 1024, 65_535, 65_536, 150_000, count - 1):
-        s = spikes_of(count, torch.bfloat16).to(backend.device)
-        s[at % count] = 0.5
+        s = spikes_of(count, torch.bfloat16)
+        s[at] = 0.5
         assert spikes.pack_in_memory(s, backend.name, look=True) is None, at
 
 

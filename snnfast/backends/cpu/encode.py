@@ -34,50 +34,64 @@ def encode(
 ) -> bytes:
     """``wanted``: which results are written; ``again``: those that may be read when they are."""
     nodes = [*program.nodes, Node("const")]
-    results = {k: r for k, r in enumerate(program.results) if k in wanted}
-    results = {k: len(program.nodes) if r is None else r for k, r in results.items()}
-    code = {i: _instruction(nodes, i, surrogate) for i in range(len(program.nodes))}
+    zero = len(program.nodes)
+    results = {k: zero if r is None else r for k, r in enumerate(program.results) if k in wanted}
+    code = {i: _instruction(nodes, i, surrogate) for i in range(zero)}
     code = _alive({i: c for i, c in code.items() if c}, results.values())
-    hoisted = _hoisted(nodes, code)
-    before = {i: code.pop(i) for i in hoisted}
+    hoisted = {i: code.pop(i) for i in _hoisted(nodes, code)}
     code = _fused(code, results.values())
 
-    read = {a for _, args in code.values() for a in args}
-    everything = {*read, *results.values(), *(a for _, args in before.values() for a in args)}
-    constants = [i for i in sorted(everything) if nodes[i].op == "const"]
-    places = {i: place for place, i in enumerate((*constants, *before))}
-    start = len(places)
-    sizes = (step.params, step.inputs, step.states, step.outputs, step.states)
-    for kind, size in zip(("param", "input", "state", "dout", "dstate"), sizes, strict=True):
-        places |= {i: start + int(n.number) for i, n in enumerate(nodes) if n.op == kind}
-        start += size
-    result_places = {k: start + k for k in results}
-
-    copies: list[tuple[int, int]] = []
-    for k, r in results.items():
-        if r in code and r not in places and (k in again or r not in read):
-            places[r] = result_places[k]
-        else:
-            copies.append((r, result_places[k]))
-    ordered = [(name, i, args) for i, (name, args) in code.items()]
-    for r, place in copies:
-        at = next((n + 1 for n, (_, i, _) in enumerate(ordered) if i == r), len(ordered))
-        ordered.insert(at, ("copy", -1 - place, (r,)))
-    registers = _registers(ordered, places, start + len(program.results))
-    instructions = [(name, i, args) for i, (name, args) in before.items()] + ordered
-    head = (len(constants), len(before), len(program.results), registers, len(before), len(ordered))
+    read = {a for _, args in (*code.values(), *hoisted.values()) for a in args}
+    read.update(results.values())
+    constants = [i for i in sorted(read) if nodes[i].op == "const"]
+    places, end = _places(nodes, step, [*constants, *hoisted])
+    copies = _placed(code, results, {k: end + k for k in results}, again, places)
+    ordered = []
+    for i, instruction in code.items():
+        ordered.append((i, instruction))
+        ordered += copies.pop(i, [])
+    ordered += [copy for of_one in copies.values() for copy in of_one]
+    registers = _registers(ordered, places, end + len(program.results))
+    head = (len(constants), len(hoisted), len(program.results), registers, len(ordered))
     return b"".join((
-        struct.pack("=6q", *head),
+        struct.pack("=5q", *head),
         struct.pack(f"={len(constants)}d", *(nodes[i].number for i in constants)),
-        *(_packed(name, places.get(i, -1 - i), [places[a] for a in args])
-          for name, i, args in instructions),
+        *(_packed(name, places[i], [places[a] for a in args])
+          for i, (name, args) in (*hoisted.items(), *ordered)),
     ))  # fmt: skip
 
 
 def _packed(name: str, to: int, of: list[int]) -> bytes:
-    return struct.pack(
-        f"={_OPERANDS + 2}i", _operations()[name], to, *of, *[0] * (_OPERANDS - len(of))
-    )
+    unused = [0] * (_OPERANDS - len(of))
+    return struct.pack(f"={_OPERANDS + 2}i", _operations()[name], to, *of, *unused)
+
+
+def _places(nodes: list[Node], step: Step, first: list[int]) -> tuple[dict[int, int], int]:
+    """{value: its place} of the ``first`` ones and the leaves, and where the results begin."""
+    places, end = {i: place for place, i in enumerate(first)}, len(first)
+    sizes = {
+        "param": step.params, "input": step.inputs, "state": step.states, "dout": step.outputs,
+        "dstate": step.states,
+    }  # fmt: skip
+    for kind, size in sizes.items():
+        places |= {i: end + int(node.number) for i, node in enumerate(nodes) if node.op == kind}
+        end += size
+    return places, end
+
+
+def _placed(code: dict, results: dict[int, int], where: dict[int, int], again, places) -> dict:
+    """Values that are written where a result lies; {value: the copies that the others take}, whose
+    places are entered, too."""
+    read = Counter({a for _, args in code.values() for a in args})
+    read.update(results.values())
+    copies: dict[int, list] = {}
+    for k, r in results.items():
+        if r in code and r not in places and (k in again or read[r] == 1):
+            places[r] = where[k]
+        else:
+            copies.setdefault(r, []).append((-1 - k, ("copy", (r,))))
+            places[-1 - k] = where[k]
+    return copies
 
 
 def _instruction(nodes: list[Node], i: int, surrogate) -> tuple[str, tuple[int, ...]] | None:
@@ -135,12 +149,12 @@ def _fused(code: dict, results) -> dict:
 
 def _registers(ordered: list, places: dict[int, int], start: int) -> int:
     """Gives each value that has no place a register until its last reader; how many there are."""
-    last = {a: n for n, (_, _, args) in enumerate(ordered) for a in args}
+    last = {a: n for n, (_, (_, args)) in enumerate(ordered) for a in args}
     free: list[int] = []
     count = 0
-    for n, (_, i, args) in enumerate(ordered):
+    for n, (i, (_, args)) in enumerate(ordered):
         free += {places[a] for a in args if last[a] == n and places[a] >= start}
-        if i >= 0 and i not in places:
+        if i not in places:
             if not free:
                 free.append(start + count)
                 count += 1

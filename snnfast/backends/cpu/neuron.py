@@ -1,104 +1,23 @@
-"""Neurons that a program defines, interpreted in C++."""
+"""Neurons that a program defines: as machine code where llvmlite is installed, else interpreted."""
 
-import functools
-from collections.abc import Sequence
-
-import torch
-from torch import Tensor
-
-from snnfast.backends.cpu.encode import encode
-from snnfast.backends.cpu.launch import module, pointer
-from snnfast.backends.layout import DTYPES
-from snnfast.backends.spec import NeuronLayer
-from snnfast.program.step import Step
+from snnfast.backends.cpu import compiled, interpreted, launch
 
 
-def neuron_forward(
-    layer: NeuronLayer,
-    inputs: Sequence[Tensor],
-    states: Sequence[Tensor | None],
-    params: Sequence[Tensor],
-    outputs: Sequence[Tensor],
-    new_states: Sequence[Tensor] = (),
-    borders: Tensor | None = None,
-) -> None:
-    module().neuron_forward(
-        _neuron(layer, inputs, states, params),
-        _forward(layer.step),
-        [_sequence(s, inputs[0]) for s in outputs],
-        [v.data_ptr() for v in new_states],
-        any(v.dim() == inputs[0].dim() for v in new_states),
-        pointer(borders),
-    )
+def executor():
+    """The module that runs programs."""
+    return compiled if compiled.available() else interpreted
 
 
-def neuron_backward(
-    layer: NeuronLayer,
-    inputs: Sequence[Tensor],
-    states: Sequence[Tensor | None],
-    params: Sequence[Tensor],
-    borders: Tensor | None,
-    douts: Sequence[Tensor | None],
-    dstates: Sequence[Tensor | None],
-    dinputs: Sequence[Tensor | None],
-    dstates0: Sequence[Tensor | None],
-    dparams: Sequence[Tensor | None],
-) -> None:
-    step, like = layer.step, inputs[0]
-    wanted = [dx is not None for dx in dinputs] + [True] * step.states
-    wanted += [dp is not None for dp in dparams]
-    surrogate = (layer.surrogate, layer.a, layer.b)
-    module().neuron_backward(
-        _neuron(layer, inputs, states, params),
-        _advance(step),
-        _adjoint(step, tuple(k for k, yes in enumerate(wanted) if yes), surrogate),
-        pointer(borders),
-        [_sequence(ds, like) for ds in douts],
-        [_sequence(dv, like) for dv in dstates],
-        [_sequence(dx, like) for dx in dinputs],
-        [pointer(dv) for dv in dstates0],
-        [pointer(dp) for dp in dparams],
-    )
+def neuron_forward(*arguments) -> None:
+    executor().neuron_forward(*arguments)
 
 
-def _neuron(layer: NeuronLayer, inputs, states, params):
-    like = inputs[0]
-    return module().Neuron(
-        DTYPES[like.dtype],
-        torch.get_num_threads(),
-        layer.steps,
-        like[0].numel(),
-        layer.channels,
-        layer.inner,
-        layer.rest,
-        [_sequence(x, like) for x in inputs],
-        [pointer(v) for v in states],
-        [(p.data_ptr(), p.dim() == 1) for p in params],
-        layer.step.outputs,
-    )
+def neuron_backward(*arguments) -> None:
+    executor().neuron_backward(*arguments)
 
 
-def _sequence(t: Tensor | None, like: Tensor) -> tuple[int, int, bool]:
-    """(address, elements from step to step, whether it has no time axis)."""
-    if t is None:
-        return 0, 0, False
-    once = t.dim() < like.dim()
-    return t.data_ptr(), 0 if once else t.stride(0), once
-
-
-@functools.lru_cache(1024)
-def _forward(step: Step) -> bytes:
-    results = range(step.outputs + step.states)
-    return encode(step.forward, step, results, results[step.outputs :])
-
-
-@functools.lru_cache(1024)
-def _advance(step: Step) -> bytes:
-    results = range(step.states)
-    return encode(step.advance, step, results, results)
-
-
-@functools.lru_cache(1024)
-def _adjoint(step: Step, wanted: tuple[int, ...], surrogate: tuple[int, float, float]) -> bytes:
-    again = range(step.inputs, step.inputs + step.states)
-    return encode(step.adjoint, step, wanted, again, surrogate)
+def details() -> str:
+    if launch.available():
+        return launch.details()
+    how = "as machine code" if executor() is compiled else "interpreted, without snnfast[jit]"
+    return f"{launch.details()}; neurons {how}"

@@ -12,7 +12,7 @@ from snnfast.backends.cuda.launch import available, details
 from snnfast.backends.cuda.lif import lif_backward, lif_forward, norm_lif_dy
 from snnfast.backends.cuda.neuron import neuron_backward, neuron_forward
 from snnfast.backends.cuda.norm_lif import norm_dy, norm_finish, norm_prepare, norm_stats
-from snnfast.backends.cuda.spikes import pack_if_spikes, pack_spikes, unpack_spikes
+from snnfast.backends.cuda.spikes import pack_spikes, unpack_spikes
 
 __all__ = [
     "available",
@@ -26,7 +26,6 @@ __all__ = [
     "norm_lif_dy",
     "norm_prepare",
     "norm_stats",
-    "pack_if_spikes",
     "pack_spikes",
     "scale_gradient",
     "stepwise_loss",

@@ -10,7 +10,6 @@ from torch import Tensor
 from snnfast.backends.cuda import launch as driver
 from snnfast.backends.cuda.launch import Int, Kernel, Launch, Long, Pointer
 
-LOOK, VECTOR = 1, 2
 _ONE = {torch.float32: 0x3F800000, torch.float16: 0x3C00, torch.bfloat16: 0x3F80}
 _THREADS, _BYTES = 128, 4
 
@@ -18,24 +17,22 @@ _THREADS, _BYTES = 128, 4
 class SpikesArgs(NamedTuple):
     s: Pointer
     bits: Pointer
-    exact: Pointer
     n: Long
     one: Int
-    flags: Int
+    aligned: Int
 
 
 @lru_cache(maxsize=256)
-def _plan(direction: str, n: int, dtype: torch.dtype, flags: int) -> tuple[Launch, bytes]:
+def _plan(direction: str, n: int, dtype: torch.dtype, aligned: bool) -> tuple[Launch, bytes]:
     blocks, size = -(-n // (_THREADS * _BYTES * 8)), dtype.itemsize
     kernel = Kernel("spikes", defines(direction, size), blocks, _THREADS)
     op = f"{direction}_spikes"
-    return Launch(op, op, (size,), kernel), driver.behind(SpikesArgs, n, _ONE[dtype], flags)
+    return Launch(op, op, (size,), kernel), driver.behind(SpikesArgs, n, _ONE[dtype], aligned)
 
 
-def _run(direction: str, s: Tensor, bits: Tensor, exact: Tensor | None) -> None:
-    pointers = [driver.pointer(t) for t in (s, bits, exact)]
-    flags = (exact is not None) * LOOK | (pointers[0] % 16 == 0) * VECTOR
-    launch, rest = _plan(direction, s.numel(), s.dtype, flags)
+def _run(direction: str, s: Tensor, bits: Tensor) -> None:
+    pointers = [driver.pointer(t) for t in (s, bits)]
+    launch, rest = _plan(direction, s.numel(), s.dtype, pointers[0] % 16 == 0)
     driver.run(launch, s, driver.addressed(pointers, rest))
 
 
@@ -45,14 +42,8 @@ def defines(direction: str, size: int) -> tuple[str, ...]:
 
 
 def pack_spikes(s: Tensor, bits: Tensor) -> None:
-    _run("pack", s, bits, None)
-
-
-def pack_if_spikes(s: Tensor, bits: Tensor) -> bool:
-    exact = torch.ones(1, dtype=torch.int32, device=s.device)
-    _run("pack", s, bits, exact)
-    return bool(exact.item())
+    _run("pack", s, bits)
 
 
 def unpack_spikes(bits: Tensor, s: Tensor) -> None:
-    _run("unpack", s, bits, None)
+    _run("unpack", s, bits)

@@ -7,7 +7,7 @@ from snnfast.backends.triton.launch import available, details
 from snnfast.backends.triton.lif import lif_backward, lif_forward, norm_lif_dy
 from snnfast.backends.triton.neuron import neuron_backward, neuron_forward
 from snnfast.backends.triton.norm_lif import norm_dy, norm_finish, norm_prepare, norm_stats
-from snnfast.backends.triton.spikes import pack_if_spikes, pack_spikes, unpack_spikes
+from snnfast.backends.triton.spikes import pack_spikes, unpack_spikes
 
 __all__ = [
     "available",
@@ -21,7 +21,6 @@ __all__ = [
     "norm_lif_dy",
     "norm_prepare",
     "norm_stats",
-    "pack_if_spikes",
     "pack_spikes",
     "scale_gradient",
     "stepwise_loss",

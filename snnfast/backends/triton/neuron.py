@@ -18,7 +18,7 @@ from snnfast.program.triton_source import Source, source
 
 # 32-bit values that a thread may hold from step to step, so that it has about 128 registers, of
 # which a multiprocessor has for four blocks; counted in machine code.
-_HELD = 136
+_HELD = 152
 
 
 @functools.lru_cache(maxsize=1024)

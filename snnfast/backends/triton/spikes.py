@@ -5,24 +5,22 @@ from torch import Tensor
 
 from snnfast.backends.triton.launch import Call
 
-# The word of 1, and the bytes of bits that a program makes: 16 bytes of spikes a thread, twice.
-_ONE = {torch.float32: 0x3F800000, torch.float16: 0x3C00, torch.bfloat16: 0x3F80}
+# Bytes of bits that a program makes: 16 bytes of spikes a thread, twice.
 _BYTES = {torch.float32: 128, torch.float16: 256, torch.bfloat16: 256}
 _OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 # Plans: the constants of a kernel are always the same dict.
 _UNPACK = {dtype: {"BYTES": size, **_OPTIONS} for dtype, size in _BYTES.items()}
 _PACK = {
-    dtype: {"ONE": _ONE[dtype], "WIDE": dtype == torch.float32, **constants}
-    for dtype, constants in _UNPACK.items()
+    dtype: {"WIDE": dtype == torch.float32, **constants} for dtype, constants in _UNPACK.items()
 }
 
 
-def pack_call(s: Tensor, bits: Tensor, exact: Tensor | None) -> Call:
-    """The launch behind ``pack_spikes``; ``exact`` [1] int32 is 1 before, or None."""
+def pack_call(s: Tensor, bits: Tensor) -> Call:
+    """The launch behind ``pack_spikes``."""
     from snnfast.kernels.spikes import pack_spikes as kernel
 
     programs = -(-bits.numel() // _BYTES[s.dtype])
-    return Call(kernel, programs, (s, bits, exact, s.numel()), _PACK[s.dtype])
+    return Call(kernel, programs, (s, bits, s.numel()), _PACK[s.dtype])
 
 
 def unpack_call(bits: Tensor, s: Tensor) -> Call:
@@ -34,13 +32,7 @@ def unpack_call(bits: Tensor, s: Tensor) -> Call:
 
 
 def pack_spikes(s: Tensor, bits: Tensor) -> None:
-    pack_call(s, bits, None).launch(s.device)
-
-
-def pack_if_spikes(s: Tensor, bits: Tensor) -> bool:
-    exact = torch.ones(1, dtype=torch.int32, device=s.device)
-    pack_call(s, bits, exact).launch(s.device)
-    return bool(exact.item())
+    pack_call(s, bits).launch(s.device)
 
 
 def unpack_spikes(bits: Tensor, s: Tensor) -> None:
