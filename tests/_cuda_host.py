@@ -217,7 +217,7 @@ def install(monkeypatch) -> Host:
         monkeypatch.setattr(launch, name, getattr(host, name))
     monkeypatch.setattr(launch, "on", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(launch, "ahead_of_time", lambda: host)
-    compiled_here(host, monkeypatch)
+    host.compiled = compiled_here(host, monkeypatch)
     return host
 
 

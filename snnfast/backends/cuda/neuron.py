@@ -17,7 +17,7 @@ from snnfast.program.cuda_source import backward_source, forward_source
 
 _THREADS = 128
 _SETS = ("PER_CHANNEL", "DS", "DX", "SUM_DX", "DP")
-_FEW, _MANY = 96, 216
+_FEW, _MANY = 84, 216
 """Registers that what a thread holds may fill, counted in machine code: few leave room for four
 blocks on a multiprocessor, and beyond many a thread takes one neuron."""
 
@@ -130,18 +130,20 @@ def _plan(
     lanes = 16 // dtype.itemsize
     if not aligned or any(n % lanes for n in (neurons, border_stride, *strides)):
         lanes = 1
-    every = bool(flags & EVERY_STATE)
+    least = 4 if flags & EVERY_STATE else 1
+    given = layer.steps > SEGMENT or flags & (HAS_V0 | HAS_DV0) > 0
 
     def held(lanes: int) -> tuple[int, int, int]:
         """Neurons of a part, the set SNN_PER_LANE, and registers."""
         per_lane = of["PER_CHANNEL"] if layer.inner % lanes else 0
         part = lanes
-        while part > (min(lanes, 4) if every else 1) and steps * step.states * part > 16:
+        while part > min(lanes, least) and steps * step.states * part > 16:
             part //= 2
-        words = 3 * per_lane.bit_count() + of.get("SUM_DX", 0).bit_count()
-        words += 2 * step.states * (layer.steps > SEGMENT or flags & (HAS_V0 | HAS_DV0) > 0)
-        words = steps * (4 * len(strides) + step.states * part) + lanes * words
-        return part, per_lane, words
+        of_step, of_lane = 4 * len(strides), step.states + 2 * per_lane.bit_count()
+        if backward:
+            of_step += step.states * part
+            of_lane = 2 * step.states * given + 3 * per_lane.bit_count()
+        return part, per_lane, steps * of_step + lanes * (of_lane + of.get("SUM_DX", 0).bit_count())
 
     part, per_lane, words = held(lanes)
     if words > _MANY:
