@@ -74,7 +74,13 @@ FULL = [
     Part("tests", 2400, [f"{TESTS} --seconds 2200"]),
     *(
         Part(name, seconds, [f"benchmarks/bench_{name}.py {MEASURED}"])
-        for name, seconds in (("block", 900), ("lif", 900), ("distill", 600), ("train", 1500))
+        for name, seconds in (
+            ("block", 900),
+            ("lif", 900),
+            ("neuron", 900),
+            ("distill", 600),
+            ("train", 1500),
+        )
     ),
 ]
 

@@ -1,4 +1,5 @@
-"""One point of the LIF benchmark: data, reference, and the gate that a contender must pass.
+"""One point of the LIF benchmark: data, reference, and the gate that a contender must pass. With
+another subject it is one of any neuron's.
 
 A contender's spikes are compared with the reference over all neurons and timesteps, its gradient
 over the first and last rows of the batch (neurons are independent of one another, so a part of the
@@ -6,6 +7,7 @@ reference is the reference of that part).
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -37,6 +39,25 @@ GRADIENT_TOLERANCE = {torch.float32: 1e-5, torch.float16: 2.0**-10, torch.bfloat
 """Of the largest gradient: float32 rounding over 100 steps, or two roundings of the half dtype."""
 
 
+@dataclass(frozen=True)
+class Subject:
+    """A neuron, as a benchmark looks at it."""
+
+    name: str
+    loop: Callable[[Tensor], Tensor]
+    """x [T, ...] -> outputs [T, ...] by its definition, differentiable."""
+    mean: float = 0.5
+    std: float = 1.5
+    """Of a normal input, of which it fires now and then."""
+    analog: bool = False
+    """Whether outputs are other than small whole numbers."""
+    tolerance: float = 0.0
+    """The share of our own outputs that may differ."""
+
+
+LIF = Subject("lif", lambda x: reference.lif(x, **NEURON)[0])
+
+
 def ours(backend: str) -> Contender:
     """snnfast.lif on one backend."""
     layer = partial(snnfast.lif, tau=2.0, surrogate=SURROGATE, backend=backend)
@@ -53,6 +74,7 @@ class Case(measure.Case):
     """``shape`` is one timestep [B, ...]; ``sets`` inputs are made, to rotate among."""
 
     unit = "neuron_step"
+    subject = LIF
 
     def __init__(self, shape, dtype: torch.dtype, steps: int, device: torch.device, sets: int = 1):
         super().__init__(shape, dtype, steps, device)
@@ -60,7 +82,7 @@ class Case(measure.Case):
         def normal(mean, std):
             return self.normal((steps, *self.shape)).mul_(std).add_(mean).to(dtype)
 
-        self.x = [normal(0.5, 1.5) for _ in range(sets)]
+        self.x = [normal(self.subject.mean, self.subject.std) for _ in range(sets)]
         self.ds = [normal(0.0, 1.0) for _ in range(sets)]
         self.sources = [(x,) for x in self.x]
         self.neurons = math.prod(self.shape)
@@ -71,6 +93,8 @@ class Case(measure.Case):
             "dtype": measure.dtype_name(dtype),
             "steps": steps,
         }
+        self.key = (self.subject.name, self.shape, dtype)
+        """What is the same at every T."""
         per_row = self.count // self.shape[0]
         self._chunk = max(1, CHUNK // per_row)
         self.rows = self._ends(min(self.shape[0], self._chunk))
@@ -91,17 +115,17 @@ class Case(measure.Case):
         return torch.tensor(rows, device=self.device)
 
     def _reference_spikes(self) -> Tensor:
-        spikes = torch.empty(self.x[0].shape, dtype=torch.bool, device=self.device)
+        kept = self.dtype if self.subject.analog else torch.int8
+        spikes = torch.empty(self.x[0].shape, dtype=kept, device=self.device)
         with torch.no_grad():
             for begin in range(0, self.shape[0], self._chunk):
                 rows = slice(begin, begin + self._chunk)
-                s, _ = reference.lif(self.x[0][:, rows], **NEURON)
-                spikes[:, rows] = s != 0
+                spikes[:, rows] = self.subject.loop(self.x[0][:, rows])
         return spikes
 
     def _reference_gradient(self) -> Tensor:
         x = self.x[0][:, self.rows].requires_grad_()
-        s, _ = reference.lif(x, **NEURON)
+        s = self.subject.loop(x)
         (dx,) = torch.autograd.grad(s, x, self.ds[0][:, self.rows])
         return dx.float()
 
@@ -141,5 +165,5 @@ class Case(measure.Case):
 
 
 def _differ(s: Tensor, expected: Tensor) -> int:
-    """How many elements of s are not exactly 0 or 1 as expected; step by step, to spare memory."""
+    """How many elements of s are not exactly as expected; step by step, to spare memory."""
     return sum(int((a != b.to(a.dtype)).sum()) for a, b in zip(s, expected))

@@ -1,6 +1,10 @@
-"""The measurements of bench_lif.py at one (shape, dtype, T), and what a case may cost."""
+"""The measurements of bench_lif.py at one (shape, dtype, T), and what a case may cost.
+
+bench_neuron.py makes the same of any neuron.
+"""
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import environment
@@ -16,10 +20,28 @@ from torch import Tensor
 
 from snnfast.ops.select import implementation
 
-COMPILE_STEPS = 32
-"""The compile of an unrolled loop grows faster than T: at 32 it takes minutes, at 100 far more."""
-
 COMPILED = "torch.compile'd loop"
+
+
+Launch = Callable[[list[Tensor], list[Tensor]], tuple[Callable[[int], None], Callable[[int], None]]]
+"""(s, dx of each set of inputs) -> the forward and the backward of the i-th set."""
+
+
+def launch_lif(case: Case, backend: str, s: list[Tensor], dx: list[Tensor]):
+    """The LIF kernels of a backend."""
+    functions = implementation(backend)
+    layer, borders = case.layer(), [case.borders() for _ in s]
+
+    def forward(i):
+        i %= len(s)
+        functions.lif_forward(layer, case.x[i], None, None, s[i], None, borders[i])
+
+    def backward(i):
+        i %= len(s)
+        given = (case.x[i], None, None, borders[i], case.ds[i], None)
+        functions.lif_backward(layer, *given, dx[i], None, None)
+
+    return forward, backward
 
 
 class Bench(measure.Bench):
@@ -27,6 +49,8 @@ class Bench(measure.Bench):
     is left out, and so are all once the ``minutes`` are over. ``compile_s`` bounds one compile."""
 
     title, packages, verdict = "LIF", peers.PACKAGES, Verdict
+    compile_steps = 32
+    """The compile of an unrolled loop grows faster than T: at 32 it takes minutes."""
 
     def __init__(self, *args, **limits):
         super().__init__(*args, **limits)
@@ -63,33 +87,29 @@ class Bench(measure.Bench):
         """All measurements of one case; returns its rows."""
         first = len(self.rows)
         sets = self.sets(math.prod((steps, *shape)) * dtype.itemsize)
-        case = Case(shape, dtype, steps, self.device, sets)
+        case = self._case(shape, dtype, steps, self.device, sets)
         self.kernels(case)
         self.layers(case, self._contenders(case))
         return self.rows[first:]
+
+    def _case(self, *args) -> Case:
+        return Case(*args)
+
+    def _launches(self, case: Case) -> dict[str, Launch]:
+        """Of each kernel what runs it on preallocated outputs, by its contender's name."""
+        return {name: partial(launch_lif, case, name) for name in self.backends}
 
     def kernels(self, case: Case) -> None:
         """Kernels on preallocated outputs, beside copy_ and add(out=)."""
         s = [torch.empty_like(x) for x in case.x]
         dx = [torch.empty_like(x) for x in case.x]
-        borders = [case.borders() for _ in s]
-        sets, layer = len(s), case.layer()
+        sets, launches = len(s), self._launches(case)
 
         def add(i):
             torch.add(case.x[i % sets], case.ds[i % sets], out=dx[i % sets])
 
         def attempt(trial):
-            functions = implementation(trial.name)
-
-            def forward(i):
-                i %= sets
-                functions.lif_forward(layer, case.x[i], None, None, s[i], None, borders[i])
-
-            def backward(i):
-                i %= sets
-                given = (case.x[i], None, None, borders[i], case.ds[i], None)
-                functions.lif_backward(layer, *given, dx[i], None, None)
-
+            forward, backward = launches[trial.name](s, dx)
             s[0].fill_(float("nan"))
             dx[0].fill_(float("nan"))
             forward(0)
@@ -98,7 +118,11 @@ class Bench(measure.Bench):
             if not trial.verdict.refused:
                 trial.runs = {"forward": forward, "backward": backward}
 
-        trials = [self.trial(Contender(name, "ours", None), attempt) for name in self.backends]
+        tolerance = case.subject.tolerance
+        trials = [
+            self.trial(Contender(name, "ours", None, tolerance=tolerance), attempt)
+            for name in launches
+        ]
         add(0)
         runs, widths = {"add(out=)": add}, {"add(out=)": 3}
         for way, width in (("forward", 2), ("backward", 3)):
@@ -127,9 +151,9 @@ class Bench(measure.Bench):
 
     def _no_compile(self, case: Case) -> str | None:
         """Why the loop is not compiled here; the time is extrapolated from the last smaller T."""
-        if case.steps > COMPILE_STEPS:
-            return f"not compiled beyond T = {COMPILE_STEPS}: an unrolled loop takes too long"
-        steps, seconds = self._compiled.get((case.shape, case.dtype), (0, 0.0))
+        if case.steps > self.compile_steps:
+            return f"not compiled beyond T = {self.compile_steps}: an unrolled loop takes too long"
+        steps, seconds = self._compiled.get(case.key, (0, 0.0))
         expected = seconds * (case.steps / steps) ** 1.3 if steps else 0.0
         if expected > self.compile_limit > 0:
             return (
@@ -140,7 +164,7 @@ class Bench(measure.Bench):
 
     def _too_big(self, case: Case, contender: Contender) -> str | None:
         """Why a contender is left out here, judged by what it took at the last smaller T."""
-        key = (contender.name, case.dtype)
+        key = (contender.name, case.subject.name, case.dtype)
         need = (1.3 * self._kept.get(key, 0.0) + (4 * len(case.x) + 2) * case.size) * case.count
         if need > 0.6 * environment.total_memory(self.device):
             return f"would need about {need / 1e9:.0f} GB of memory"
@@ -154,7 +178,7 @@ class Bench(measure.Bench):
         leaves = [x.detach().requires_grad_() for x in case.x]
         trials = [self.trial(c, partial(self._layer, case, leaves)) for c in contenders]
         for name, columns in self.measure(case, "training", trials, 5).items():
-            self._pace[name, case.dtype] = columns["ms"] * 1e-3 / case.count
+            self._pace[name, case.subject.name, case.dtype] = columns["ms"] * 1e-3 / case.count
         for leaf in leaves:
             leaf.grad = None
         self.measure(case, "inference", trials, 2)
@@ -171,7 +195,7 @@ class Bench(measure.Bench):
         with self.first_run(trial):
             s, generated = harness.with_generated(step, compiled and self.device.type == "cpu")
         if compiled:
-            self._compiled[case.shape, case.dtype] = (case.steps, trial.seconds)
+            self._compiled[case.key] = (case.steps, trial.seconds)
         trial.verdict = case.judge(s, leaves[0].grad, trial.contender)
         leaves[0].grad = None
         if trial.verdict.refused:
@@ -192,7 +216,7 @@ class Bench(measure.Bench):
             x, ds = x[:, case.rows].contiguous(), ds[:, case.rows].contiguous()
         layer(x)
         kept = harness.kept_bytes(layer, x) / x.numel()
-        self._kept[contender.name, case.dtype] = kept
+        self._kept[contender.name, case.subject.name, case.dtype] = kept
         leaf = x.detach().requires_grad_()
         ops = harness.ops(lambda: layer(leaf), lambda s: s.backward(ds), self.device, generated)
         return {"kept_bytes": round(kept, 4), **ops}

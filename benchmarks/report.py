@@ -14,7 +14,7 @@ BUSY, DISTURBED = 0.5, 0.1
 """Load average at the start, and cores that others kept busy during the timings, from which these
 are not to be trusted."""
 
-CASE = ("measurement", "objective", "shape", "side", "batch", "dtype", "steps")
+CASE = ("measurement", "objective", "neuron", "shape", "side", "batch", "dtype", "steps")
 """The columns that name a case, in as far as a benchmark has them."""
 
 # Okabe and Ito's colours, which the colour-blind can tell apart.
@@ -38,7 +38,7 @@ def best_ours(rows: list[dict]) -> float | None:
 
 def where(row: dict) -> str:
     """The case of a row, in words."""
-    words = [row.get("objective"), row.get("shape"), row["dtype"]]
+    words = [row.get("objective"), row.get("neuron"), row.get("shape"), row["dtype"]]
     if "objective" not in row:
         words.append(f"T = {row['steps']}")
     case = " ".join(word for word in words if word)

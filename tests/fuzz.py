@@ -1,5 +1,5 @@
 """Random inputs for as long as one likes: calls of the ops between guard pages, held to the
-reference, and damaged or hostile data files.
+reference; random neurons, held to their loop; and damaged or hostile data files.
 
     python tests/fuzz.py --minutes 60
     python tests/fuzz.py --minutes 5 --seed 7 ops
@@ -10,9 +10,10 @@ import sys
 import time
 
 import fuzz_files
+import fuzz_neurons
 import fuzz_ops
 
-PARTS = {"ops": fuzz_ops.run, "files": fuzz_files.run}
+PARTS = {"ops": fuzz_ops.run, "neurons": fuzz_neurons.run, "files": fuzz_files.run}
 
 
 def main() -> int:

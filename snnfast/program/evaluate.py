@@ -17,7 +17,7 @@ _FUNCTIONS = {
     "exp": torch.exp, "log": torch.log, "sqrt": _sqrt, "tanh": torch.tanh,
     "sigmoid": torch.sigmoid, "ge": torch.ge, "gt": torch.gt, "le": torch.le, "lt": torch.lt,
     "eq": torch.eq, "ne": torch.ne, "and": torch.logical_and, "or": torch.logical_or,
-    "not": torch.logical_not, "where": torch.where, "detach": torch.detach, "pow": torch.pow,
+    "not": torch.logical_not, "where": torch.where, "detach": torch.detach,
 }  # fmt: skip
 
 
@@ -39,6 +39,8 @@ def evaluate(program: Program, leaves: dict[str, list[Tensor]], surrogate=None, 
         elif op == "const":
             # A tensor: divided by a Python number, torch multiplies by its reciprocal on a GPU.
             values.append(torch.full((), number, dtype=like.dtype, device=like.device))
+        elif op == "pow":
+            values.append(torch.pow(values[args[0]], program.nodes[args[1]].number))
         else:
             values.append(functions[op](*(values[a] for a in args)))
     return tuple(None if r is None else values[r] for r in program.results)

@@ -13,6 +13,7 @@ from snnfast.program.ir import LEAVES, TRUTH, Builder, Node, Program
 
 LETTERS = {"input": "x", "state": "v", "param": "p", "dout": "ds", "dstate": "dv"}
 """What leaves are called in the text."""
+_COMPARISONS = TRUTH - {"and", "or", "not"}
 _ORDINARY = 2.0**100
 """Quotients by numbers up to this, and down to its inverse, are exact by way of the reciprocal."""
 
@@ -125,32 +126,40 @@ class Writer:
             return self.leaf(op, int(number))
         alone = all(self.nodes[a].op == "const" for a in args)
         values = [self.value(a, not alone and op != "pow") for a in args]
-        if op in ("add", "sub") and self.gradient[place]:
+        if op in ("add", "sub"):
             found = self.contracted(op, args, values)
             if found:
                 return found
         if op == "div":
             return self.quotient(place, *values)
         if op == "spike":
-            return self.call(op, *self.threshold(args[0]))
+            return self.call(op, *self.compared(args[0]))
+        if op in _COMPARISONS and self.is_zero(args[1]):
+            u, theta = self.compared(args[0])
+            return f"{u} {self.INFIX[op]} {theta}"
         if op == "surrogate":
             return self.call(op, self.argument(args[0]))
         if op in self.INFIX:
             return f"{values[0]} {self.INFIX[op]} {values[1]}"
         return self.call(op, *values)
 
-    def threshold(self, place: int) -> tuple[str, str]:
-        """u and 0; of u = h - theta, a number, h and theta without the difference."""
+    def is_zero(self, place: int) -> bool:
+        return self.nodes[place].op == "const" and self.nodes[place].number == 0.0
+
+    def compared(self, place: int) -> tuple[str, str]:
+        """What to compare for a comparison of u with 0: of u = h - theta, a number, h and theta,
+        without the difference."""
         op, args, _ = self.nodes[place]
         theta = self.nodes[args[1]] if op == "sub" else None
         if theta is None or theta.op != "const" or not math.isfinite(theta.number):
             return self.value(place), self.LITERAL.format("0.0")
-        if self.reads[place] == 1:
+        self.reads[place] -= 1
+        if not self.reads[place]:
             self.fused.add(place)
         return self.value(args[0]), self.value(args[1])
 
     def contracted(self, op: str, args: tuple, values: list[str]) -> str | None:
-        """A sum with a product that nobody else reads."""
+        """A sum with a product of a gradient that nobody else reads."""
         for k in (1, 0):
             product = self.product(args[k])
             if product is not None:
@@ -165,7 +174,7 @@ class Writer:
         return None
 
     def product(self, place: int) -> tuple[str, str, list[int]] | None:
-        """(factor, factor, the places that they stand for) of a gradient."""
+        """(factor, factor, the places that they stand for)."""
         op, args, _ = self.nodes[place]
         if not self.gradient[place] or self.reads[place] > 1:
             return None

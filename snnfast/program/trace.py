@@ -89,6 +89,10 @@ def _traced(name, function, inputs, states, params, options, shape, value) -> tu
         try:
             with recorder:
                 results = function(*tensors, **named, **options)
+        except RuntimeError as error:
+            if "Boolean value of Tensor" in str(error):
+                recorder.refuse("a branch on a tensor's values; use torch.where")
+            raise
         finally:
             _active.recorder = before
     results = results if isinstance(results, (tuple, list)) else (results,)

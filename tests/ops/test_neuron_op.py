@@ -37,6 +37,7 @@ def in_no_grad(x, v):
 WRONG = {
     "a matrix product": (lambda x, v: (x @ x.mT, v), "a change of shape or a matrix product"),
     "a branch on data": (lambda x, v: (x, v) if (x > 0).any() else (v, v), "torch.where"),
+    "a branch on each neuron": (lambda x, v: (x, v) if x > 0 else (v, v), "torch.where"),
     "a number of data": (lambda x, v: (x * x[0, 0, 0].item(), v), "must not hold"),
     "a number by NumPy": (lambda x, v: (x * float(x.detach().numpy()[0, 0, 0]), v), "the values"),
     "randomness": (lambda x, v: (x * torch.rand_like(x), v), "randomness"),
