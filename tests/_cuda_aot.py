@@ -37,10 +37,10 @@ def of_the_module(source: str, *names: str) -> list[dict[str, _sass.Kernel]]:
         return [{n: c for n, c in _sass.read(cubin).items() if c.registers} for cubin in cubins]
 
 
-def one_kernel(header: str, names: tuple[str, ...], arch: str) -> _sass.Kernel:
+def one_kernel(header: str, names: tuple[str, ...], arch: str, text: str = "") -> _sass.Kernel:
     """snnfast_<header>, all of its configuration constants, as NVRTC would get it, by nvcc."""
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "one.cu").write_text(launch.source(f"{header}.cuh")[0])
+        Path(folder, "one.cu").write_text(launch.source(f"{header}.cuh", text)[0])
         command = [NVCC, *FLAGS, *INCLUDES, *names, f"-arch={arch}", "-cubin", "one.cu"]
         subprocess.run([*command, "-o", "one.cubin"], check=True, cwd=folder)
         return _sass.read(Path(folder, "one.cubin"))[f"snnfast_{header}"]
@@ -51,10 +51,12 @@ needs_nvrtc = pytest.mark.skipif(
 )
 
 
-def nvrtc_kernel(header: str, names: tuple[str, ...], arch: str = "sm_90") -> _sass.Kernel:
+def nvrtc_kernel(
+    header: str, names: tuple[str, ...], arch: str = "sm_90", text: str = ""
+) -> _sass.Kernel:
     """The same by NVRTC, which knows no standard header: what is compiled at first use where there
     was no nvcc."""
-    text, options = launch.source(f"{header}.cuh")
+    text, options = launch.source(f"{header}.cuh", text)
     cubin = nvrtc.compile_cubin(text, (*options, *names, f"--gpu-architecture={arch}"))
     return _sass.read(cubin)[f"snnfast_{header}"]
 

@@ -161,7 +161,8 @@ class Host:
         return at
 
     def run(self, launched, like, *structs):
-        self.called = launched.name
+        # A kernel by itself has structs of its own.
+        self.kinds = STRUCTS.get(launched.name)
         _run(launched, like, *structs)
 
     def __getattr__(self, name):
@@ -173,7 +174,8 @@ class Host:
     def watch(self, library, name, args, call):
         """call() with the tensors allowed, noted as a launch."""
         data = [each for each in args if isinstance(each, bytes)]
-        structs = [unpacked(*each) for each in zip(STRUCTS[self.called], data, strict=True)]
+        kinds = [] if self.kinds is None else zip(self.kinds, data, strict=True)
+        structs = [unpacked(*each) for each in kinds]
         library.shim_clear()
         if self.allows:
             for at, t in self.tensors.items():
@@ -215,15 +217,18 @@ def install(monkeypatch) -> Host:
         monkeypatch.setattr(launch, name, getattr(host, name))
     monkeypatch.setattr(launch, "on", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(launch, "ahead_of_time", lambda: host)
+    host.compiled = compiled_here(host, monkeypatch)
     return host
 
 
 @functools.cache
-def one_kernel(header: str, name: str, options: tuple[str, ...]) -> ctypes.CDLL:
-    """What NVRTC would make of a header and -D options, for the host."""
-    out = folder_of("cuda_kernel") / "kernel.so"
-    names = [f'-DSNN_HEADER="{header}"', f"-DSNN_KERNEL={name}", *options]
-    forced = ["cuda_runtime.h", *["device_maths.h"] * (header == "distill.cuh")]
+def one_kernel(text: str, name: str, options: tuple[str, ...]) -> ctypes.CDLL:
+    """What NVRTC would make of a text and -D options, for the host."""
+    folder = folder_of("cuda_kernel")
+    out, source = folder / "kernel.so", folder / "kernel.cuh"
+    source.write_text(text)
+    names = [f'-DSNN_HEADER="{source}"', f"-DSNN_KERNEL={name}", *options]
+    forced = ["cuda_runtime.h", *["device_maths.h"] * ('"distill.cuh"' in text)]
     include = [part for each in forced for part in ("-include", each)]
     sources = [str(SHIM / "one_kernel.cpp"), str(shim())]
     command = [compiler(), *FLAGS, *INCLUDES, *names, *include, "-shared", *sources]
@@ -263,8 +268,8 @@ class Driver:
         return 0
 
     def cuModuleGetFunction(self, function, module, name):
-        header, *options = self.images[module.value].decode().split()
-        self.kernels.append((name.decode(), one_kernel(header, name.decode(), tuple(options))))
+        text, *options = self.images[module.value].decode().split("\0")
+        self.kernels.append((name.decode(), one_kernel(text, name.decode(), tuple(options))))
         function._obj.value = len(self.kernels)
         return 0
 
@@ -281,17 +286,22 @@ class Driver:
         return self.host.watch(library, name, structs, run)
 
 
-def without_module(host: Host, monkeypatch) -> list[tuple[str, ...]]:
-    """No snnfast._cuda, but NVRTC, whose kernels run here; the list grows with what is compiled."""
+def compiled_here(host: Host, monkeypatch) -> list[tuple[str, ...]]:
+    """What NVRTC would compile runs here, too; the list grows with it."""
     built, driver = [], Driver(host)
 
     def cubin(text, options):
         built.append(tuple(o for o in options if o.startswith("-D")))
-        return " ".join((text.split('"')[1], *built[-1])).encode()
+        return "\0".join((text, *built[-1])).encode()
 
     monkeypatch.setattr(nvrtc, "cubin", cubin)
     monkeypatch.setattr(nvrtc, "driver", lambda: driver)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(launch, "ahead_of_time", lambda: None)
     monkeypatch.setattr(launch, "compiled", functools.cache(launch.compiled.__wrapped__))
     return built
+
+
+def without_module(host: Host, monkeypatch) -> list[tuple[str, ...]]:
+    """No snnfast._cuda, but NVRTC; the list grows with what it compiles."""
+    monkeypatch.setattr(launch, "ahead_of_time", lambda: None)
+    return compiled_here(host, monkeypatch)

@@ -122,8 +122,8 @@ GPU = tuple(
 )
 KERNELS = (*CPU, HOST, INTERPRETED, *GPU)
 EVERY = (REFERENCE, *KERNELS)
-PROGRAMS = tuple(backend for backend in EVERY if backend.name != "cuda")
-"""Those that run a neuron by its program."""
+PROGRAMS = tuple(backend for backend in EVERY if backend is not HOST)
+"""Those that run a neuron by its program, many cases: the host compiles each by itself."""
 
 
 def parameters(backends) -> list:

@@ -41,6 +41,7 @@ class Mutant(NamedTuple):
 LIF, NORM = ("tests/ops/test_lif.py",), ("tests/ops/test_norm_sums.py",)
 NEURON = ("tests/ops/test_neuron_triton.py",)
 HOST_LIF = ("tests/test_cuda_host.py::test_compiled_at_first_use",)
+HOST_NEURON = ("tests/ops/test_neuron_cuda.py",)
 HOST_NORM = ("tests/test_norm_cuda_host.py::test_compiled_at_first_use",)
 HOST_DISTILL = ("tests/test_distill_cuda_host.py::test_compiled_at_first_use",)
 HOST_SPIKES = ("tests/test_spikes_device.py::test_compiled_at_first_use",)
@@ -204,6 +205,27 @@ MUTANTS = [
         "      load_state<kLanes>(p.borders + (base / kSegment - 1) * p.neurons + i, v);",
         "      load_state<kLanes>(p.borders + base / kSegment * p.neurons + i, v);",
         "host", HOST_LIF,
+    ),
+    Mutant(
+        "border of any neuron off by one, CUDA", "csrc/cuda/neuron.cuh",
+        "        load_state<kLanes>(p.state(Where::kBorders) + border, v[k]);",
+        "        load_state<kLanes>(p.state(Where::kBorders) + border + p.neurons, v[k]);",
+        "host", HOST_NEURON,
+    ),
+    Mutant(
+        "no bound on the threads, any neuron", "csrc/cuda/neuron.cuh",
+        "thread * kLanes;\n  if (i >= p.neurons) return;", "thread * kLanes;",
+        "host", HOST_NEURON,
+    ),
+    Mutant(
+        "a gradient of a param per channel to its neighbour", "csrc/cuda/neuron.cuh",
+        "dp[k][in(SNN_PER_LANE, k) ? o + j : 0] +=", "dp[k][in(SNN_PER_LANE, k) ? o : 0] +=",
+        "host", HOST_NEURON,
+    ),
+    Mutant(
+        "a quotient of a step without its correction", "snnfast/program/cuda_source.py",
+        '"exact_quotient": "exact_quotient({}, {}, {})"', '"exact_quotient": "{0} * {2}"',
+        "host", HOST_NEURON,
     ),
     Mutant(
         "wrong stride between steps", "csrc/cuda/scan.cuh",

@@ -135,6 +135,12 @@ def test_nvrtc_says_what_is_wrong():
         nvrtc.compile_cubin("nonsense;", ("--gpu-architecture=sm_90",))
 
 
+def test_without_nvrtc(monkeypatch):
+    monkeypatch.setattr(nvrtc, "library", lambda: None)
+    with pytest.raises(RuntimeError, match=r"it is not installed: pip install 'snnfast\[cuda"):
+        nvrtc.cubin("", ())
+
+
 def test_constants_are_those_of_the_headers():
     """The numbers that Python sends stand in csrc/cuda/lif_args.h."""
     text = (ROOT / "csrc" / "cuda" / "lif_args.h").read_text()

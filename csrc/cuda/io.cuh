@@ -204,12 +204,18 @@ struct Pack {
       w[k] = Io::narrow(value[k * Io::kPerWord], value[k * Io::kPerWord + Io::kPerWord - 1]);
     store_16_bytes(p, w);
   }
-  // n neighbouring numbers, of an even place, to where a pack is put together.
+  // n neighbouring numbers, one or of an even place, to where a pack is put together.
   template <int n>
   SNN_DEVICE void set(int first, const float* value) {
-    SNN_UNROLL
-    for (int j = 0; j < n; j += Io::kPerWord)
-      word[(first + j) / Io::kPerWord] = Io::narrow(value[j], value[j + Io::kPerWord - 1]);
+    if constexpr (n < Io::kPerWord) {
+      unsigned& pair = word[first / 2];
+      const unsigned half = Io::narrow(*value, *value), kept = first % 2 ? 0xffffu : 0xffff0000u;
+      pair = (pair & kept) | (half & ~kept);
+    } else {
+      SNN_UNROLL
+      for (int j = 0; j < n; j += Io::kPerWord)
+        word[(first + j) / Io::kPerWord] = Io::narrow(value[j], value[j + Io::kPerWord - 1]);
+    }
   }
   SNN_DEVICE void store(void* p) const { store_16_bytes(p, word); }
 };
@@ -227,11 +233,18 @@ struct Pack<Io, 1> {
       return Io::widen(element, 0);
   }
   SNN_DEVICE static void store(void* p, const float* value) {
-    if constexpr (Io::kPerWord == 1)
-      store_element(p, *value);
-    else
-      store_element(p, Element(Io::narrow(*value, *value)));
+    Pack pack;
+    pack.set<1>(0, value);
+    pack.store(p);
   }
+  template <int>
+  SNN_DEVICE void set(int, const float* value) {
+    if constexpr (Io::kPerWord == 1)
+      element = *value;
+    else
+      element = Element(Io::narrow(*value, *value));
+  }
+  SNN_DEVICE void store(void* p) const { store_element(p, element); }
 };
 
 // States and their gradients: fp32, in the same order as the neurons.

@@ -5,12 +5,12 @@ import itertools
 
 import pytest
 import torch
-from backends import PROGRAMS, named
+from backends import EVERY, PROGRAMS, named
 from neuron_cases import NEURONS, adaptive, check, halves, integrator, resting
 
 import snnfast
 
-pytestmark = pytest.mark.backends(*PROGRAMS)
+pytestmark = pytest.mark.backends(*EVERY)
 
 FEW = (2, 3, 5, 7)
 
@@ -43,6 +43,7 @@ def table():
     yield dict(T=100, shape=(33,), parameters="scalars")
 
 
+@pytest.mark.backends(*PROGRAMS)
 @pytest.mark.parametrize("arguments", list(table()), ids=named)
 def test_equals_the_loop(backend, arguments):
     backend.skip_unless(getattr(torch, arguments.get("dtype", "float32")))

@@ -10,6 +10,7 @@ import torch
 from snnfast.backends.cuda.distill import scale_gradient, stepwise_loss, tssd_loss
 from snnfast.backends.cuda.launch import available, details
 from snnfast.backends.cuda.lif import lif_backward, lif_forward, norm_lif_dy
+from snnfast.backends.cuda.neuron import neuron_backward, neuron_forward
 from snnfast.backends.cuda.norm_lif import norm_dy, norm_finish, norm_prepare, norm_stats
 from snnfast.backends.cuda.spikes import pack_spikes, unpack_spikes
 
@@ -18,6 +19,8 @@ __all__ = [
     "details",
     "lif_backward",
     "lif_forward",
+    "neuron_backward",
+    "neuron_forward",
     "norm_dy",
     "norm_finish",
     "norm_lif_dy",

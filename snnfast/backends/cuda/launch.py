@@ -127,6 +127,8 @@ class Kernel(NamedTuple):
     threads: int
     shared: int = 0
     """Bytes of shared memory of a block."""
+    text: str = ""
+    """What stands behind the header, of a kernel that is in no module."""
 
 
 class Launch(NamedTuple):
@@ -141,7 +143,7 @@ class Launch(NamedTuple):
 def run(launch: Launch, like: Tensor, *structs: bytes) -> None:
     """On like's device and stream. Raises RuntimeError where the launch is refused."""
     device, stream = device_and_stream(like)
-    module = ahead_of_time()
+    module = None if launch.kernel.text else ahead_of_time()
     with on(device):
         if module is None:
             launch_compiled(launch.op, launch.kernel, device, stream, structs)
@@ -162,24 +164,28 @@ def sources() -> Path:
 
 
 @cache
-def source(header: str) -> tuple[str, tuple[str, ...]]:
-    """What NVRTC compiles, and its options. Cubins are kept by this text, so the digest of the
-    headers is in it."""
-    folder = sources()
-    digest = hashlib.sha256()
+def _digest() -> str:
+    """That of the headers, by which cubins are kept."""
+    folder, digest = sources(), hashlib.sha256()
     for name in sorted([*folder.glob("include/*.h"), *folder.glob("cuda/*.[ch]*")]):
         digest.update(name.read_bytes())
+    return digest.hexdigest()
+
+
+def source(header: str, text: str = "") -> tuple[str, tuple[str, ...]]:
+    """What NVRTC compiles, with ``text`` behind the header, and its options."""
+    folder = sources()
     includes = (f"-I{folder / 'include'}", f"-I{folder / 'cuda'}")
-    text = f'// {digest.hexdigest()}\n#include "{header}"\n'
+    text = f'// {_digest()}\n#include "{header}"\n{text}'
     # NVRTC would otherwise take a lambda for a host function.
     return text, ("-std=c++17", "--fmad=false", "-default-device", *includes)
 
 
 @cache
-def compiled(op: str, device: int, header: str, names: tuple[str, ...]):
-    """The kernel snnfast_<header> of csrc/cuda/<header>.cuh that ``names`` (-D options) say, loaded
-    on one device."""
-    text, options = source(f"{header}.cuh")
+def compiled(op: str, device: int, header: str, names: tuple[str, ...], text: str = ""):
+    """The kernel snnfast_<header> of csrc/cuda/<header>.cuh, and of ``text`` behind it, that
+    ``names`` (-D options) say, loaded on one device."""
+    text, options = source(f"{header}.cuh", text)
     arch = "--gpu-architecture=sm_{}{}".format(*torch.cuda.get_device_capability(device))
     try:
         image = nvrtc.cubin(text, (*options, *names, arch))
@@ -191,9 +197,10 @@ def compiled(op: str, device: int, header: str, names: tuple[str, ...]):
 def launch_compiled(
     op: str, kernel: Kernel, device: int, stream: int, structs: tuple[bytes, ...]
 ) -> None:
-    function = compiled(op, device, kernel.header, kernel.names)
+    function = compiled(op, device, kernel.header, kernel.names, kernel.text)
+    grid = kernel.blocks, kernel.threads, kernel.shared
     try:
-        nvrtc.launch(function, kernel[2:], device, stream, structs)
+        nvrtc.launch(function, grid, device, stream, structs)
     except RuntimeError as error:
         raise RuntimeError(f"{op}: the CUDA launch failed: {error}") from error
 
@@ -241,7 +248,7 @@ def available() -> str | None:
     if ahead_of_time() is None and nvrtc.library() is None:
         return (
             f"{not_built()}; NVRTC, which compiles at first use instead, is not installed: "
-            f"pip install 'snnfast[cuda{built.split('.')[0]}]'"
+            f"{nvrtc.command()}"
         )
     return _refusal(torch.cuda.current_device())
 

@@ -36,6 +36,12 @@ def library() -> ctypes.CDLL | None:
     return None
 
 
+def command() -> str:
+    """What installs NVRTC."""
+    major = (torch.version.cuda or "").split(".")[0]
+    return f"pip install 'snnfast[cuda{major}]'"
+
+
 def _text(size, read, program) -> bytes:
     count = ctypes.c_size_t()
     size(program, ctypes.byref(count))
@@ -70,6 +76,8 @@ def _version() -> str:
 
 def cubin(text: str, options: tuple[str, ...]) -> bytes:
     """The same, from the cache folder where it is there."""
+    if library() is None:
+        raise RuntimeError(f"it is not installed: {command()}")
     cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     key = hashlib.sha256("\n".join((_version(), text, *options)).encode()).hexdigest()
     kept = Path(cache_home) / "snnfast" / f"{key}.cubin"
