@@ -161,8 +161,14 @@ def _backward(inputs, states, params, borders, douts, dstates, layer, kernels, w
     return made
 
 
+def _plain(tensors) -> list[Tensor | None]:
+    """Without lazy negatives, which the dispatcher leaves in lists of which one may be None."""
+    return [None if t is None else t.resolve_neg() for t in tensors]
+
+
 def _forward_op(inputs, states, params, *rest):
     *packed, state, keep = rest
+    states = _plain(states)
     layer = _layer(inputs, *packed)
     kernels = named(packed[-1], inputs[0], "neuron_forward")
     outputs, new_states, borders = _forward(inputs, states, params, layer, kernels, state, keep)
@@ -171,6 +177,7 @@ def _forward_op(inputs, states, params, *rest):
 
 def _backward_op(inputs, states, params, borders, douts, dstates, *rest):
     *packed, wanted = rest
+    states, douts, dstates = _plain(states), _plain(douts), _plain(dstates)
     layer = _layer(inputs, *packed)
     kernels = named(packed[-1], inputs[0], "neuron_forward")
     made = _backward(inputs, states, params, borders, douts, dstates, layer, kernels, wanted)

@@ -211,6 +211,21 @@ def test_autocast_casts_nothing():
     assert s.dtype == torch.bfloat16 and v.dtype == torch.float32
 
 
+def test_lazily_negative_tensors_are_what_they_are():
+    """First states and gradients stand in lists that PyTorch does not resolve."""
+    x, v, a, ds = (torch.randn(shape) for shape in ((4, 6), (6,), (6,), (4, 6)))
+
+    def run(lazy):
+        leaf, *states = (lazy(t).detach().requires_grad_() for t in (x * 20, v, a))
+        s, after = adaptive(leaf, states=tuple(states), return_state=True)
+        along = [lazy(ds), *(lazy(t) for t in (v, a))]
+        return (s, *after, *torch.autograd.grad((s, *after), (leaf, *states), along))
+
+    lazily = run(lambda t: torch._neg_view(-t))
+    for plain, other in zip(run(torch.clone), lazily, strict=True):
+        assert torch.equal(plain, other)
+
+
 def test_backward_twice_is_refused():
     x = torch.randn(4, 8, requires_grad=True)
     with pytest.raises(RuntimeError, match="neuron: gradients must be taken once"):
