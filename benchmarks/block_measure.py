@@ -299,39 +299,36 @@ class _Layer:
 def launches(case: Case, backend: str, residual: bool) -> dict[str, Callable[[int], object]]:
     """The passes of norm_lif on preallocated outputs, by name; run them in order at first."""
     functions = implementation(backend)
-    inner = case.height * case.width
-    vectors = torch.empty(8, case.channels, device=case.device)
-    mean, var, inv_std, scale, dweight, dbias, b, c = vectors
+    where = specs.Channels(case.channels, case.height * case.width)
+    stats, totals = (torch.empty(rows, case.channels, device=case.device) for rows in (4, 5))
     count = case.count // case.channels
-    running = torch.zeros_like(mean), torch.ones_like(mean)
-    unbias, eps = count / max(1, count - 1), 1e-5
-    prepared = specs.Prepared(inv_std, scale, case.weight, *running, 0.1, unbias, eps)
-    finished = specs.Finished(scale, inv_std, count, dweight, dbias, b, c)
-    norm = specs.Norm(mean, scale, case.bias, case.channels, inner)
+    given = (case.weight, torch.zeros_like(stats[0]), torch.ones_like(stats[0]))
+    numbers = (0.1, count / max(1, count - 1), 1e-5)
     layer = lif_layer(case.steps, surrogate=SURROGATE)
     s, dx, dy = ([torch.empty_like(y) for y in case.y] for _ in range(3))
-    sums = mean.new_empty((2, case.channels))
     kept = specs.segments(case.steps) - 1
     sets = len(case.y)
-    borders = [mean.new_empty((kept, *case.shape[1:])) if kept else None for _ in range(sets)]
+    borders = [stats.new_empty((kept, *case.shape[1:])) if kept else None for _ in range(sets)]
 
     def r(i):
         return case.spikes[i].detach() if residual else None
 
-    def stats(i):
-        functions.norm_stats(case.y[i % sets], case.channels, inner, mean, var, prepared)
+    def statistics(i):
+        functions.norm_stats(where, *numbers, case.y[i % sets], stats, *given)
 
     def apply(i):
         i %= sets
-        functions.lif_forward(layer, case.y[i], None, None, s[i], None, borders[i], norm, r(i))
+        tensors = (case.y[i], None, None, s[i], None, borders[i], stats, case.bias, r(i))
+        functions.lif_forward(layer, *tensors, where)
 
     def backward_1(i):
         i %= sets
         tensors = (case.y[i], None, None, borders[i], case.ds[i], None, dx[i], None, None)
-        functions.lif_backward(layer, *tensors, norm, r(i), sums, finished)
+        rows = (stats, case.bias, r(i), totals, None)
+        functions.norm_lif_backward(layer, where, count, *tensors, *rows)
 
     def backward_2(i):
         i %= sets
-        functions.norm_dy(case.y[i], dx[i], norm, scale, b, c, dy[i])
+        functions.norm_dy(where, case.y[i], dx[i], dy[i], stats, totals)
 
-    return dict(zip(PASSES, (stats, apply, backward_1, backward_2)))
+    return dict(zip(PASSES, (statistics, apply, backward_1, backward_2)))

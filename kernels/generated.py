@@ -16,7 +16,7 @@ def module(text: str) -> ModuleType:
         made.__file__ = f"<{name}>"
         linecache.cache[made.__file__] = len(text), None, text.splitlines(True), made.__file__
         exec(compile(text, made.__file__, "exec"), made.__dict__)
-        sys.modules[name] = made
+        sys.modules.setdefault(name, made)  # another thread may have been first
     return sys.modules[name]
 
 

@@ -18,16 +18,16 @@ H of a segment with forward's own code, from the kept V, and walks the segment b
 Tensors are dense in each timestep: neuron i of step t lies at t * stride + i. Up to 8
 steps are unrolled, more run in a loop over segments of 8.
 
-With mean, scale and bias, x is normalised on the way in, X = (x - mean) scale + bias [+ residual],
+With stats and bias, x is normalised on the way in, X = (x - mean) scale + bias [+ residual],
 b more bytes each way for a residual. A tile then lies along the channels (norm_lif.py), without
 them it is any BLOCK neurons. Backward also adds up dX and dX (x - mean) over each channel, and
-need not write dX; or it writes a dX + b (x - mean) + c in its place.
+need not write dX; or it writes scale dX + b (x - mean) + c in its place.
 """
 
 import triton
 import triton.language as tl
 
-from .norm_lif import keep_sum, normalise, per_channel, place, this_program
+from .norm_lif import MEAN, SCALE, B, C, keep_sum, normalise, per_channel, place, this_program
 
 
 @triton.jit
@@ -52,7 +52,7 @@ def _rate(rate, channel, inner, tau, factor, RATE: tl.constexpr, TILE: tl.conste
         elif TILE is None:
             value = tl.load(rate + channel)
         else:
-            value = per_channel(rate, channel, inner, TILE)
+            value = per_channel(rate, 0, channel, None, inner, TILE)
         factor = tl.div_rn(1.0, value) if RATE == "tau" else value
         tau = value
     return tau, factor
@@ -80,15 +80,14 @@ def lif_forward(
     s,  # [T, N]
     v,  # [N] or, where V_ALL, [T, N] float32, or None
     borders,  # [segments - 1, N] float32, or None
-    mean,  # [channels] float32, as scale and bias; or None: x is what comes in
-    scale,
-    bias,
+    stats,  # [4, channels] float32, or None: x is what comes in
+    bias,  # [channels] float32, or None
     residual,  # [T, N], time stride residual_stride, or None
     steps: tl.int32,
     n: tl.int64,
     x_stride: tl.int64,
     residual_stride: tl.int64,
-    rows,  # with mean: how the tile lies, as ``place`` has it; inner is its width
+    rows,  # with stats: how the tile lies, as ``place`` has it; inner is its width
     chunks,
     channels,
     inner,
@@ -109,7 +108,7 @@ def lif_forward(
     WHOLE: tl.constexpr,  # T fills its segments: no step needs a predicate
     STEPS: tl.constexpr,
     BLOCK: tl.constexpr,
-    TILE: tl.constexpr,  # with mean, else None
+    TILE: tl.constexpr,  # with stats, else None
 ):
     if TILE is None:
         first = tl.program_id(0).to(tl.int64) * BLOCK
@@ -121,9 +120,9 @@ def lif_forward(
         program = tl.program_id(0)
         first, lane, inside, channel, _ = place(program, 0, rows, chunks, channels, inner, TILE)
         rate_channel = channel if TILE.rates else None
-        mean_c = per_channel(mean, channel, inner, TILE)
-        scale_c = per_channel(scale, channel, inner, TILE)
-        bias_c = per_channel(bias, channel, inner, TILE)
+        mean_c = per_channel(stats, MEAN, channel, channels, inner, TILE)
+        scale_c = per_channel(stats, SCALE, channel, channels, inner, TILE)
+        bias_c = per_channel(bias, 0, channel, channels, inner, TILE)
     tau, factor = _rate(rate, rate_channel, inner, tau, factor, RATE, TILE)
     P = (tau, factor, theta, r, a, b)
 
@@ -178,16 +177,13 @@ def lif_backward(
     dv,  # [N] or, where V_ALL, [T, N] float32, or None: zeros
     dx,  # [T, N] or, where SUM, [N]; or None
     dv0,  # [N] float32, or None
-    drate,  # float32, or None: [N] for a rate per channel (with mean: row 2 of sums), else one sum
+    drate,  # float32, or None: [N] for a rate per channel (with stats: row 2 of sums), else one sum
     # per program
-    mean,  # [channels] float32, as scale and bias; or None: x is what comes in
-    scale,
-    bias,
+    stats,  # [4, channels] float32, or None: x is what comes in
+    bias,  # [channels] float32, or None
     residual,  # [T, N], time stride residual_stride, or None
     sums,  # [2 or 3, slots] float32: dX and dX (x - mean) by ``place``'s slots; or None
-    out_a,  # [channels] float32, as out_b and out_c, the a, b, c of what dx gets; or None: 1, 0, 0
-    out_b,
-    out_c,
+    totals,  # [5, channels] float32: dx gets scale dX + b (x - mean) + c; or None: it gets dX
     steps: tl.int32,
     n: tl.int64,
     x_stride: tl.int64,
@@ -217,7 +213,7 @@ def lif_backward(
     WHOLE: tl.constexpr,
     STEPS: tl.constexpr,
     BLOCK: tl.constexpr,
-    TILE: tl.constexpr,  # with mean, else None
+    TILE: tl.constexpr,  # with stats, else None
     MANY: tl.constexpr,  # a program has several tiles, and adds up all of them
     BACKWARDS: tl.constexpr,
 ):
@@ -231,9 +227,9 @@ def lif_backward(
     else:
         first, lane, inside, channel, slot = place(program, 0, rows, chunks, channels, inner, TILE)
         rate_channel = channel if TILE.rates else None
-        mean_c = per_channel(mean, channel, inner, TILE)
-        scale_c = per_channel(scale, channel, inner, TILE)
-        bias_c = per_channel(bias, channel, inner, TILE)
+        mean_c = per_channel(stats, MEAN, channel, channels, inner, TILE)
+        scale_c = per_channel(stats, SCALE, channel, channels, inner, TILE)
+        bias_c = per_channel(bias, 0, channel, channels, inner, TILE)
     tau, factor = _rate(rate, rate_channel, inner, tau, factor, RATE, TILE)
     P = (tau, factor, theta, r, a, b)
 
@@ -241,10 +237,9 @@ def lif_backward(
     dx_sum = zeros
     drate_sum = zeros
     moment = zeros
-    if out_a is not None:
-        a_c = per_channel(out_a, channel, inner, TILE)
-        b_c = per_channel(out_b, channel, inner, TILE)
-        c_c = per_channel(out_c, channel, inner, TILE)
+    if totals is not None:
+        b_c = per_channel(totals, B, channel, channels, inner, TILE)
+        c_c = per_channel(totals, C, channel, channels, inner, TILE)
     for item in range(items if MANY else 1):
         if TILE is not None:
             first, _, inside, _, _ = place(program, item, rows, chunks, channels, inner, TILE)
@@ -320,9 +315,9 @@ def lif_backward(
                 if sums is not None and not SUM:
                     moment = tl.fma(weight, xs[i].to(tl.float32) - mean_c, moment)
                 if dx is not None and not SUM:
-                    if out_a is not None:
+                    if totals is not None:
                         centred = xs[i].to(tl.float32) - mean_c
-                        dx_t = tl.fma(a_c, dx_t, tl.fma(b_c, centred, c_c))
+                        dx_t = tl.fma(scale_c, dx_t, tl.fma(b_c, centred, c_c))
                     tl.store(dx_row + lane, dx_t.to(dx.dtype.element_ty), mask=live)
                     dx_row -= n
 
@@ -330,9 +325,9 @@ def lif_backward(
             if sums is not None:  # x is the same at every step
                 moment = dx_sum * (x_once.to(tl.float32) - mean_c)
             dx_t = dx_sum
-            if out_a is not None:
+            if totals is not None:
                 centred = x_once.to(tl.float32) - mean_c
-                dx_t = tl.fma(a_c, dx_t, tl.fma(b_c, centred, c_c))
+                dx_t = tl.fma(scale_c, dx_t, tl.fma(b_c, centred, c_c))
             tl.store(dx + first + lane, dx_t.to(dx.dtype.element_ty), mask=inside)
         if dv0 is not None:
             tl.store(dv0 + first + lane, dstate, mask=inside)

@@ -20,6 +20,11 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+MEAN, VAR, INV_STD, SCALE = (tl.constexpr(row) for row in range(4))
+"""The rows of ``stats`` [4, channels]..."""
+SUM, MOMENT, DWEIGHT, B, C = (tl.constexpr(row) for row in range(5))
+"""...and of ``totals`` [5, channels], as in snnfast/backends/spec.py."""
+
 
 class Tile(NamedTuple):
     """How a program's tile [rows, cols] lies over one timestep; all compile-time."""
@@ -95,8 +100,12 @@ def this_program(BACKWARDS: tl.constexpr):
 
 
 @triton.jit
-def per_channel(values, channel, width, TILE: tl.constexpr):
-    """Those of a tile's rows or columns, [rows, 1] or [1, cols]."""
+def per_channel(values, row: tl.constexpr, channel, channels, width, TILE: tl.constexpr):
+    """Row ``row`` of ``values`` [.., channels] for a tile's rows or columns, [rows, 1] or
+    [1, cols]."""
+    if row != 0:
+        # Channels last are a row of neurons, of whose width a divisor is known.
+        values += row * tl.cast(width * TILE.align if TILE.last else channels, tl.int64)
     if TILE.last:
         found = tl.load(values + channel, mask=channel < width * TILE.align)
     else:
@@ -136,10 +145,8 @@ def norm_dy(
     y,  # [T, N], time stride y_stride
     dx,  # [T, N], time stride dx_stride
     dy,  # [T, N], time stride dy_stride; may be dx
-    mean,  # [channels] float32, as a, b and c
-    a,
-    b,
-    c,
+    stats,  # [4, channels] float32
+    totals,  # [5, channels] float32
     steps: tl.int32,
     y_stride: tl.int64,
     dx_stride: tl.int64,
@@ -156,10 +163,10 @@ def norm_dy(
 ):
     program = this_program(BACKWARDS)
     first, lane, inside, channel, _ = place(program, 0, rows, chunks, channels, width, TILE)
-    mean_c = per_channel(mean, channel, width, TILE)
-    a_c = per_channel(a, channel, width, TILE)
-    b_c = per_channel(b, channel, width, TILE)
-    c_c = per_channel(c, channel, width, TILE)
+    mean_c = per_channel(stats, MEAN, channel, channels, width, TILE)
+    a_c = per_channel(stats, SCALE, channel, channels, width, TILE)
+    b_c = per_channel(totals, B, channel, channels, width, TILE)
+    c_c = per_channel(totals, C, channel, channels, width, TILE)
     segments = tl.cdiv(steps, STEPS) if LONG else 1
     for k in range(segments):
         start = tl.cast(k, tl.int64) * STEPS

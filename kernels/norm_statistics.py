@@ -9,7 +9,7 @@ that ends it: numbers of [C] are nothing to a GPU, and a launch of their own is 
 import triton
 import triton.language as tl
 
-from .norm_lif import split
+from .norm_lif import DWEIGHT, INV_STD, MEAN, MOMENT, SCALE, SUM, VAR, B, C, split
 
 
 @triton.jit
@@ -134,11 +134,8 @@ def towards(old, new, share):
 @triton.jit(do_not_specialize=["count", "channels"])
 def norm_prepare(
     parts,  # [4, channels, count] float32, as norm_stats leaves them; None: mean and var are given
-    mean,  # [channels] float32, as all that follow
-    var,
-    inv_std,  # or None: mean and var are all that is wanted
-    scale,
-    weight,  # or None: 1
+    stats,  # [4, channels] float32
+    weight,  # [channels] float32, as all that follow; or None: 1
     running_mean,  # or None
     running_var,
     momentum,
@@ -151,12 +148,14 @@ def norm_prepare(
     """A channel's mean and variance from those of its parts (Chan et al. 1979), in float64: there
     are few of them. And what normalising needs of them."""
     c = tl.program_id(0)
+    row = channels.to(tl.int64)
+    stats += c
     if parts is None:
-        middle = tl.load(mean + c)
-        variance = tl.load(var + c)
+        middle = tl.load(stats + MEAN * row)
+        variance = tl.load(stats + VAR * row)
     else:
         lane = tl.arange(0, BLOCK)
-        size = channels.to(tl.int64) * count
+        size = row * count
         parts = parts + c.to(tl.int64) * count
         weights = tl.zeros([BLOCK], tl.float64)
         totals = tl.zeros([BLOCK], tl.float64)
@@ -180,12 +179,11 @@ def norm_prepare(
             spread += squares + n * (off * off)
         middle = centre.to(tl.float32)
         variance = (tl.sum(spread) / values).to(tl.float32)
-        tl.store(mean + c, middle)
-        tl.store(var + c, variance)
-    if inv_std is not None:
-        inverse = tl.div_rn(1.0, tl.sqrt_rn(variance + eps))
-        tl.store(inv_std + c, inverse)
-        tl.store(scale + c, inverse if weight is None else tl.load(weight + c) * inverse)
+        tl.store(stats + MEAN * row, middle)
+        tl.store(stats + VAR * row, variance)
+    inverse = tl.div_rn(1.0, tl.sqrt_rn(variance + eps))
+    tl.store(stats + INV_STD * row, inverse)
+    tl.store(stats + SCALE * row, inverse if weight is None else tl.load(weight + c) * inverse)
     if running_mean is not None:
         next_mean = towards(tl.load(running_mean + c), middle, momentum)
         next_var = towards(tl.load(running_var + c), variance * unbias, momentum)
@@ -211,15 +209,10 @@ def add_up(parts, count, channel, channels, chunks, CHANNELS: tl.constexpr, BLOC
 @triton.jit(do_not_specialize=["count", "channels", "chunks"])
 def norm_finish(
     parts,  # [2, count / chunks, channels, chunks] float32, as lif_backward leaves them; where
-    # drate is wanted, 3; None: sums are given
-    sums,  # [2, channels] float32
+    # drate is wanted, 3; None: sums are given in totals
     drate,  # [channels] float32, or None
-    scale,  # [channels] float32, as all that follow; or None: sums are all that is wanted
-    inv_std,
-    dweight,
-    dbias,
-    b,
-    c,
+    stats,  # [4, channels] float32
+    totals,  # [5, channels] float32
     values,  # of a channel, that statistics were taken of; 0: they are constants
     count,
     channels,
@@ -230,25 +223,26 @@ def norm_finish(
     """The sums of the first pass of backward over each channel, and what follows from them."""
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     known = channel < channels
+    row = channels.to(tl.int64)
+    stats += channel
+    totals += channel
     if parts is None:
-        total = tl.load(sums + channel, mask=known)
-        moment = tl.load(sums + channels + channel, mask=known)
+        total = tl.load(totals + SUM * row, mask=known)
+        moment = tl.load(totals + MOMENT * row, mask=known)
     else:
-        size = channels.to(tl.int64) * count
+        size = row * count
         total = add_up(parts, count, channel, channels, chunks, CHANNELS, BLOCK)
         moment = add_up(parts + size, count, channel, channels, chunks, CHANNELS, BLOCK)
-        tl.store(sums + channel, total, mask=known)
-        tl.store(sums + channels + channel, moment, mask=known)
+        tl.store(totals + SUM * row, total, mask=known)
+        tl.store(totals + MOMENT * row, moment, mask=known)
         if drate is not None:
             rates = add_up(parts + 2 * size, count, channel, channels, chunks, CHANNELS, BLOCK)
             tl.store(drate + channel, rates, mask=known)
-    if scale is not None:
-        scale_c = tl.load(scale + channel, mask=known)
-        inverse = tl.load(inv_std + channel, mask=known)
-        by = tl.where(values > 0.0, -values, 1.0)
-        slope = tl.div_rn(scale_c * inverse * inverse * moment, by)
-        shift = tl.div_rn(scale_c * total, by)
-        tl.store(dweight + channel, moment * inverse, mask=known)
-        tl.store(dbias + channel, total, mask=known)
-        tl.store(b + channel, tl.where(values > 0.0, slope, 0.0), mask=known)
-        tl.store(c + channel, tl.where(values > 0.0, shift, 0.0), mask=known)
+    scale = tl.load(stats + SCALE * row, mask=known)
+    inverse = tl.load(stats + INV_STD * row, mask=known)
+    by = tl.where(values > 0.0, -values, 1.0)
+    slope = tl.div_rn(scale * inverse * inverse * moment, by)
+    shift = tl.div_rn(scale * total, by)
+    tl.store(totals + DWEIGHT * row, moment * inverse, mask=known)
+    tl.store(totals + B * row, tl.where(values > 0.0, slope, 0.0), mask=known)
+    tl.store(totals + C * row, tl.where(values > 0.0, shift, 0.0), mask=known)

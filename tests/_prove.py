@@ -170,4 +170,6 @@ def launches(backend: str):
         patch.setattr(triton.Call, "launch", of_triton)
         patch.setattr(cuda, "run", of_cuda)
         patch.setattr(cuda, "pointer", pointer)
+        select.implementation(backend).forget()
         yield found
+        select.implementation(backend).forget()

@@ -68,7 +68,15 @@ def installed():
         patch.setattr(select, "_refuse", lambda n, *a: None if n == "triton" else refuse(n, *a))
         patch.setattr(launch, "available", lambda: None)
         driver.set_active(found)
+        forget()
         try:
             yield found
         finally:
             driver._active = None
+            forget()
+
+
+def forget() -> None:
+    """What was ever launched."""
+    launch._compiled.clear()
+    select.implementation("triton").forget()

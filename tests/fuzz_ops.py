@@ -86,8 +86,8 @@ def guard_allocations(memory: Guarded) -> None:
             return _EMPTY["empty_like"](t, **named)
         return memory.strided(t.shape, _EMPTY["empty_like"](t).stride(), t.dtype)
 
-    def new_empty(t, size, dtype=None):
-        return empty(*((size,) if isinstance(size, int) else size), dtype=dtype or t.dtype)
+    def new_empty(t, *size, dtype=None):
+        return empty(*size, dtype=dtype or t.dtype)
 
     torch.empty, torch.empty_strided, torch.empty_like = empty, empty_strided, empty_like
     torch.Tensor.new_empty = new_empty

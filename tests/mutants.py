@@ -39,6 +39,7 @@ class Mutant(NamedTuple):
 
 
 LIF, NORM = ("tests/ops/test_lif.py",), ("tests/ops/test_norm_sums.py",)
+NEURON = ("tests/ops/test_neuron_triton.py",)
 HOST_LIF = ("tests/test_cuda_host.py::test_compiled_at_first_use",)
 HOST_NORM = ("tests/test_norm_cuda_host.py::test_compiled_at_first_use",)
 HOST_DISTILL = ("tests/test_distill_cuda_host.py::test_compiled_at_first_use",)
@@ -103,6 +104,50 @@ MUTANTS = [
         "quotient by the reciprocal alone", "kernels/lif_step.py",
         "        exact = tl.fma(tl.fma(q, -tau, d), reciprocal, q)\n", "        exact = q\n",
         "AOT", ("tests/test_triton_aot.py::test_the_quotient_takes_two_fma",),
+    ),
+    Mutant(
+        "program: dropped mask of a store", "kernels/neuron.py",
+        "tl.store(outputs[j] + row + lane, value, mask=live)",
+        "tl.store(outputs[j] + row + lane, value, mask=inside)",
+        "interpreter", NEURON,
+    ),
+    Mutant(
+        "program: border of a segment off by one", "kernels/neuron.py",
+        "row = borders + j * border_stride + (tl.cast(k, tl.int64) - 1) * n + first",
+        "row = borders + j * border_stride + tl.cast(k, tl.int64) * n + first",
+        "interpreter", NEURON,
+    ),
+    Mutant(
+        "program: borders of one state for all", "kernels/neuron.py",
+        "tl.store(row + j * border_stride + lane, state[j]", "tl.store(row + lane, state[j]",
+        "interpreter", NEURON,
+    ),
+    Mutant(
+        "program: states before a step are those after it", "kernels/neuron.py",
+        "found = ADJOINT(xs[i], befores[i],", "found = ADJOINT(xs[i], state,",
+        "interpreter", NEURON,
+    ),
+    Mutant(
+        "program: missing accumulation of a parameter's gradient", "kernels/neuron.py",
+        "sums += (dp_sums[j] + (dp if L.whole", "sums += ((dp if L.whole",
+        "interpreter", NEURON,
+    ),
+    Mutant(
+        "program: threshold is beyond, not at", "snnfast/program/triton_source.py",
+        'return f"tl.where({u} >= {theta}, 1.0, 0.0)"',
+        'return f"tl.where({u} > {theta}, 1.0, 0.0)"',
+        "interpreter", NEURON,
+    ),
+    Mutant(
+        "program: the forward is contracted", "snnfast/program/triton_source.py",
+        "if not self.gradient[place] or self.reads[place] > 1:", "if self.reads[place] > 1:",
+        "AOT", ("tests/test_neuron_triton_aot.py::test_sums_are_not_contracted",),
+    ),
+    Mutant(
+        "program: a quotient by the reciprocal", "snnfast/program/triton_source.py",
+        "        if self.gradient[place]:\n            return f\"{top} * {inverse}\"",
+        "        if inverse:\n            return f\"{top} * {inverse}\"",
+        "AOT", ("tests/test_neuron_triton_aot.py::test_a_quotient_takes_two_fma",),
     ),
     Mutant(
         "channel of a row shifted", "kernels/norm_lif.py",

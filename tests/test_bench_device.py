@@ -73,8 +73,8 @@ def test_the_passes_of_a_block_write_to_each_set_its_own(monkeypatch):
     backend = types.SimpleNamespace(
         norm_stats=lambda *a: None,
         lif_forward=lambda *a: written.append(("apply", places([a[4], a[6]]))),
-        lif_backward=lambda *a: written.append(("backward 1", places([a[4], a[7]]))),
-        norm_dy=lambda *a: written.append(("backward 2", places([a[1], a[6]]))),
+        norm_lif_backward=lambda *a: written.append(("backward 1", places([a[6], a[9]]))),
+        norm_dy=lambda *a: written.append(("backward 2", places([a[2], a[3]]))),
     )
     monkeypatch.setattr(block_measure, "implementation", lambda name: backend)
     case = block_case.Case((4, 2, 2), 2, 9, torch.float32, CPU, sets=3)

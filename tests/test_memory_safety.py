@@ -125,20 +125,21 @@ def test_numbers_beyond_float32_are_refused():
 def by_name():
     """Every op, and arguments that it takes."""
     x, z, rows = torch.randn(3, 2, 5, 4), torch.randn(3, 2, 7), torch.rand(5) + 0.5
+    stats, totals = torch.rand(4, 5) + 0.5, torch.rand(5, 5)
     step, empty, labels = x[0].clone(), x.new_empty(0), torch.tensor([1, 2])
     for static, y in ((False, x), (True, step)):
         layer = (3, *lif_layer(3, tau=1.7, static=static).pack(), "cpu")
         residual, kept = None if static else x.clone(), (empty, x.clone(), step.clone())
         yield "lif_forward", (y, step, rows, *layer, 1, True)
         yield "lif_backward", (y, step, rows, *kept, *layer, True, True)
-        yield "norm_lif_forward", (y, residual, rows, rows, rows, step, rows, *layer, 1, True)
-        norm, wanted = (rows, rows, rows, rows), (24, True, True, True)
+        yield "norm_lif_forward", (y, residual, stats, rows, step, rows, *layer, 1, True)
+        norm, wanted = (stats, rows), (24, True, True, True, True)
         yield "norm_lif_backward", (y, residual, *norm, step, rows, *kept, *layer, *wanted)
         yield "norm_stats", (y, rows, rows.clone(), rows.clone(), 0.1, 24, 1e-5, static, "cpu")
-        yield "norm_dy", (y, y.clone(), *norm, static, "cpu")
-        yield "norm_dy_", (y, y.clone(), *norm, static, "cpu")
+        yield "norm_dy", (y, y.clone(), stats, totals, static, "cpu")
+        yield "norm_dy_", (y, y.clone(), stats, totals, static, "cpu")
     yield "norm_prepare", (rows, rows.clone(), rows, 1e-5, "cpu")
-    yield "norm_finish", (torch.stack([rows, rows]), rows, rows, 24, "cpu")
+    yield "norm_finish", (torch.stack([rows, rows]), stats, 24, "cpu")
     twkd, tssd = loss_options(snnfast.twkd_loss), loss_options(snnfast.tssd_loss, student_steps=2)
     yield "stepwise_loss", (z, labels, z[0].clone(), "twkd_loss", *twkd.pack(), True, "cpu")
     yield "tssd_loss", (z, labels, z.clone(), "tssd_loss", 2, *tssd.pack(), True, True, "cpu")

@@ -10,11 +10,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from snnfast import lif, norm_lif, reference
-from snnfast.backends.cuda import lif as cuda
 from snnfast.backends.cuda import norm_lif as backend
-from snnfast.backends.spec import Finished, Norm, Prepared
+from snnfast.backends.spec import DWEIGHT, INV_STD, MEAN, MOMENT, SCALE, SUM, VAR, B, C, Channels
 from snnfast.ops import select
 from snnfast.ops.layer import lif_layer
+
+UNBIAS, EPS = 1.25, 1e-5
+cuda = select.implementation("cuda")
 
 
 @pytest.fixture
@@ -27,39 +29,40 @@ def nan(*shape):
     return torch.full(shape, math.nan)
 
 
-def prepared_of(channels, weight, running, momentum=0.1):
+def given(channels, weight, running):
+    """Weight and running statistics."""
     g = torch.Generator().manual_seed(channels)
     rows = torch.rand(3, channels, generator=g) + 0.5
-    statistics = (rows[1].clone(), rows[2].clone()) if running else (None, None)
-    outputs = nan(channels), nan(channels)
-    return Prepared(*outputs, rows[0] if weight else None, *statistics, momentum, 1.25, 1e-5)
+    return (rows[0] if weight else None, *(rows[1:].clone() if running else (None, None)))
 
 
-def assert_prepared(mean, var, ours, before):
+def assert_prepared(stats, momentum, ours, before):
     """Bit for bit what torch makes of mean and var in separate steps."""
-    inv_std = reference.inverse_std(var, ours.eps)
-    assert torch.equal(ours.inv_std, inv_std)
-    assert torch.equal(ours.scale, inv_std if ours.weight is None else ours.weight * inv_std)
-    if ours.running_mean is not None:
-        assert torch.equal(ours.running_mean, before.running_mean.lerp(mean, ours.momentum))
-        var = var * torch.tensor(ours.unbias)
-        assert torch.equal(ours.running_var, before.running_var.lerp(var, ours.momentum))
+    weight, *running = ours
+    inv_std = reference.inverse_std(stats[VAR], EPS)
+    assert torch.equal(stats[INV_STD], inv_std)
+    assert torch.equal(stats[SCALE], inv_std if weight is None else weight * inv_std)
+    if None not in running:
+        moved = (stats[MEAN], stats[VAR] * torch.tensor(UNBIAS))
+        for now, old, new in zip(running, before[1:], moved, strict=True):
+            assert torch.equal(now, old.lerp(new, momentum))
 
 
 @pytest.mark.parametrize("shape", [(40, 16, 32), (7, 1500, 1), (3, 5, 7)], ids=str)
 @pytest.mark.parametrize("weight,running", [(True, True), (False, True), (True, False)])
 def test_prepared(shim, shape, weight, running):
     """In the launch that ends the statistics, or in one of its own where they are given."""
-    y = torch.randn(4, *shape).bfloat16()
+    y, where = torch.randn(4, *shape).bfloat16(), Channels(*shape[1:])
     for momentum in (0.1, 0.9):
-        mean, var = nan(shape[1]), nan(shape[1])
-        ours, again, before = (prepared_of(shape[1], weight, running, momentum) for _ in range(3))
-        backend.norm_stats(y, *shape[1:], mean, var, ours)
-        assert_prepared(mean, var, ours, before)
-        backend.norm_prepare(mean, var, again)
-        assert_prepared(mean, var, again, before)
+        ours, again, before = (given(where.count, weight, running) for _ in range(3))
+        stats, numbers = nan(4, where.count), (momentum, UNBIAS, EPS)
+        cuda.norm_stats(where, *numbers, y, stats, *ours)
+        assert_prepared(stats, momentum, ours, before)
+        stats[2:] = math.nan
+        cuda.norm_prepare(*numbers, stats, *again)
+        assert_prepared(stats, momentum, again, before)
     assert shim.names == ["norm_stats", "norm_prepare", "norm_prepare"] * 2
-    assert shim.last.bytes["first"] == 4 * shape[1]
+    assert shim.last.bytes["first"] == 4 * 4 * shape[1]  # two rows read, two written
 
 
 @pytest.mark.parametrize("shape", [(40, 16, 32), (7, 1500, 1), (3, 5, 7)], ids=str)
@@ -67,24 +70,24 @@ def test_prepared(shim, shape, weight, running):
 def test_finished(shim, shape, count):
     """In the launch that ends the sums, or in one of its own where they are given."""
     y, ds, dx = (torch.randn(4, *shape) for _ in range(3))
-    norm = Norm(*(torch.rand(shape[1]) + 0.5 for _ in range(3)), *shape[1:])
-    inv_std = torch.rand(shape[1]) + 0.5
-    ours, again = (
-        Finished(norm.scale, inv_std, count, *(nan(shape[1]) for _ in range(4))) for _ in "ab"
-    )
-    sums = nan(2, shape[1])
-    layer = lif_layer(4)
-    cuda.lif_backward(layer, y, None, None, None, ds, None, dx, None, None, norm, None, sums, ours)
-    backend.norm_finish(sums, again)
+    where = Channels(*shape[1:])
+    stats, bias = torch.rand(4, where.count) + 0.5, torch.rand(where.count) + 0.5
+    totals, none = nan(5, where.count), (None, None)
+    cuda.norm_lif_backward(
+        lif_layer(4), where, count, y, *none, None, ds, None, dx, *none, stats, bias, None, totals,
+        None,
+    )  # fmt: skip
+    again = nan(5, where.count)
+    again[:2] = totals[:2]
+    cuda.norm_finish(count, stats, again)
     assert shim.names == ["norm_lif_backward", "norm_finish", "norm_finish"]
-    for found in (ours, again):
-        assert torch.equal(found.dweight, sums[1] * inv_std)
-        assert torch.equal(found.dbias, sums[0])
-        by = -float(count) if count else math.inf
-        want_b = norm.scale * inv_std * inv_std * sums[1] / by
-        assert torch.equal(found.b, want_b if count else torch.zeros_like(want_b))
-        want_c = norm.scale * sums[0] / by
-        assert torch.equal(found.c, want_c if count else torch.zeros_like(want_c))
+    inv_std, scale, by = stats[INV_STD], stats[SCALE], -float(count) if count else math.inf
+    for found in (totals, again):
+        assert torch.equal(found[DWEIGHT], found[MOMENT] * inv_std)
+        want_b = scale * inv_std * inv_std * found[MOMENT] / by
+        assert torch.equal(found[B], want_b if count else torch.zeros_like(want_b))
+        want_c = scale * found[SUM] / by
+        assert torch.equal(found[C], want_c if count else torch.zeros_like(want_c))
 
 
 @pytest.mark.parametrize("steps,samples,channels,inner", [(4, 128, 512, 16), (4, 128, 64, 1024)])

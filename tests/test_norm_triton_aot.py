@@ -10,7 +10,7 @@ import _aot
 import pytest
 import torch
 
-from snnfast.backends.spec import SEGMENT, Finished, Norm, Prepared, segments
+from snnfast.backends.spec import SEGMENT, Channels, segments
 from snnfast.backends.triton import lif as backend
 from snnfast.backends.triton import norm_lif as norms
 from snnfast.ops.layer import lif_layer
@@ -55,7 +55,7 @@ def layer(T, layout, dtype, rate=None, surrogate="atan", **changes):
     channels, inner, n = LAYOUTS[layout]
     spec = lif_layer(T, surrogate=surrogate)
     spec = spec._replace(**{"channels": channels, "inner": inner} | changes)
-    norm = Norm(*(tensor(channels) for _ in range(3)), channels, inner)
+    norm = Channels(channels, inner), tensor(4, channels), tensor(channels)
     y = tensor(T, n, dtype=dtype)
     borders = tensor(segments(T) - 1, n) if T > SEGMENT else None
     rates = {None: None, "scalar": tensor(), "channel": tensor(channels)}[rate]
@@ -82,28 +82,30 @@ def part_of(kernel, T):
 
 
 def forward(T, layout, dtype, residual, rate=None, **changes):
-    spec, norm, y, borders, rates = layer(T, layout, dtype, rate, **changes)
+    spec, (where, *norm), y, borders, rates = layer(T, layout, dtype, rate, **changes)
     r = y if residual else None
-    return backend.forward_call(spec, y, None, rates, y, None, borders, norm, r)
+    return backend.forward_call(spec, where, y, None, rates, y, None, borders, *norm, r)
 
 
 def backward(T, layout, dtype, residual, rate=None, want_dx=True, **changes):
-    spec, norm, y, borders, rates = layer(T, layout, dtype, rate, **changes)
-    place = backend.backward_place(spec, y, None, rates, None, norm, y if residual else None, True)
+    spec, (where, *norm), y, borders, rates = layer(T, layout, dtype, rate, **changes)
+    r = y if residual else None
+    place = backend.backward_place(spec, y, None, rates, None, where, r, True)
     sums = norms.partial_sums(place, 3 if rate == "channel" else 2, y.device)
     drate = backend.partial_sums(spec, y, rates, place) if rate == "scalar" else None
     drate = sums if rate == "channel" else drate
     return backend.backward_call(
-        spec, y, None, rates, borders, y, None, y if want_dx else None, None, drate, norm,
-        y if residual else None, sums,
+        spec, where, y, None, rates, borders, y, None, y if want_dx else None, None, drate, *norm,
+        r, sums,
     )  # fmt: skip
 
 
 def gradient(T, layout, dtype):
-    spec, norm, y, borders, _ = layer(T, layout, dtype)
+    spec, (where, stats, bias), y, borders, _ = layer(T, layout, dtype)
     return backend.backward_call(
-        spec, y, None, None, borders, y, None, y, None, None, norm, None, None, norm[:3]
-    )
+        spec, where, y, None, None, borders, y, None, y, None, None, stats, bias,
+        totals=tensor(5, where.count),
+    )  # fmt: skip
 
 
 @CASES
@@ -145,13 +147,12 @@ def test_second_pass_of_backward(arch, dtype, layout):
     kernel, size = compile_call(call, arch), once(call, dtype)
     assert size == 16
     assert wide(kernel, "STG", 16) == kernel.bytes("STG") == 16 * 4
-    numbers = 4 * 6 * (each(call) if "last" in layout else 1)
+    numbers = 4 * 5 * (each(call) if "last" in layout else 1)
     assert kernel.bytes("LDG") == 16 * 4 * 2 + numbers
     assert kernel.size / (4 * each(call)) <= BUDGET
 
-    y, values = tensor(4, n, dtype=dtype), tensor(channels)
-    norm = Norm(values, values, values, channels, inner)
-    call = norms.norm_dy_call(y, y, norm, values, values, values, y)
+    y, where = tensor(4, n, dtype=dtype), Channels(channels, inner)
+    call = norms.norm_dy_call(where, y, y, y, tensor(4, channels), tensor(5, channels))
     kernel = compile_call(call, arch)
     numbers = 4 * 4 * (each(call) if "last" in layout else 1)
     assert kernel.bytes("LDG") == 16 * 4 * 2 + numbers
@@ -164,11 +165,8 @@ def test_statistics_read_everything_once(arch, dtype, layout):
     """In its loop a program reads eight tiles at a time, each once; before it, one for the shift.
     The four numbers that it leaves of a channel are few beside y, or at most half a megabyte."""
     channels, inner, n = LAYOUTS[layout]
-    values = tensor(channels)
-    prepared = Prepared(*[values] * 5, 0.1, 1.0, 1e-5)
-    take, finish = norms.stats_calls(
-        tensor(4, n, dtype=dtype), channels, inner, values, values, prepared
-    )
+    given, y = (tensor(4, channels), *[tensor(channels)] * 3), tensor(4, n, dtype=dtype)
+    take, finish = norms.stats_calls(Channels(channels, inner), 0.1, 1.0, 1e-5, y, *given)
     kernel = compile_call(take, arch)
     (loop,) = kernel.loops
     assert loop.widths("LDG") == {128: 8}
@@ -190,20 +188,19 @@ def test_statistics_read_everything_once(arch, dtype, layout):
 def test_sums_of_backward_are_few_and_end_in_one_launch(arch, dtype, layout):
     """At most half a megabyte or 2 % of what the first pass reads, and no long chain of loads for
     any channel."""
-    spec, norm, y, _, _ = layer(4, layout, dtype)
-    place = backend.backward_place(spec, y, None, None, None, norm, None, True)
+    spec, (where, stats, _), y, _, _ = layer(4, layout, dtype)
+    place = backend.backward_place(spec, y, None, None, None, where, None, True)
     parts = norms.partial_sums(place, 2, y.device)
     read = 2 * y.numel() * dtype.itemsize
     assert parts.numel() * parts.element_size() <= max(2**19, 0.02 * read)
-    values = tensor(norm.channels)
-    finished = Finished(values, values, 1000, *[values] * 4)
-    call = norms.finish_call(tensor(2, norm.channels), finished, parts)
+    rows, values = (1000, stats, tensor(5, where.count)), tensor(where.count)
+    call = norms.finish_call(*rows, parts)
     kernel = compile_call(call, arch)
     assert parts.shape[1] * parts.shape[3] <= 4 * call.constants["BLOCK"]
-    assert kernel.bytes("STG") >= 4 * 6 and kernel.size <= 2000
+    assert kernel.bytes("STG") >= 4 * 5 and kernel.size <= 2000
     for call in (
-        norms.finish_call(tensor(2, norm.channels), finished),
-        norms.prepare_call(values, values, Prepared(*[values] * 5, 0.1, 1.0, 1e-5)),
+        norms.finish_call(*rows),
+        norms.prepare_call(0.1, 1.0, 1e-5, stats, *[values] * 3),
     ):
         assert compile_call(call, arch).size <= 400
 
@@ -268,12 +265,13 @@ def test_no_spills_with_everything_asked_for(dtype, T, layout, rate):
 @pytest.mark.parametrize(("channels", "inner"), ((64, 49), (3, 196), (10, 1)), ids=str)
 def test_odd_sizes_compile(channels, inner):
     """Rows that 16 bytes do not divide are read in smaller pieces, without spills."""
-    n, values = 4 * channels * inner, tensor(channels)
-    norm = Norm(values, values, values, channels, inner)
+    n, where = 4 * channels * inner, Channels(channels, inner)
+    norm = tensor(4, channels), tensor(channels)
     y = tensor(4, n, dtype=torch.bfloat16)
-    compile_call(norms.stats_calls(y, channels, inner, values, values, None)[0])
+    compile_call(norms.stats_calls(where, 0.1, 1.0, 1e-5, y, norm[0])[0])
     spec = layer(4, "64 last", torch.bfloat16)[0]
-    place = backend.backward_place(spec, y, None, None, None, norm, y, True)
+    place = backend.backward_place(spec, y, None, None, None, where, y, True)
     sums = norms.partial_sums(place, 2, y.device)
-    call = backend.backward_call(spec, y, None, None, None, y, None, y, None, None, norm, y, sums)
+    given = (y, None, None, None, y, None, y, None, None)
+    call = backend.backward_call(spec, where, *given, *norm, y, sums)
     compile_call(call, registers=168)

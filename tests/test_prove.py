@@ -14,7 +14,6 @@ import torch
 from _cuda_aot import needs_nvcc
 
 import snnfast
-from snnfast.backends.spec import Finished, Prepared
 from snnfast.ops.select import implementation
 
 pytestmark = [pytest.mark.prove, pytest.mark.unpoisoned]
@@ -62,10 +61,11 @@ def spikes(backend, dtype):
 
 def numbers(backend, dtype):
     """What follows from statistics and sums that are given."""
-    made = [torch.zeros(300, dtype=torch.float32) for _ in range(12)]
+    made = [torch.zeros(300, dtype=torch.float32) for _ in range(3)]
     kernels = implementation(backend)
-    kernels.norm_prepare(*made[:2], Prepared(*made[2:7], 0.1, 1.25, 1e-5))
-    kernels.norm_finish(made[7].expand(2, -1).contiguous(), Finished(*made[2:4], 9, *made[8:]))
+    stats, totals = torch.zeros(4, 300), torch.zeros(5, 300)
+    kernels.norm_prepare(0.1, 1.25, 1e-5, stats, *made)
+    kernels.norm_finish(9, stats, totals)
 
 
 def loss(backend, dtype):

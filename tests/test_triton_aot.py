@@ -54,11 +54,11 @@ def make_call(T, dtype, *, backward, surrogate="atan", rate=None, states=None, *
     rates = {None: None, "scalar": tensor(), "channel": tensor(SHAPE[1])}[rate]
     borders = tensor(segments(T) - 1, *SHAPE) if T > SEGMENT else None
     if not backward:
-        return backend.forward_call(spec, x, v0, rates, s, v, borders)
+        return backend.forward_call(spec, None, x, v0, rates, s, v, borders)
     dx = tensor(*SHAPE, dtype=dtype) if static else tensor(T, *SHAPE, dtype=dtype)
     place = backend.backward_place(spec, x, v0, rates, v, None, None, False)
     parts = None if rates is None else backend.partial_sums(spec, x, rates, place)
-    return backend.backward_call(spec, x, v0, rates, borders, ds, v, dx, v0, parts)
+    return backend.backward_call(spec, None, x, v0, rates, borders, ds, v, dx, v0, parts)
 
 
 def segment(kernel, T):

@@ -27,7 +27,7 @@ def driver(monkeypatch):
     """Kernels are forgotten before and after, Triton's own list of them too."""
 
     def forget():
-        launch._compiled.clear()
+        _triton_driver.forget()
         for name in [name for name in sys.modules if name.startswith("snnfast.kernels.")]:
             for value in vars(sys.modules[name]).values():
                 if isinstance(value, JITFunction):

@@ -57,15 +57,24 @@ LifLayer layer_of(std::string_view layer, int dtype, int threads, int64_t n, uin
   return {unpack<LifArgs>(layer), dtype, threads, n, pointer<const void>(rates)};
 }
 
-// A normalisation, as norm_lif's functions have it: the addresses of mean, scale and bias, of a
-// residual and the distance of its steps, channels and inner.
-using NormArgs = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t, int64_t>;
+// Row k of a tensor [., channels] in the dtype of a state.
+void* row(uintptr_t rows, int k, int64_t channels, int dtype) {
+  return pointer<char>(rows) + k * channels * (dtype == kFloat64 ? 8 : 4);
+}
 
-LifNorm norm_of(const std::optional<NormArgs>& args) {
+// The rows of `stats` and `totals`, as snnfast/backends/spec.py has them.
+enum { kMean, kVar, kInvStd, kScale };
+enum { kSum, kMoment, kDWeight, kB, kC };
+
+// A normalisation, as norm_lif's functions have it: the addresses of stats, bias and a residual,
+// the distance of its steps, channels and inner.
+using NormArgs = std::tuple<uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t, int64_t>;
+
+LifNorm norm_of(const std::optional<NormArgs>& args, int dtype) {
   if (!args) return {};
-  const auto [mean, scale, bias, residual, stride, channels, inner] = *args;
-  return {pointer<void>(mean),
-          pointer<void>(scale),
+  const auto [stats, bias, residual, stride, channels, inner] = *args;
+  return {row(stats, kMean, channels, dtype),
+          row(stats, kScale, channels, dtype),
           pointer<void>(bias),
           pointer<void>(residual),
           stride,
@@ -75,12 +84,32 @@ LifNorm norm_of(const std::optional<NormArgs>& args) {
           nullptr};
 }
 
+// What follows from the sums of dX and of dX (Y - mean) over `count` values of a channel; 0: their
+// statistics are constants.
+template <class R>
+void finish_norm(int64_t channels, const R* stats, R* totals, R count) {
+  const R *inv_std = stats + kInvStd * channels, *scale = stats + kScale * channels;
+  for (int64_t i = 0; i < channels; ++i) {
+    const R sum = totals[i], moment = totals[kMoment * channels + i];
+    totals[kDWeight * channels + i] = moment * inv_std[i];
+    totals[kB * channels + i] = slope_of(scale[i], inv_std[i], moment, count);
+    totals[kC * channels + i] = shift_of(scale[i], sum, count);
+  }
+}
+
+void norm_finish(int dtype, int64_t channels, uintptr_t stats, uintptr_t totals, double count) {
+  if (dtype == kFloat64)
+    finish_norm(channels, pointer<double>(stats), pointer<double>(totals), count);
+  else
+    finish_norm(channels, pointer<float>(stats), pointer<float>(totals), float(count));
+}
+
 void forward(std::string_view args, int dtype, int threads, int64_t n, uintptr_t rates, uintptr_t x,
              int64_t x_stride, uintptr_t v0, uintptr_t s, uintptr_t v, bool v_every_step,
              uintptr_t borders, const std::optional<NormArgs>& norm) {
   LifLayer layer = layer_of(args, dtype, threads, n, rates);
   LifForward io{pointer<void>(x), x_stride,     pointer<void>(v0),      pointer<void>(s),
-                pointer<void>(v), v_every_step, pointer<void>(borders), norm_of(norm)};
+                pointer<void>(v), v_every_step, pointer<void>(borders), norm_of(norm, dtype)};
   py::gil_scoped_release release;
   kernels.forward(layer, io);
 }
@@ -88,88 +117,71 @@ void forward(std::string_view args, int dtype, int threads, int64_t n, uintptr_t
 void backward(std::string_view args, int dtype, int threads, int64_t n, uintptr_t rates,
               uintptr_t x, int64_t x_stride, uintptr_t v0, uintptr_t borders, uintptr_t ds,
               int64_t ds_stride, uintptr_t dv, bool dv_every_step, uintptr_t dx, bool sum_dx,
-              uintptr_t dv0, uintptr_t drate, const std::optional<NormArgs>& norm, uintptr_t sums) {
+              uintptr_t dv0, uintptr_t drate, const std::optional<NormArgs>& norm, uintptr_t totals,
+              double count) {
   LifLayer layer = layer_of(args, dtype, threads, n, rates);
   const bool rate = drate || dtype == kFloat64;
   const auto partial = scratch(rate ? kMaxChunks * layer.channels : 0);
-  LifBackward io{pointer<void>(x),  x_stride,     pointer<void>(v0),  pointer<void>(borders),
-                 pointer<void>(ds), ds_stride,    pointer<void>(dv),  dv_every_step,
-                 pointer<void>(dx), sum_dx,       pointer<void>(dv0), pointer<void>(drate),
-                 partial.get(),     norm_of(norm)};
+  LifBackward io{pointer<void>(x),   x_stride,
+                 pointer<void>(v0),  pointer<void>(borders),
+                 pointer<void>(ds),  ds_stride,
+                 pointer<void>(dv),  dv_every_step,
+                 pointer<void>(dx),  sum_dx,
+                 pointer<void>(dv0), pointer<void>(drate),
+                 partial.get(),      norm_of(norm, dtype)};
   const auto norm_partial = scratch(kMaxChunks * 2 * io.norm.channels);
-  io.norm.sums = pointer<void>(sums), io.norm.partial = norm_partial.get();
+  io.norm.sums = pointer<void>(totals), io.norm.partial = norm_partial.get();
   py::gil_scoped_release release;
   kernels.backward(layer, io);
-}
-
-void norm_stats(int dtype, int threads, int64_t steps, int64_t n, uintptr_t y, int64_t stride,
-                int64_t channels, int64_t inner, uintptr_t mean, uintptr_t var) {
-  py::gil_scoped_release release;
-  const auto partial = scratch(kMaxChunks * 2 * channels);
-  kernels.norm_stats({dtype, threads, steps, n, pointer<void>(y), stride, channels, inner,
-                      pointer<void>(mean), pointer<void>(var), partial.get()});
-}
-
-void norm_dy(int dtype, int threads, int64_t steps, int64_t n, uintptr_t y, int64_t stride,
-             uintptr_t dx, uintptr_t dy, int64_t channels, int64_t inner, uintptr_t mean,
-             uintptr_t a, uintptr_t b, uintptr_t c) {
-  py::gil_scoped_release release;
-  kernels.norm_dy({dtype, threads, steps, n, pointer<void>(y), stride, pointer<void>(dx),
-                   pointer<void>(dy), channels, inner, pointer<void>(mean), pointer<void>(a),
-                   pointer<void>(b), pointer<void>(c)});
+  if (norm) norm_finish(dtype, io.norm.channels, std::get<0>(*norm), totals, count);
 }
 
 // What follows from the statistics of [channels]: the running ones, if there are any, take a share
 // `momentum` of them (of the variance times `unbias`), and scale = weight / sqrt(var + eps).
 template <class R>
-void prepare_norm(int64_t channels, const R* mean, const R* var, const R* weight, R* running_mean,
-                  R* running_var, double momentum, double unbias, double eps, R* inv_std,
-                  R* scale) {
+void prepare_norm(int64_t channels, R* stats, const R* weight, R* running_mean, R* running_var,
+                  R momentum, R unbias, R eps) {
   for (int64_t c = 0; c < channels; ++c) {
+    const R mean = stats[kMean * channels + c], var = stats[kVar * channels + c];
     if (running_mean) {
-      running_mean[c] = towards(running_mean[c], mean[c], R(momentum));
-      running_var[c] = towards(running_var[c], var[c] * R(unbias), R(momentum));
+      running_mean[c] = towards(running_mean[c], mean, momentum);
+      running_var[c] = towards(running_var[c], var * unbias, momentum);
     }
-    inv_std[c] = inverse_std(var[c], R(eps));
-    scale[c] = weight ? weight[c] * inv_std[c] : inv_std[c];
+    const R inv_std = stats[kInvStd * channels + c] = inverse_std(var, eps);
+    stats[kScale * channels + c] = weight ? weight[c] * inv_std : inv_std;
   }
 }
 
-void norm_prepare(int dtype, int64_t channels, uintptr_t mean, uintptr_t var, uintptr_t weight,
+void norm_prepare(int dtype, int64_t channels, uintptr_t stats, uintptr_t weight,
                   uintptr_t running_mean, uintptr_t running_var, double momentum, double unbias,
-                  double eps, uintptr_t inv_std, uintptr_t scale) {
+                  double eps) {
   const auto run = [&](auto zero) {
     using R = decltype(zero);
-    prepare_norm(channels, pointer<const R>(mean), pointer<const R>(var), pointer<const R>(weight),
-                 pointer<R>(running_mean), pointer<R>(running_var), momentum, unbias, eps,
-                 pointer<R>(inv_std), pointer<R>(scale));
+    prepare_norm(channels, pointer<R>(stats), pointer<const R>(weight), pointer<R>(running_mean),
+                 pointer<R>(running_var), R(momentum), R(unbias), R(eps));
   };
   dtype == kFloat64 ? run(0.0) : run(0.0f);
 }
 
-// The gradients of weight and bias from the sums of dX and of dX (Y - mean), and b and c of
-// NormDy, where the statistics are of `count` values; 0: they are constants.
-template <class R>
-void finish_norm(int64_t channels, const R* sums, const R* scale, const R* inv_std, double count,
-                 R* dweight, R* dbias, R* b, R* c) {
-  for (int64_t i = 0; i < channels; ++i) {
-    const R sum = sums[i], moment = sums[channels + i];
-    dweight[i] = moment * inv_std[i];
-    dbias[i] = sum;
-    b[i] = slope_of(scale[i], inv_std[i], moment, R(count));
-    c[i] = shift_of(scale[i], sum, R(count));
-  }
+void norm_stats(int dtype, int threads, int64_t steps, int64_t n, int64_t stride, int64_t channels,
+                int64_t inner, double momentum, double unbias, double eps, uintptr_t y,
+                uintptr_t stats, uintptr_t weight, uintptr_t running_mean, uintptr_t running_var) {
+  py::gil_scoped_release release;
+  const auto partial = scratch(kMaxChunks * 2 * channels);
+  kernels.norm_stats({dtype, threads, steps, n, pointer<void>(y), stride, channels, inner,
+                      row(stats, kMean, channels, dtype), row(stats, kVar, channels, dtype),
+                      partial.get()});
+  norm_prepare(dtype, channels, stats, weight, running_mean, running_var, momentum, unbias, eps);
 }
 
-void norm_finish(int dtype, int64_t channels, uintptr_t sums, uintptr_t scale, uintptr_t inv_std,
-                 double count, uintptr_t dweight, uintptr_t dbias, uintptr_t b, uintptr_t c) {
-  const auto run = [&](auto zero) {
-    using R = decltype(zero);
-    finish_norm(channels, pointer<const R>(sums), pointer<const R>(scale),
-                pointer<const R>(inv_std), count, pointer<R>(dweight), pointer<R>(dbias),
-                pointer<R>(b), pointer<R>(c));
-  };
-  dtype == kFloat64 ? run(0.0) : run(0.0f);
+void norm_dy(int dtype, int threads, int64_t steps, int64_t n, int64_t stride, int64_t channels,
+             int64_t inner, uintptr_t y, uintptr_t dx, uintptr_t dy, uintptr_t stats,
+             uintptr_t totals) {
+  py::gil_scoped_release release;
+  kernels.norm_dy({dtype, threads, steps, n, pointer<void>(y), stride, pointer<void>(dx),
+                   pointer<void>(dy), channels, inner, row(stats, kMean, channels, dtype),
+                   row(stats, kScale, channels, dtype), row(totals, kB, channels, dtype),
+                   row(totals, kC, channels, dtype)});
 }
 
 // Where the results of a loss go, in float or, for float64, in double.

@@ -66,9 +66,9 @@ struct TotalArgs {
   Tiles at;
 };
 
-// What follows from the two: Prepared and Finished of snnfast/backends/spec.py, all [channels].
+// What follows from the two, as snnfast/backends/spec.py has it, all [channels].
 struct PreparedArgs {
-  float* inv_std;  // null: nothing does
+  float* inv_std;
   float* scale;
   const float* weight;  // null: 1
   float* running_mean;  // null: there are none
@@ -80,8 +80,7 @@ struct PreparedArgs {
 struct FinishedArgs {
   const float* scale;
   const float* inv_std;
-  float* dweight;  // null: nothing does
-  float* dbias;
+  float* dweight;
   float* b;
   float* c;
   float count;

@@ -76,7 +76,6 @@ SNN_DEVICE void move_towards(float* running, float value, float share) {
 }
 
 SNN_DEVICE void follow(const PreparedArgs& q, i64 c, float mean, float var) {
-  if (!q.inv_std) return;
   float weight = 1.0f;
   if (q.weight) load_element(q.weight + c, weight);
   if (q.running_mean) {
@@ -89,12 +88,10 @@ SNN_DEVICE void follow(const PreparedArgs& q, i64 c, float mean, float var) {
 }
 
 SNN_DEVICE void follow(const FinishedArgs& q, i64 c, float sum, float moment) {
-  if (!q.dweight) return;
   float scale, inv_std;
   load_element(q.scale + c, scale);
   load_element(q.inv_std + c, inv_std);
   store_element(q.dweight + c, moment * inv_std);
-  store_element(q.dbias + c, sum);
   store_element(q.b + c, slope_of(scale, inv_std, moment, q.count));
   store_element(q.c + c, shift_of(scale, sum, q.count));
 }

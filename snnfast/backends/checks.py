@@ -2,11 +2,9 @@
 
 The public functions refuse in their own words what a user can get wrong. Whoever comes another way
 (a traced graph that runs on other sizes, a hook that changes what autograd kept, an op called by
-its name) must not make a kernel touch memory that is not a tensor's. A check costs about a
-microsecond a tensor.
+its name) must not make a kernel touch memory that is not a tensor's. Layers are checked by the
+kinds of their tensors alone: what was let in once is let in again (``contract.Backend``).
 """
-
-from typing import NamedTuple
 
 from torch import Tensor, int64, uint8
 from torch import dtype as Dtype
@@ -17,11 +15,9 @@ from snnfast.backends.spec import (
     DECAY_INPUT,
     DECAY_STATE,
     INTEGRATE,
-    Finished,
+    Channels,
     LifLayer,
     NeuronLayer,
-    Norm,
-    Prepared,
     StepwiseLoss,
     TssdLoss,
     segments,
@@ -123,11 +119,18 @@ def _row(name: str, t: Tensor, like: Tensor, dtype: Dtype, *shape: int) -> None:
         _refuse(name, f"contiguous {_named(dtype, shape)} on {like.device}", t)
 
 
-def _channels(steps: _Steps, x: Tensor, norm: Norm) -> None:
-    """Parameters [C], and that the channels they belong to exist."""
-    _places(steps, norm.channels, norm.inner)
-    for name in ("mean", "scale", "bias"):
-        _row(name, getattr(norm, name), x, steps.state, norm.channels)
+def _statistics(steps: _Steps, x: Tensor, where: Channels, stats) -> None:
+    """Rows [4, C], and that the channels they belong to exist."""
+    _places(steps, *where)
+    _row("stats", stats, x, steps.state, 4, where.count)
+
+
+def _normalised(steps: _Steps, x: Tensor, where: Channels, stats, bias, residual) -> None:
+    """What stands before a layer."""
+    _statistics(steps, x, where, stats)
+    _row("bias", bias, x, steps.state, where.count)
+    if residual is not None:
+        steps.sequence("residual", residual, x.dtype, any_stride=True)
 
 
 def _places(steps: _Steps, channels: int, inner: int) -> None:
@@ -152,22 +155,30 @@ def _neuron(layer: LifLayer, steps: _Steps, x: Tensor, v0, rate) -> None:
         _row("rate", rate, x, steps.state, *shape)
 
 
-def lif_forward(layer: LifLayer, x, v0, rate, s, v, borders, norm, residual) -> None:
+def lif_forward(
+    layer: LifLayer, where, x, v0, rate, s, v, borders, stats, bias, residual
+) -> None:  # fmt: skip
     steps = _Steps("x", x, layer.steps)
     _neuron(layer, steps, x, v0, rate)
     steps.sequence("s", s, x.dtype)
     steps.state_of("v", v)
     if borders is not None:
         steps.borders(borders, layer.steps)
-    if norm is not None:
-        _channels(steps, x, norm)
-    if residual is not None:
-        steps.sequence("residual", residual, x.dtype, any_stride=True)
+    if where is not None:
+        _normalised(steps, x, where, stats, bias, residual)
+
+
+def _gradient(steps: _Steps, name: str, x: Tensor, dx: Tensor | None) -> None:
+    """``dx`` is [T, ...], or summed over time."""
+    if dx is not None and dx.dim() < x.dim():
+        steps.step(name, dx, x.dtype)
+    elif dx is not None:
+        steps.sequence(name, dx, x.dtype)
 
 
 def lif_backward(
-    layer: LifLayer, x, v0, rate, borders, ds, dv, dx, dv0, drate, norm=None, residual=None,
-    sums=None, finished=None,
+    layer: LifLayer, where, count, x, v0, rate, borders, ds, dv, dx, dv0, drate, stats=None,
+    bias=None, residual=None, totals=None,
 ) -> None:  # fmt: skip
     steps = _Steps("x", x, layer.steps)
     _neuron(layer, steps, x, v0, rate)
@@ -175,22 +186,21 @@ def lif_backward(
     if ds is not None:
         steps.sequence("ds", ds, x.dtype, any_stride=True)
     steps.state_of("dv", dv)
-    if dx is not None and dx.dim() < x.dim():
-        steps.step("dx", dx, x.dtype)
-    elif dx is not None:
-        steps.sequence("dx", dx, x.dtype)
+    _gradient(steps, "dx", x, dx)
     if dv0 is not None:
         steps.step("dv0", dv0, steps.state)
     if drate is not None:
         _row("drate", drate, x, steps.state, *((layer.channels,) if drate.dim() else ()))
-    if norm is not None:
-        _channels(steps, x, norm)
-    if residual is not None:
-        steps.sequence("residual", residual, x.dtype, any_stride=True)
-    if sums is not None:
-        _row("sums", sums, x, steps.state, 2, norm.channels)
-    if finished is not None:
-        norm_finish(sums, finished)
+    if where is not None:
+        _normalised(steps, x, where, stats, bias, residual)
+    if totals is not None:
+        _row("totals", totals, x, steps.state, 5, where.count)
+
+
+def norm_lif_backward(layer: LifLayer, where, count, x, *tensors) -> None:
+    *tensors, totals, dy = tensors
+    lif_backward(layer, where, count, x, *tensors, totals)
+    _gradient(_Steps("x", x), "dy", x, dy)
 
 
 def _count(name: str, tensors, count: int) -> None:
@@ -273,46 +283,40 @@ def neuron_backward(
             _row("dparam", dp, inputs[0], steps.state, *p.shape)
 
 
-def norm_lif_dy(layer: LifLayer, x, v0, rate, borders, ds, dv, dy, norm, a, b, c) -> None:
-    lif_backward(layer, x, v0, rate, borders, ds, dv, dy, None, None, norm)
-    for name, row in (("a", a), ("b", b), ("c", c)):
-        _row(name, row, x, norm.mean.dtype, norm.channels)
+def norm_lif_dy(
+    layer: LifLayer, where, x, v0, rate, borders, ds, dv, dy, stats, bias, totals
+) -> None:  # fmt: skip
+    none = (None, None)
+    lif_backward(
+        layer, where, 0, x, v0, rate, borders, ds, dv, dy, *none, stats, bias, None, totals
+    )
 
 
-def norm_stats(y, channels: int, inner: int, mean, var, prepared) -> None:
+def norm_stats(where: Channels, momentum, unbias, eps, y, stats, *given) -> None:
+    _statistics(_Steps("y", y), y, where, stats)
+    norm_prepare(momentum, unbias, eps, stats, *given)
+
+
+def norm_dy(where: Channels, y, dx, dy, stats, totals) -> None:
     steps = _Steps("y", y)
-    _places(steps, channels, inner)
-    _row("mean", mean, y, steps.state, channels)
-    _row("var", var, y, steps.state, channels)
-    if prepared is not None:
-        norm_prepare(mean, var, prepared)
+    _statistics(steps, y, where, stats)
+    _gradient(steps, "dx", y, dx)
+    _gradient(steps, "dy", y, dy)
+    _row("totals", totals, y, steps.state, 5, where.count)
 
 
-def norm_dy(y, dx, norm: Norm, a, b, c, dy) -> None:
-    steps = _Steps("y", y)
-    _channels(steps, y, norm)
-    steps.sequence("dx", dx, y.dtype)
-    steps.sequence("dy", dy, y.dtype)
-    for name, row in (("a", a), ("b", b), ("c", c)):
-        _row(name, row, y, steps.state, norm.channels)
+def norm_prepare(momentum, unbias, eps, stats, *given) -> None:
+    channels = stats.shape[-1]
+    _row("stats", stats, stats, state_dtype(stats), 4, channels)
+    for name, row in zip(("weight", "running_mean", "running_var"), given, strict=True):
+        if row is not None:
+            _row(name, row, stats, stats.dtype, channels)
 
 
-def _rows(value: NamedTuple, like: Tensor, channels: int) -> None:
-    """The tensors of a value, [C] each."""
-    for name, row in zip(value._fields, value, strict=True):
-        if isinstance(row, Tensor):
-            _row(name, row, like, state_dtype(like), channels)
-
-
-def norm_prepare(mean, var, prepared: Prepared) -> None:
-    _row("var", var, mean, state_dtype(mean), mean.numel())
-    _rows(prepared, mean, mean.numel())
-
-
-def norm_finish(sums, finished: Finished) -> None:
-    channels = finished.scale.numel()
-    _row("sums", sums, finished.scale, state_dtype(sums), 2, channels)
-    _rows(finished, sums, channels)
+def norm_finish(count, stats, totals) -> None:
+    channels = stats.shape[-1]
+    _row("stats", stats, stats, state_dtype(stats), 4, channels)
+    _row("totals", totals, stats, stats.dtype, 5, channels)
 
 
 def _logits(name: str, t: Tensor, like: Tensor, shape) -> None:

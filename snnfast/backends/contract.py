@@ -12,70 +12,126 @@ from types import ModuleType
 from torch import Tensor, dtype
 
 from snnfast.backends import checks
-from snnfast.backends.spec import (
-    Finished,
-    LifLayer,
-    NeuronLayer,
-    Norm,
-    Prepared,
-    StepwiseLoss,
-    TssdLoss,
-)
+from snnfast.backends.spec import Channels, LifLayer, NeuronLayer, StepwiseLoss, TssdLoss
+
+PLANS = 4096
+"""Kinds of calls that a backend remembers."""
 
 
 class Backend:
     """One implementation of the ops. ``functions``: a module with the functions below, unchecked;
-    ``available()`` gives None or one sentence that says how to enable it."""
+    ``available()`` gives None or one sentence that says how to enable it.
+
+    Those of a layer are given a first call's values and tensors, keep none of the tensors, and
+    return what launches the call for all tensors of the same kinds: shapes, strides, dtypes and
+    devices. So what depends on these is checked and computed once.
+    """
 
     def __init__(self, functions: ModuleType, *, recomputes_dx: tuple[dtype, ...] = ()):
-        self.unchecked = functions
-        """The functions themselves, for tensors that were checked or made just now."""
+        self.functions = functions
         self.recomputes_dx = recomputes_dx
         """Of which dtypes memory is slow and arithmetic is not: ``norm_lif_dy`` computes the
         gradient of X again instead of reading what the first pass wrote, 5b bytes an element
         instead of 6b."""
+        self._plans = {}
 
     def available(self) -> str | None:
-        return self.unchecked.available()
+        return self.functions.available()
 
     def details(self) -> str:
         """How it was built, for ``snnfast info``."""
-        return self.unchecked.details()
+        return self.functions.details()
+
+    def forget(self) -> None:
+        """All that was remembered of calls."""
+        self._plans.clear()
+
+    def _run(self, name: str, make, values: tuple, tensors: tuple) -> None:
+        kinds = [t if t is None else (t.shape, t.stride(), t.dtype, t.device) for t in tensors]
+        key = (name, values, *kinds)
+        launch = self._plans.get(key)
+        if launch is None:
+            getattr(checks, name)(*values, *tensors)
+            launch = make(*values, *tensors)
+            if len(self._plans) >= PLANS:
+                self._plans.clear()
+            self._plans[key] = launch
+        launch(*tensors)
 
     def lif_forward(
         self, layer: LifLayer, x: Tensor, v0: Tensor | None, rate: Tensor | None, s: Tensor,
-        v: Tensor | None = None, borders: Tensor | None = None, norm: Norm | None = None,
-        residual: Tensor | None = None,
+        v: Tensor | None = None, borders: Tensor | None = None, stats: Tensor | None = None,
+        bias: Tensor | None = None, residual: Tensor | None = None, where: Channels | None = None,
     ) -> None:  # fmt: skip
         """Fills the spikes ``s`` [T, ...] of ``x`` [T, ...], any time stride (0: static); ``v``
         [...] after the last step, or [T, ...] after each; ``borders`` [ceil(T / 8) - 1, ...], V
         after every eighth step.
 
-        ``rate``: [] or [C], instead of the layer's. With ``norm`` x is normalised, and ``residual``
-        [T, ...] added, on the way in. Moves 2b bytes per neuron and timestep; 3b with a residual.
+        ``rate``: [] or [C], instead of the layer's. With ``stats`` [4, C] and ``bias`` [C] x is
+        normalised, and ``residual`` [T, ...] added, on the way in. Moves 2b bytes per neuron and
+        timestep; 3b with a residual.
         """
-        checks.lif_forward(layer, x, v0, rate, s, v, borders, norm, residual)
-        self.unchecked.lif_forward(layer, x, v0, rate, s, v, borders, norm, residual)
+        tensors = (x, v0, rate, s, v, borders, stats, bias, residual)
+        self._run("lif_forward", self.functions.lif_forward, (layer, where), tensors)
 
     def lif_backward(
         self, layer: LifLayer, x: Tensor, v0: Tensor | None, rate: Tensor | None,
-        borders: Tensor | None, ds: Tensor | None, dv: Tensor | None, dx: Tensor | None,
-        dv0: Tensor | None = None, drate: Tensor | None = None, norm: Norm | None = None,
-        residual: Tensor | None = None, sums: Tensor | None = None,
-        finished: Finished | None = None,
+        borders: Tensor | None, ds: Tensor | None, dv: Tensor | None, dx: Tensor,
+        dv0: Tensor | None = None, drate: Tensor | None = None,
     ) -> None:  # fmt: skip
         """Fills ``dx`` [T, ...], or its sum over time where it has no time axis; ``dv0`` [...];
         ``drate``, the gradient of 1/tau, deterministic.
 
-        ``ds`` has any time stride; ``dv`` is [...] or [T, ...]. With ``norm``, dx is the gradient
-        of X, what the neurons are charged with (None where it is not wanted), and ``sums`` [2, C]
-        gets the sums of dX and of dX (x - mean) over each channel; with ``finished`` what follows
-        from them, too, in the launch that ends their reduction. Moves 3b bytes per neuron and
-        timestep; 4b with a residual.
+        ``ds`` has any time stride; ``dv`` is [...] or [T, ...]. Moves 3b bytes per neuron and
+        timestep.
         """
-        arguments = (layer, x, v0, rate, borders, ds, dv, dx, dv0, drate, norm, residual, sums)
-        checks.lif_backward(*arguments, finished)
-        self.unchecked.lif_backward(*arguments, finished)
+        tensors = (x, v0, rate, borders, ds, dv, dx, dv0, drate, *(None,) * 4)
+        self._run("lif_backward", self.functions.lif_backward, (layer, None, 0), tensors)
+
+    def norm_lif_backward(
+        self, layer: LifLayer, where: Channels, count: int, x: Tensor, v0: Tensor | None,
+        rate: Tensor | None, borders: Tensor | None, ds: Tensor | None, dv: Tensor | None,
+        dx: Tensor | None, dv0: Tensor | None, drate: Tensor | None, stats: Tensor, bias: Tensor,
+        residual: Tensor | None, totals: Tensor, dy: Tensor | None,
+    ) -> None:  # fmt: skip
+        """The same behind a normalisation: dx is the gradient of X, what the neurons are charged
+        with (None where it is not wanted), and ``totals`` [5, C] get the sums over each channel and
+        what follows from them, in the launch that ends their reduction. 3b bytes per neuron and
+        timestep; 4b with a residual.
+
+        Where ``dy`` is wanted ``norm_dy`` follows, or without a dx ``norm_lif_dy``; dy may be dx.
+        """
+        tensors = (
+            x, v0, rate, borders, ds, dv, dx, dv0, drate, stats, bias, residual, totals, dy
+        )  # fmt: skip
+        self._run("norm_lif_backward", self._both_passes, (layer, where, count), tensors)
+
+    def _both_passes(
+        self, layer, where, count, x, v0, rate, borders, ds, dv, dx, dv0, drate, stats, bias,
+        residual, totals, dy,
+    ):  # fmt: skip
+        own, functions = (stats, bias, residual, totals), self.functions
+        first = functions.lif_backward(
+            layer, where, count, x, v0, rate, borders, ds, dv, dx, dv0, drate, *own
+        )
+        again = dx is None
+        if dy is None:
+            second = None
+        elif again:
+            second = functions.norm_lif_dy(
+                layer, where, x, v0, rate, borders, ds, dv, dy, stats, bias, totals
+            )
+        else:
+            second = functions.norm_dy(where, x, dx, dy, stats, totals)
+
+        def launch(x, v0, rate, borders, ds, dv, dx, dv0, drate, stats, bias, residual, totals, dy):
+            first(x, v0, rate, borders, ds, dv, dx, dv0, drate, stats, bias, residual, totals)
+            if again and second:
+                second(x, v0, rate, borders, ds, dv, dy, stats, bias, totals)
+            elif second:
+                second(x, dx, dy, stats, totals)
+
+        return launch
 
     def neuron_forward(
         self, layer: NeuronLayer, inputs: Sequence[Tensor], states: Sequence[Tensor | None],
@@ -92,7 +148,7 @@ class Backend:
         """
         arguments = (layer, inputs, states, params, outputs, new_states, borders)
         checks.neuron_forward(*arguments)
-        self.unchecked.neuron_forward(*arguments)
+        self.functions.neuron_forward(*arguments)
 
     def neuron_backward(
         self, layer: NeuronLayer, inputs: Sequence[Tensor], states: Sequence[Tensor | None],
@@ -111,46 +167,53 @@ class Backend:
         arguments = (layer, inputs, states, params, borders, douts, dstates, dinputs, dstates0,
                      dparams)  # fmt: skip
         checks.neuron_backward(*arguments)
-        self.unchecked.neuron_backward(*arguments)
+        self.functions.neuron_backward(*arguments)
 
     def norm_lif_dy(
-        self, layer: LifLayer, x: Tensor, v0: Tensor | None, rate: Tensor | None,
-        borders: Tensor | None, ds: Tensor | None, dv: Tensor | None, dy: Tensor, norm: Norm,
-        a: Tensor, b: Tensor, c: Tensor,
+        self, layer: LifLayer, where: Channels, x: Tensor, v0: Tensor | None, rate: Tensor | None,
+        borders: Tensor | None, ds: Tensor | None, dv: Tensor | None, dy: Tensor, stats: Tensor,
+        bias: Tensor, totals: Tensor,
     ) -> None:  # fmt: skip
-        """dy = a dX + b (x - mean) + c, with the dX that ``lif_backward`` has for the same
+        """dy = scale dX + b (x - mean) + c, with the dX that ``norm_lif_backward`` has for the same
         arguments computed again, not read; dy has no time axis where x is static. 3b bytes an
         element. Only of dtypes in ``recomputes_dx``."""
-        arguments = (layer, x, v0, rate, borders, ds, dv, dy, norm, a, b, c)
-        checks.norm_lif_dy(*arguments)
-        self.unchecked.norm_lif_dy(*arguments)
+        tensors = (x, v0, rate, borders, ds, dv, dy, stats, bias, totals)
+        self._run("norm_lif_dy", self.functions.norm_lif_dy, (layer, where), tensors)
 
     def norm_stats(
-        self, y: Tensor, channels: int, inner: int, mean: Tensor, var: Tensor,
-        prepared: Prepared | None = None,
+        self, where: Channels, momentum: float, unbias: float, eps: float, y: Tensor, stats: Tensor,
+        weight: Tensor | None = None, running_mean: Tensor | None = None,
+        running_var: Tensor | None = None,
     ) -> None:  # fmt: skip
-        """Mean and biased variance [C] over the steps and neurons of y [T, ...]; with ``prepared``
-        what ``norm_prepare`` makes of them, in the launch that ends the reduction. b bytes an
-        element."""
-        checks.norm_stats(y, channels, inner, mean, var, prepared)
-        self.unchecked.norm_stats(y, channels, inner, mean, var, prepared)
+        """Fills ``stats`` [4, C]: mean and biased variance over the steps and neurons of y
+        [T, ...], and what ``norm_prepare`` makes of them, in the launch that ends the reduction. b
+        bytes an element."""
+        values, tensors = (where, momentum, unbias, eps), (y, stats, weight)
+        tensors += (running_mean, running_var)
+        self._run("norm_stats", self.functions.norm_stats, values, tensors)
 
-    def norm_prepare(self, mean: Tensor, var: Tensor, prepared: Prepared) -> None:
-        """What follows from given statistics [C]: fills ``prepared`` and moves its running ones."""
-        checks.norm_prepare(mean, var, prepared)
-        self.unchecked.norm_prepare(mean, var, prepared)
+    def norm_prepare(
+        self, momentum: float, unbias: float, eps: float, stats: Tensor,
+        weight: Tensor | None = None, running_mean: Tensor | None = None,
+        running_var: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """What follows from the mean and the variance in ``stats``: its other rows, with ``weight``
+        [C] or 1; and the running ones [C], which take a share ``momentum`` of the mean and of the
+        variance times ``unbias``."""
+        values, tensors = (momentum, unbias, eps), (stats, weight, running_mean, running_var)
+        self._run("norm_prepare", self.functions.norm_prepare, values, tensors)
 
-    def norm_finish(self, sums: Tensor, finished: Finished) -> None:
-        """Fills ``finished`` from given sums [2, C], those of several ranks."""
-        checks.norm_finish(sums, finished)
-        self.unchecked.norm_finish(sums, finished)
+    def norm_finish(self, count: int, stats: Tensor, totals: Tensor) -> None:
+        """What follows from the sums in ``totals``, those of several ranks: its other rows."""
+        self._run("norm_finish", self.functions.norm_finish, (count,), (stats, totals))
 
     def norm_dy(
-        self, y: Tensor, dx: Tensor, norm: Norm, a: Tensor, b: Tensor, c: Tensor, dy: Tensor
+        self, where: Channels, y: Tensor, dx: Tensor, dy: Tensor, stats: Tensor, totals: Tensor
     ) -> None:
-        """dy = a dx + b (y - mean) + c, [T, ...] and [C]; dy may be dx. 3b bytes an element."""
-        checks.norm_dy(y, dx, norm, a, b, c, dy)
-        self.unchecked.norm_dy(y, dx, norm, a, b, c, dy)
+        """dy = scale dx + b (y - mean) + c; dy may be dx, and has no time axis where y is static.
+        3b bytes an element."""
+        tensors = (y, dx, dy, stats, totals)
+        self._run("norm_dy", self.functions.norm_dy, (where,), tensors)
 
     def stepwise_loss(
         self, loss: StepwiseLoss, logits: Tensor, target: Tensor, teacher_logits: Tensor | None,
@@ -165,7 +228,7 @@ class Backend:
         """
         arguments = (loss, logits, target, teacher_logits, value, terms, unit, gradient)
         checks.stepwise_loss(*arguments)
-        return self.unchecked.stepwise_loss(*arguments)
+        return self.functions.stepwise_loss(*arguments)
 
     def tssd_loss(
         self, loss: TssdLoss, logits: Tensor, target: Tensor, aux_logits: Tensor | None,
@@ -176,28 +239,28 @@ class Backend:
         ``aux_logits`` [T, B, C] in any strides."""
         arguments = (loss, logits, target, aux_logits, value, terms, unit, gradient, aux_gradient)
         checks.tssd_loss(*arguments)
-        return self.unchecked.tssd_loss(*arguments)
+        return self.functions.tssd_loss(*arguments)
 
     def scale_gradient(
         self, gradient: Tensor, grad_output: Tensor, unit: Tensor, scaled: Tensor
     ) -> None:
         """scaled = gradient * (grad_output * unit); 2b bytes per element."""
         checks.scale_gradient(gradient, grad_output, unit, scaled)
-        self.unchecked.scale_gradient(gradient, grad_output, unit, scaled)
+        self.functions.scale_gradient(gradient, grad_output, unit, scaled)
 
     def pack_spikes(self, s: Tensor, bits: Tensor) -> None:
         """Fills ``bits`` [ceil(N / 8)] with those of the dense ``s``, in the order of its memory.
         b + 1/8 bytes per element."""
         checks.spikes(s, bits)
-        self.unchecked.pack_spikes(s, bits)
+        self.functions.pack_spikes(s, bits)
 
     def pack_if_spikes(self, s: Tensor, bits: Tensor) -> bool:
         """The same; False at the first element that is neither +0 nor 1, and then ``bits`` is none.
         On the CPU alone: a GPU would have to be waited for."""
         checks.spikes(s, bits)
-        return self.unchecked.pack_if_spikes(s, bits)
+        return self.functions.pack_if_spikes(s, bits)
 
     def unpack_spikes(self, bits: Tensor, s: Tensor) -> None:
         """Fills the dense ``s`` with 0 and 1; b + 1/8 bytes per element."""
         checks.spikes(s, bits)
-        self.unchecked.unpack_spikes(bits, s)
+        self.functions.unpack_spikes(bits, s)

@@ -8,8 +8,6 @@ import functools
 import struct
 from typing import NamedTuple
 
-from torch import Tensor
-
 from snnfast.program.step import Step
 
 SEGMENT = 8
@@ -113,52 +111,25 @@ class NeuronLayer(NamedTuple):
         return self._replace(steps=steps)
 
 
-class Norm(NamedTuple):
-    """A normalisation before the charge, X = (Y - mean) scale + bias [+ residual], unfused.
+class Channels(NamedTuple):
+    """Where the channels of a normalisation lie, as in LifLayer."""
 
-    Tensors [C] in the state's dtype; ``channels`` and ``inner`` as in LifLayer.
-    """
-
-    mean: Tensor
-    scale: Tensor
-    bias: Tensor
-    channels: int
+    count: int
     inner: int
 
 
-class Prepared(NamedTuple):
-    """What normalising takes besides the statistics: tensors [C] in the state's dtype."""
+MEAN, VAR, INV_STD, SCALE = range(4)
+"""The rows [4, C] that a normalisation before the charge reads, in the state's dtype: statistics,
+1 / sqrt(var + eps), root and quotient as IEEE rounds them, and weight * inv_std.
 
-    inv_std: Tensor
-    """Out: 1 / sqrt(var + eps), root and quotient as IEEE rounds them."""
-    scale: Tensor
-    """Out: weight * inv_std."""
-    weight: Tensor | None
-    running_mean: Tensor | None
-    """In and out, as ``running_var``: takes a share ``momentum`` of the mean."""
-    running_var: Tensor | None
-    momentum: float
-    unbias: float
-    """What makes the variance unbiased: n / (n - 1), of n values."""
-    eps: float
+    X = (Y - mean) scale + bias [+ residual], unfused
+"""
 
-
-class Finished(NamedTuple):
-    """What follows from the sums of the first pass of backward, sums[0] of dX and sums[1] of
-    dX (y - mean): tensors [C] in the state's dtype."""
-
-    scale: Tensor
-    inv_std: Tensor
-    count: int
-    """Values that the statistics were taken of; 0: they are constants, and b = c = 0."""
-    dweight: Tensor
-    """Out: sums[1] * inv_std."""
-    dbias: Tensor
-    """Out: sums[0]."""
-    b: Tensor
-    """Out, as ``c``, for ``norm_dy``: scale * inv_std * inv_std * sums[1] / -count."""
-    c: Tensor
-    """scale * sums[0] / -count."""
+SUM, MOMENT, DWEIGHT, B, C = range(5)
+"""The rows [5, C] that backward makes, of ``count`` values that the statistics were taken of: sums
+over each channel of dX, which is dbias, and of dX (y - mean); that * inv_std; and for ``norm_dy``
+scale * inv_std * inv_std * moment / -count and scale * sum / -count, 0 where count is 0: the
+statistics are constants."""
 
 
 class StepwiseLoss(NamedTuple):

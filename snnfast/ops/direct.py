@@ -28,17 +28,23 @@ def _unusual(device: str) -> int:
         return ~_keys(torch.empty(0, device=device)).raw_repr()
 
 
-def is_direct(x: Tensor, *others: Tensor | None) -> bool:
-    """Whether an op may be called on such tensors, now, without the dispatcher."""
+def is_direct(*tensors: Tensor | None) -> bool:
+    """Whether an op may be called on such tensors, now, without the dispatcher; the first is
+    one."""
     if _compiling() or _including().raw_repr() & _LOOKING_ON or _overriding() or _profiling():
         return False
-    unusual = _unusual(x.device.type)
-    if _keys(x).raw_repr() & unusual:
-        return False
-    for t in others:
+    unusual = _unusual(tensors[0].device.type)
+    for t in tensors:
         if t is not None and _keys(t).raw_repr() & unusual:
             return False
     return True
+
+
+def applied(function: type[torch.autograd.Function], direct: bool, *arguments):
+    """``function.apply``; or, ``direct``, without its search for what torch.func has wrapped."""
+    if direct:
+        return super(torch.autograd.Function, function).apply(*arguments)
+    return function.apply(*arguments)
 
 
 def call(op, function, tensors: tuple, *rest):

@@ -50,15 +50,9 @@ class Call(NamedTuple):
             "timesteps": layer.steps if layer.static else None,
         }
 
-    def forward(self, op, function, tensors: tuple, *rest):
-        """``op`` of torch.ops on checked tensors; or the function that it is, which takes the layer
-        and the backend's functions where the op takes LAYER."""
-        if self.direct:
-            return function(*tensors, self.layer, implementation(self.backend).unchecked, *rest)
-        return op(*tensors, *self.packed, *rest)
-
-    def backward(self, direct: bool, op, function, tensors: tuple, *rest):
-        """The same on what autograd kept and brings; ``direct``: without the dispatcher."""
+    def run(self, direct: bool, op, function, tensors: tuple, *rest):
+        """``op`` of torch.ops; or, ``direct``, the function that it is, which takes the layer and
+        the backend where the op takes LAYER."""
         if direct:
             return function(*tensors, self.layer, implementation(self.backend), *rest)
         return op(*tensors, *self.packed, *rest)
@@ -94,19 +88,17 @@ def check_options(op, *, v_threshold, v_reset, detach_reset, surrogate, return_s
     return theta, reset, surrogates.resolve(surrogate, op), state
 
 
-def _check_rate(op, x, shape, tau, inv_tau) -> tuple[Tensor | None, float, bool]:
-    """(rate tensor or None, rate as a number, whether it divides)."""
-    if inv_tau is not None:
-        if tau is not DEFAULT_TAU:
-            raise ValueError(f"{op}: tau and inv_tau must not both be given, got both")
-        if not isinstance(inv_tau, Tensor):
-            raise TypeError(f"{op}: inv_tau must be a tensor, got {check.type_name(inv_tau)}")
-        check.check_rate(op, "inv_tau", inv_tau, x, shape)
-        return inv_tau, 0.0, False
-    if isinstance(tau, Tensor):
+def _check_rate(op, x, shape, tau, inv_tau) -> Tensor:
+    """Which of them is a rate tensor."""
+    if inv_tau is None:
         check.check_rate(op, "tau", tau, x, shape)
-        return tau, 0.0, True
-    return None, *_number_rate(op, tau)
+        return tau
+    if tau is not DEFAULT_TAU:
+        raise ValueError(f"{op}: tau and inv_tau must not both be given, got both")
+    if not isinstance(inv_tau, Tensor):
+        raise TypeError(f"{op}: inv_tau must be a tensor, got {check.type_name(inv_tau)}")
+    check.check_rate(op, "inv_tau", inv_tau, x, shape)
+    return inv_tau
 
 
 def _number_rate(op: str, tau) -> tuple[float, bool]:
@@ -115,22 +107,15 @@ def _number_rate(op: str, tau) -> tuple[float, bool]:
     return (1.0 / tau, False) if tau in _POWERS_OF_TWO else (tau, True)
 
 
-@check.memoized
-def _layer(op, rate, divide, static, v_threshold, v_reset, decay_input, detach_reset, surrogate,
-           return_state, backend):  # fmt: skip
-    """(the layer but for its steps, packed too, which state is wanted, the surrogate)."""
-    theta, reset, chosen, state = check_options(
-        op, v_threshold=v_threshold, v_reset=v_reset, decay_input=decay_input,
-        detach_reset=detach_reset, surrogate=surrogate, return_state=return_state, backend=backend,
-    )  # fmt: skip
+def _layer(rate, divide, static, theta, reset, hard, decay_input, detach_reset, surrogate):
+    """The layer but for its steps."""
     charge = specs.DECAY_INPUT if decay_input else specs.DECAY_STATE
     if rate == math.inf:
         charge = specs.INTEGRATE
-    known = chosen.ID is not None
-    number, (a, b) = (chosen.ID, chosen.params()) if known else (-1, (0.0, 0.0))
-    choices = (charge, divide, v_reset is not None, detach_reset, number, chosen.spiking, static)
-    layer = LifLayer(*choices, rate, theta, reset, a, b)
-    return layer, layer.pack(), state, chosen
+    known = surrogate.ID is not None
+    number, (a, b) = (surrogate.ID, surrogate.params()) if known else (-1, (0.0, 0.0))
+    choices = (charge, divide, hard, detach_reset, number, surrogate.spiking, static)
+    return LifLayer(*choices, rate, theta, reset, a, b)
 
 
 def lif_layer(
@@ -139,35 +124,73 @@ def lif_layer(
     surrogate: "str | surrogates.Surrogate" = "sigmoid", static: bool = False,
 ) -> LifLayer:  # fmt: skip
     """The layer that ``lif`` makes of these arguments."""
-    rate = _number_rate("lif", tau)
-    neuron = (v_threshold, v_reset, decay_input, detach_reset, surrogate, False, None)
-    return _layer("lif", *rate, static, *neuron)[0].over(steps)
+    theta, reset, chosen, _ = check_options(
+        "lif", v_threshold=v_threshold, v_reset=v_reset, decay_input=decay_input,
+        detach_reset=detach_reset, surrogate=surrogate, return_state=False, backend=None,
+    )  # fmt: skip
+    rate, choices = _number_rate("lif", tau), (v_reset is not None, decay_input, detach_reset)
+    return _layer(*rate, static, theta, reset, *choices, chosen).over(steps)
 
 
-def checked_call(op, x, v0, *, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate,
-                 inv_tau, timesteps, return_state, backend, others=()):  # fmt: skip
-    """The arguments of a neuron, checked against the input ``x`` and the state ``v0``: (Call, the
-    rate where it is a tensor). ``others``: what else the op reads."""
+def _checked(tensors, own_check, op, tau, divide, timesteps, v_threshold, v_reset, decay_input,
+             detach_reset, surrogate, return_state, backend, *own_options):  # fmt: skip
+    """(the layer, packed, which state is wanted, the surrogate, the name of one's own, what
+    ``own_check`` says of the op's other arguments). ``divide`` is None for a rate that is a
+    number, ``tau``."""
+    x, v0, *others = tensors
+    found = own_check and own_check(x, *others, timesteps, *own_options)
     if timesteps is None:
         if x.dim() == 0:
             raise ValueError(f"{op}: x must have time as its first axis, got a scalar")
-        steps, shape, static = x.shape[0], x.shape[1:], False
+        steps, shape = x.shape[0], x.shape[1:]
     else:
         check.check_int(op, "timesteps", timesteps, 0)
-        steps, shape, static = timesteps, x.shape, True
-    rate, *number = _check_rate(op, x, shape, tau, inv_tau)
-    check.refuse_transforms(op, x, v0, rate)
-    neuron = (v_threshold, v_reset, decay_input, detach_reset, surrogate, return_state, backend)
-    # A surrogate of one's own may be equal to another one whose formula is different.
-    in_table = isinstance(surrogate, str) or getattr(surrogate, "ID", None) is not None
-    layer_of = _layer if in_table else _layer.__wrapped__
-    layer, packed, state, chosen = layer_of(op, *number, static, *neuron)
+        steps, shape = timesteps, x.shape
+    rate, divide = _number_rate(op, tau) if divide is None else (0.0, divide)
+    theta, reset, chosen, state = check_options(
+        op, v_threshold=v_threshold, v_reset=v_reset, decay_input=decay_input,
+        detach_reset=detach_reset, surrogate=surrogate, return_state=return_state, backend=backend,
+    )  # fmt: skip
     if v0 is not None:
         check.check_state(op, "v0", v0, x, shape)
+    choices = (v_reset is not None, decay_input, detach_reset)
+    layer = _layer(rate, divide, timesteps is not None, theta, reset, *choices, chosen)
     own = type(chosen).__name__ if chosen.ID is None else None
+    return layer.over(steps), (steps, *layer.pack()), state, chosen, own, found
+
+
+_remembered = check.by_kind(_checked)
+
+
+def checked_call(op, x, v0, *others, tau, v_threshold, v_reset, decay_input, detach_reset,
+                 surrogate, inv_tau, timesteps, return_state, backend, own_check=None,
+                 own_options=()):  # fmt: skip
+    """The arguments of a neuron, checked against the input ``x`` and the state ``v0``: (Call, the
+    rate where it is a tensor, what ``own_check(x, *others, timesteps, *own_options)`` gives).
+    ``others``: what else the op reads."""
+    given, rate = (x, v0, *others), None
+    by_tensor = inv_tau is not None or isinstance(tau, Tensor)
+    number, divide = (None, inv_tau is None) if by_tensor else (tau, None)
+    # A surrogate of one's own may be equal to another one whose formula is different.
+    in_table = isinstance(surrogate, str) or getattr(surrogate, "ID", None) is not None
+    layer, packed, state, chosen, own, found = (_remembered if in_table else _checked)(
+        given, own_check, op, number, divide, timesteps, v_threshold, v_reset, decay_input,
+        detach_reset, surrogate, return_state, backend, *own_options,
+    )  # fmt: skip
+    if by_tensor:
+        rate = _check_rate(op, x, x.shape[timesteps is None :], tau, inv_tau)
+    check.refuse_transforms(op, rate, *given)
     name = select(op, backend, x.device.type, x.dtype, not chosen.spiking, own)
     direct = is_direct(x, v0, rate, *others)
-    return Call(layer.over(steps), state, chosen, name, (steps, *packed, name), direct), rate
+    return Call(layer, state, chosen, name, (*packed, name), direct), rate, found
+
+
+def want_gradient(*inputs: Tensor | None) -> bool:
+    if torch.is_grad_enabled():
+        for t in inputs:
+            if t is not None and t.requires_grad:
+                return True
+    return False
 
 
 def unpacked(x: Tensor, steps: int, choices: list[int], numbers: list[float]) -> LifLayer:
@@ -205,6 +228,8 @@ def axis(layer: LifLayer) -> int:
 
 def empty_input(x: Tensor, layer: LifLayer) -> Tensor:
     """A gradient of x."""
+    if not layer.static and x.is_contiguous():
+        return torch.empty_like(x)
     leading = [] if layer.static else [layer.steps]
     return layout.empty_steps(x, axis(layer), leading, x.dtype)
 
@@ -212,7 +237,7 @@ def empty_input(x: Tensor, layer: LifLayer) -> Tensor:
 def empty_forward(x: Tensor, layer: LifLayer, state: int, keep: bool):
     """(s, v, borders), the latter two None where they are not wanted."""
     first, steps, v, borders = axis(layer), layer.steps, None, None
-    s = layout.empty_steps(x, first, [steps], x.dtype)
+    s = empty_input(x, layer) if first else layout.empty_steps(x, first, [steps], x.dtype)
     if state:
         leading = [steps] if state == STATE_ALL else []
         v = layout.empty_steps(x, first, leading, layout.state_dtype(x))
@@ -245,8 +270,9 @@ def as_launched(x: Tensor, rate: Tensor | None, layer: LifLayer):
 def gradients_as_launched(x: Tensor, layer: LifLayer, v0, borders, ds, dv):
     """What backward reads beside x, as kernels read it."""
     first = axis(layer)
-    tensors = (v0, borders if borders is not None and borders.numel() else None, dv)
-    v0, borders, dv = (layout.like_steps(t, x, first) for t in tensors)
+    if borders is not None:
+        borders = layout.like_steps(borders, x, first) if borders.numel() else None
+    v0, dv = layout.like_steps(v0, x, first), layout.like_steps(dv, x, first)
     return v0, borders, layout.like_steps(ds, x, first, any_stride=True), dv
 
 

@@ -13,7 +13,7 @@ from snnfast import surrogate as surrogates
 from snnfast.backends import layout
 from snnfast.ops import layer as layers
 from snnfast.ops import validation as check
-from snnfast.ops.direct import is_direct
+from snnfast.ops.direct import applied, is_direct
 from snnfast.ops.packed import mark_spikes
 
 _library = torch.library.Library("snnfast", "FRAGMENT")
@@ -80,7 +80,7 @@ class _Lif(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, v0, rate, call):
         op = torch.ops.snnfast.lif_forward.default
-        s, v, borders = call.forward(op, _forward, (x, v0, rate), call.state, True)
+        s, v, borders = call.run(call.direct, op, _forward, (x, v0, rate), call.state, True)
         ctx.save_for_backward(x, v0, rate, borders)
         ctx.set_materialize_grads(False)
         ctx.call = call
@@ -93,9 +93,13 @@ class _Lif(torch.autograd.Function):
         _, want_dv0, want_drate, _ = ctx.needs_input_grad
         op, tensors = torch.ops.snnfast.lif_backward.default, (x, v0, rate, borders, ds, dv)
         direct = ctx.call.direct and is_direct(x, ds, dv)
-        dx, dv0, drate = ctx.call.backward(direct, op, _backward, tensors, want_dv0, want_drate)
+        dx, dv0, drate = ctx.call.run(direct, op, _backward, tensors, want_dv0, want_drate)
         drate = layers.rate_gradient(ctx.call.layer, rate, drate) if want_drate else None
         return dx, dv0 if want_dv0 else None, drate, None
+
+
+def _check_input(x, timesteps) -> None:
+    check.check_input("lif", "x", x)
 
 
 def lif(
@@ -163,22 +167,21 @@ def lif(
     Example:
         >>> s = snnfast.lif(torch.randn(4, 32, 64), surrogate="atan")
     """
-    check.check_input("lif", "x", x)
-    call, rate = layers.checked_call(
+    call, rate, _ = layers.checked_call(
         "lif", x, v0, tau=tau, v_threshold=v_threshold, v_reset=v_reset, decay_input=decay_input,
         detach_reset=detach_reset, surrogate=surrogate, inv_tau=inv_tau, timesteps=timesteps,
-        return_state=return_state, backend=backend,
+        return_state=return_state, backend=backend, own_check=_check_input,
     )  # fmt: skip
     if call.backend == "reference":
         return call.results(*reference.lif(x, v0, **call.in_plain_words(rate)))
 
     x = layout.with_dense_steps(x, layers.axis(call.layer))
     inputs = (x, v0, rate)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
-        result = _Lif.apply(*inputs, call)
+    if layers.want_gradient(*inputs):
+        result = applied(_Lif, call.direct, *inputs, call)
     else:
         op = torch.ops.snnfast.lif_forward.default
-        s, v, _ = call.forward(op, _forward, inputs, call.state, False)
+        s, v, _ = call.run(call.direct, op, _forward, inputs, call.state, False)
         result = (s, v) if call.state else s
     if call.surrogate.spiking:
         mark_spikes(result[0] if call.state else result)

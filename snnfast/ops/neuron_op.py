@@ -192,7 +192,7 @@ for _device in ("CPU", "CUDA"):
 def forward(call: Call, inputs, states, params, keep: bool):
     """(outputs, new states, borders) of a checked call."""
     if call.direct:
-        kernels = implementation(call.backend).unchecked
+        kernels = implementation(call.backend).functions
         return _forward(inputs, states, params, call.layer, kernels, call.state, keep)
     op = torch.ops.snnfast.neuron_forward.default
     return op(inputs, states, params, *call.packed, call.state, keep)

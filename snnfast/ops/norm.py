@@ -22,18 +22,13 @@ from snnfast.ops.select import implementation, named
 _library = torch.library.Library("snnfast", "FRAGMENT")
 _library.define(
     "norm_stats(Tensor y, Tensor? weight, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
-    "float momentum, SymInt total, float eps, bool static, str backend) "
-    "-> (Tensor mean, Tensor var, Tensor inv_std, Tensor scale)"
+    "float momentum, SymInt total, float eps, bool static, str backend) -> Tensor"
 )
 _library.define(
-    "norm_prepare(Tensor mean, Tensor var, Tensor? weight, float eps, str backend) "
-    "-> (Tensor inv_std, Tensor scale)"
+    "norm_prepare(Tensor mean, Tensor var, Tensor? weight, float eps, str backend) -> Tensor"
 )
-_library.define(
-    "norm_finish(Tensor sums, Tensor scale, Tensor inv_std, SymInt count, str backend) "
-    "-> (Tensor dweight, Tensor dbias, Tensor b, Tensor c)"
-)
-_DY = "Tensor mean, Tensor a, Tensor b, Tensor c, bool static, str backend"
+_library.define("norm_finish(Tensor sums, Tensor stats, SymInt count, str backend) -> Tensor")
+_DY = "Tensor stats, Tensor totals, bool static, str backend"
 _library.define(f"norm_dy(Tensor y, Tensor dx, {_DY}) -> Tensor", tags=TAGS)
 _library.define(f"norm_dy_(Tensor y, Tensor(a!) dx, {_DY}) -> ()", tags=TAGS)
 
@@ -50,58 +45,69 @@ def _channel_axis_of(y: Tensor, static: bool) -> int:
 
 
 @functools.lru_cache(1024)
-def _channels(shape: torch.Size, strides: tuple[int, ...] | None, axis: int) -> tuple[int, int]:
+def _channels(shape: torch.Size, strides: tuple[int, ...] | None, axis: int) -> specs.Channels:
     """Without ``strides``: contiguous."""
     if strides is None:
-        return shape[axis], math.prod(shape[axis + 1 :])
-    return shape[axis], layout.dense_strides(shape[axis - 1 :], strides[axis - 1 :])[1]
+        return specs.Channels(shape[axis], math.prod(shape[axis + 1 :]))
+    inner = layout.dense_strides(shape[axis - 1 :], strides[axis - 1 :])[1]
+    return specs.Channels(shape[axis], inner)
 
 
-def channels_of(y: Tensor, static: bool) -> tuple[int, int]:
-    """Where the channels of y, whose steps are dense, lie: their number and ``inner``."""
-    axis = _channel_axis_of(y, static)
+def channels_of(y: Tensor, static: bool) -> specs.Channels:
+    """Where the channels of y, whose steps are dense, lie."""
+    axis = channel_axis(static)
+    if y.dim() <= axis:
+        _channel_axis_of(y, static)  # which refuses it
     return _channels(y.shape, None if y.is_contiguous() else y.stride(), axis)
 
 
-def with_channels(y: Tensor, static: bool) -> tuple[Tensor, int, int]:
-    """y as [T, ...] with dense steps, and where its channels lie."""
-    y = layout.with_dense_steps(y, channel_axis(static) - 1)
-    return (y.unsqueeze(0) if static else y), *channels_of(y, static)
+def _empty_stats(y: Tensor, channels: int) -> Tensor:
+    dtype = layout.state_dtype(y)
+    # Without a keyword it takes half the time.
+    own = y.dtype == dtype
+    return y.new_empty(4, channels) if own else y.new_empty(4, channels, dtype=dtype)
 
 
-def _empty_stats(y: Tensor, static: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """mean, var, inv_std, scale."""
-    mean = y.new_empty(y.shape[_channel_axis_of(y, static)], dtype=layout.state_dtype(y))
-    return mean, torch.empty_like(mean), torch.empty_like(mean), torch.empty_like(mean)
+def empty_totals(stats: Tensor) -> Tensor:
+    checks.axes("stats", stats, 2, "[4, C]")
+    return stats.new_empty(5, stats.shape[1])
 
 
-def empty_finished(scale: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dweight, dbias, b, c."""
-    return tuple(torch.empty_like(scale) for _ in range(4))
+def in_state_dtype(row: Tensor | None, y: Tensor) -> Tensor | None:
+    """A weight or bias as kernels read it."""
+    if row is None:
+        return None
+    dtype = layout.state_dtype(y)
+    return (row if row.dtype == dtype else row.to(dtype)).contiguous()
+
+
+def or_zeros(bias: Tensor | None, stats: Tensor) -> Tensor:
+    """The bias that kernels read."""
+    return torch.zeros_like(stats[0]) if bias is None else bias
 
 
 @torch.library.register_fake("snnfast::norm_stats", lib=_library)
 def _(y, weight, running_mean, running_var, momentum, total, eps, static, backend):
-    return _empty_stats(y, static)
+    return _empty_stats(y, y.shape[_channel_axis_of(y, static)])
 
 
 @torch.library.register_fake("snnfast::norm_prepare", lib=_library)
 def _(mean, var, weight, eps, backend):
-    return torch.empty_like(mean), torch.empty_like(mean)
+    return _empty_stats(mean, mean.shape[0])
 
 
 @torch.library.register_fake("snnfast::norm_finish", lib=_library)
-def _(sums, scale, inv_std, count, backend):
-    return empty_finished(scale)
+def _(sums, stats, count, backend):
+    return empty_totals(stats)
 
 
 @torch.library.register_fake("snnfast::norm_dy", lib=_library)
-def _(y, dx, mean, a, b, c, static, backend):
+def _(y, dx, stats, totals, static, backend):
     return torch.empty_like(dx)
 
 
 @torch.library.register_fake("snnfast::norm_dy_", lib=_library)
-def _(y, dx, mean, a, b, c, static, backend):
+def _(y, dx, stats, totals, static, backend):
     return None
 
 
@@ -110,50 +116,56 @@ def update_running(
 ) -> None:
     """The running statistics take a share ``momentum`` of mean and of the unbiased variance, which
     is that of ``total`` values."""
-    running_mean.lerp_(mean, momentum)
-    running_var.lerp_(var * (total / (total - 1)), momentum)
+    # As in torch's batch norm it is no change of version: whoever keeps them for backward, in an
+    # evaluation before this step, is not refused.
+    running_mean.data.lerp_(mean, momentum)
+    running_var.data.lerp_(var * (total / (total - 1)), momentum)
 
 
 def _stats(y, weight, running_mean, running_var, momentum, total, eps, static, kernels):
-    results = mean, var, inv_std, scale = _empty_stats(y, static)
+    y = layout.with_dense_steps(y, channel_axis(static) - 1)
+    where = channels_of(y, static)
+    stats = _empty_stats(y, where.count)
     updates = running_mean is not None
     if updates and total < 2:
         raise ValueError(f"backend: total must be >= 2, got {total}")
     beside = updates and running_mean.is_contiguous() and running_var.is_contiguous()
     running = (running_mean, running_var) if beside else (None, None)
     unbias = total / (total - 1) if beside else 1.0
-    prepared = specs.Prepared(inv_std, scale, weight, *running, momentum, unbias, eps)
-    kernels.norm_stats(*with_channels(y, static), mean, var, prepared)
+    sequence = y.unsqueeze(0) if static else y
+    kernels.norm_stats(where, momentum, unbias, eps, sequence, stats, weight, *running)
     if updates and not beside:
-        update_running(running_mean, running_var, mean, var, momentum, total)
-    return results
+        update_running(running_mean, running_var, *stats[:2], momentum, total)
+    return stats
 
 
 def _prepare(mean, var, weight, eps, kernels):
-    inv_std, scale = torch.empty_like(mean), torch.empty_like(mean)
-    prepared = specs.Prepared(inv_std, scale, weight, None, None, 0.0, 1.0, eps)
-    kernels.norm_prepare(mean, var, prepared)
-    return inv_std, scale
+    checks.axes("mean", mean, 1, "[C]")
+    stats = _empty_stats(mean, mean.shape[0])
+    torch.stack((mean, var), out=stats[:2])
+    kernels.norm_prepare(0.0, 1.0, eps, stats, weight)
+    return stats
 
 
-def _finish(sums, scale, inv_std, count, kernels):
-    results = empty_finished(scale)
-    finished = specs.Finished(scale, inv_std, count, *results)
-    kernels.norm_finish(sums, finished)
-    return results
+def _finish(sums, stats, count, kernels):
+    totals = empty_totals(stats)
+    checks.axes("sums", sums, 2, "[2, C]")
+    totals[:2] = sums
+    kernels.norm_finish(count, stats, totals)
+    return totals
 
 
-def _dy(y, dx, mean, a, b, c, static, kernels, dy=None):
-    sequence, channels, inner = with_channels(y, static)
+def _dy(y, dx, stats, totals, static, kernels, dy=None):
     dy = torch.empty_like(dx) if dy is None else dy
-    norm = specs.Norm(mean, a, c, channels, inner)
-    steps = (dx[None], dy[None]) if static else (dx, dy)
-    kernels.norm_dy(sequence, steps[0], norm, a, b, c, steps[1])
+    y = layout.with_dense_steps(y, channel_axis(static) - 1)
+    where = channels_of(y, static)
+    sequence = y.unsqueeze(0) if static else y
+    kernels.norm_dy(where, sequence, dx, dy, stats, totals)
     return dy
 
 
-def _dy_in_place(y, dx, mean, a, b, c, static, kernels):
-    _dy(y, dx, mean, a, b, c, static, kernels, dy=dx)
+def _dy_in_place(y, dx, stats, totals, static, kernels):
+    _dy(y, dx, stats, totals, static, kernels, dy=dx)
 
 
 def _behind_dispatcher(function):
@@ -182,49 +194,53 @@ def joined(mean: Tensor, var: Tensor, count: int, group) -> tuple[Tensor, Tensor
     return joined.to(mean.dtype), spread.to(mean.dtype), total.to(mean.dtype)
 
 
-def prepared(mean: Tensor, var: Tensor, weight: Tensor | None, eps: float, call: Call):
-    """inv_std and scale of given statistics."""
+def prepared(mean: Tensor, var: Tensor, weight: Tensor | None, eps: float, call: Call) -> Tensor:
+    """The rows ``stats`` of given statistics."""
+    tensors = [t if t is None else t.detach() for t in (mean, var, weight)]
     if call.direct:
-        return _prepare(mean, var, weight, eps, implementation(call.backend).unchecked)
-    return torch.ops.snnfast.norm_prepare.default(mean, var, weight, eps, call.backend)
+        return _prepare(*tensors, eps, implementation(call.backend))
+    return torch.ops.snnfast.norm_prepare.default(*tensors, eps, call.backend)
 
 
-def statistics(y, weight, running, momentum, repeats, eps, static, group, call: Call):
-    """mean, inv_std and scale of this batch, over all ranks of ``group``, and the number of values
-    in a channel. ``running`` statistics, if any, move towards those of y shown ``repeats`` times.
-    """
-    count = y.numel() // y.shape[channel_axis(static)]
-    alone = running if group is None else None
-    arguments = (y, weight, *(alone or (None, None)), momentum, count * repeats, eps, static)
+def statistics(y, weight, running, momentum, repeats, eps, count, group, call: Call):
+    """The rows ``stats`` of this batch, over all ranks of ``group``, and the number of values in a
+    channel, ``count`` here. ``running`` statistics, if any, move towards those of y shown
+    ``repeats`` times."""
+    alone = running if group is None and running is not None else (None, None)
+    numbers = (momentum, count * repeats, eps, call.layer.static)
     if call.direct:
-        mean, var, *rest = _stats(*arguments, implementation(call.backend).unchecked)
+        stats = _stats(y, weight, *alone, *numbers, implementation(call.backend))
     else:
-        mean, var, *rest = torch.ops.snnfast.norm_stats.default(*arguments, call.backend)
+        weight = weight if weight is None else weight.detach()
+        # No change of version, as in ``update_running``.
+        alone = [t if t is None else t.data for t in alone]
+        op = torch.ops.snnfast.norm_stats.default
+        stats = op(y.detach(), weight, *alone, *numbers, call.backend)
     if group is None:
-        return mean, *rest, count
-    mean, var, total = joined(mean, var, count, group)
-    if running is not None:
-        update_running(*running, mean, var, momentum, total * repeats)
-    return mean, *prepared(mean, var, weight, eps, call), total
+        return stats, count
+    with torch.no_grad():
+        mean, var, total = joined(*stats[:2], count, group)
+        if running is not None:
+            update_running(*running, mean, var, momentum, total * repeats)
+    return prepared(mean, var, weight, eps, call), total
 
 
-def over_ranks(sums: Tensor, scale: Tensor, inv_std: Tensor, count, group, backend: str):
-    """b and c of ``norm_dy``: ``count`` values of all ranks of ``group`` were normalised by their
-    own statistics."""
+def over_ranks(stats: Tensor, totals: Tensor, count, group, backend: str) -> Tensor:
+    """``totals`` for ``norm_dy``: ``count`` values of all ranks of ``group`` were normalised by
+    their own statistics."""
+    sums = totals[:2].clone()
     dist.all_reduce(sums, group=group)
-    _, _, b, c = torch.ops.snnfast.norm_finish.default(sums, scale, inv_std, 1, backend)
-    return b / count, c / count
+    totals = torch.ops.snnfast.norm_finish.default(sums, stats, 1, backend)
+    totals[specs.B :] /= count
+    return totals
 
 
-def dy(y, dx, mean, a, b, c, static: bool, backend: str, in_place: bool, direct: bool):
+def dy(y, dx, stats, totals, static: bool, backend: str, in_place: bool) -> Tensor:
     """The gradient of y from that of X, which it replaces where ``in_place``."""
-    tensors, rest = (y, dx, mean, a, b, c), (static, backend)
-    if direct:
-        kernels = implementation(backend).unchecked
-        return _dy(*tensors, static, kernels, dx if in_place else None)
+    arguments = (y, dx, stats, totals, static, backend)
     if not in_place:
-        return torch.ops.snnfast.norm_dy.default(*tensors, *rest)
-    torch.ops.snnfast.norm_dy_.default(*tensors, *rest)
+        return torch.ops.snnfast.norm_dy.default(*arguments)
+    torch.ops.snnfast.norm_dy_.default(*arguments)
     return dx
 
 

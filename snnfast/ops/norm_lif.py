@@ -5,156 +5,189 @@ order. Kept for backward are y, the residual and a few numbers per channel: X an
 again from them.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from snnfast import reference
 from snnfast import surrogate as surrogates
-from snnfast.backends import checks, layout
+from snnfast.backends import layout
 from snnfast.backends import spec as specs
 from snnfast.ops import layer as layers
 from snnfast.ops import norm as norms
 from snnfast.ops import norm_checks
 from snnfast.ops import validation as check
-from snnfast.ops.direct import is_direct
+from snnfast.ops.direct import applied, is_direct
 from snnfast.ops.packed import mark_spikes
 from snnfast.ops.select import recomputes_dx
 
 _library = torch.library.Library("snnfast", "FRAGMENT")
-_NORM = "Tensor mean, Tensor scale, Tensor bias"
+_NORM = "Tensor stats, Tensor bias"
 _library.define(
     f"norm_lif_forward(Tensor y, Tensor? residual, {_NORM}, Tensor? v0, Tensor? rate, "
     f"{layers.LAYER}, int state, bool keep) -> (Tensor s, Tensor v, Tensor borders)",
     tags=layers.TAGS,
 )
 _library.define(
-    f"norm_lif_backward(Tensor y, Tensor? residual, {_NORM}, Tensor inv_std, Tensor? v0, "
-    f"Tensor? rate, Tensor borders, Tensor? ds, Tensor? dv, {layers.LAYER}, SymInt count, "
-    "bool want_dx, bool want_dv0, bool want_drate) -> (Tensor dx, Tensor sums, Tensor dweight, "
-    "Tensor dbias, Tensor b, Tensor c, Tensor dv0, Tensor drate)",
+    f"norm_lif_backward(Tensor y, Tensor? residual, {_NORM}, Tensor? v0, Tensor? rate, "
+    f"Tensor borders, Tensor? ds, Tensor? dv, {layers.LAYER}, SymInt count, bool want_dx, "
+    "bool want_dy, bool want_dv0, bool want_drate) -> (Tensor dx, Tensor dy, Tensor totals, "
+    "Tensor dv0, Tensor drate)",
     tags=layers.TAGS,
 )
 _library.define(
     f"norm_lif_dy(Tensor y, {_NORM}, Tensor? v0, Tensor? rate, Tensor borders, Tensor? ds, "
-    f"Tensor? dv, Tensor a, Tensor b, Tensor c, {layers.LAYER}) -> Tensor",
+    f"Tensor? dv, Tensor totals, {layers.LAYER}) -> Tensor",
     tags=layers.TAGS,
 )
 
 
 @torch.library.register_fake("snnfast::norm_lif_forward", lib=_library)
-def _(y, residual, mean, scale, bias, v0, rate, steps, choices, numbers, backend, state, keep):
+def _(y, residual, stats, bias, v0, rate, steps, choices, numbers, backend, state, keep):
     layer = layers.unpacked(y, steps, choices, numbers)
     return layers.present(y, layers.empty_forward(y, layer, state, keep))
 
 
-def _empty_backward(y, mean, rate, layer, want_dx, want_dv0, want_drate):
-    checks.axes("mean", mean, 1, "[C]")
+def _empty_backward(y, stats, rate, layer, want_dx, want_dy, want_dv0, want_drate):
     dx = layers.empty_input(y, layer) if want_dx else None
-    rows = mean.new_empty((2, mean.shape[0])), *norms.empty_finished(mean)
-    return dx, *rows, *layers.empty_backward(y, rate, layer, want_dv0, want_drate)
+    dy = layers.empty_input(y, layer) if want_dy else None
+    rest = layers.empty_backward(y, rate, layer, want_dv0, want_drate)
+    return dx, dy, norms.empty_totals(stats), *rest
 
 
 @torch.library.register_fake("snnfast::norm_lif_backward", lib=_library)
-def _(y, residual, mean, scale, bias, inv_std, v0, rate, borders, ds, dv, steps, choices, numbers,
-      backend, count, *wanted):  # fmt: skip
+def _(y, residual, stats, bias, v0, rate, borders, ds, dv, steps, choices, numbers, backend, count,
+      *wanted):  # fmt: skip
     layer = layers.unpacked(y, steps, choices, numbers)
-    return layers.present(y, _empty_backward(y, mean, rate, layer, *wanted))
+    return layers.present(y, _empty_backward(y, stats, rate, layer, *wanted))
 
 
 @torch.library.register_fake("snnfast::norm_lif_dy", lib=_library)
-def _(y, mean, scale, bias, v0, rate, borders, ds, dv, a, b, c, steps, choices, numbers, backend):
+def _(y, stats, bias, v0, rate, borders, ds, dv, totals, steps, choices, numbers, backend):
     return layers.empty_input(y, layers.unpacked(y, steps, choices, numbers))
 
 
-def _forward(y, residual, mean, scale, bias, v0, rate, layer, kernels, state, keep):
+def _forward(y, residual, stats, bias, v0, rate, layer, kernels, state, keep):
     y, sequence, rate, layer = layers.as_launched(y, rate, layer)
     s, v, borders = layers.empty_forward(y, layer, state, keep)
-    norm = specs.Norm(mean, scale, bias, *norms.channels_of(y, layer.static))
+    where = norms.channels_of(y, layer.static)
     v0 = layout.like_steps(v0, y, layers.axis(layer))
     residual = layout.like_steps(residual, y, layers.axis(layer), any_stride=True)
-    kernels.lif_forward(layer, sequence, v0, rate, s, v, borders, norm, residual)
+    kernels.lif_forward(layer, sequence, v0, rate, s, v, borders, stats, bias, residual, where)
     return s, v, borders
 
 
-def _backward(y, residual, mean, scale, bias, inv_std, v0, rate, borders, ds, dv, layer, kernels,
-              count, want_dx, want_dv0, want_drate):  # fmt: skip
+def _backward(y, residual, stats, bias, v0, rate, borders, ds, dv, layer, kernels, count, want_dx,
+              want_dy, want_dv0, want_drate):  # fmt: skip
     y, sequence, rate, layer = layers.as_launched(y, rate, layer)
-    outputs = _empty_backward(y, mean, rate, layer, want_dx, want_dv0, want_drate)
-    dx, sums, *rows, dv0, drate = outputs
-    norm = specs.Norm(mean, scale, bias, *norms.channels_of(y, layer.static))
+    outputs = _empty_backward(y, stats, rate, layer, want_dx, want_dy, want_dv0, want_drate)
+    dx, dy, totals, *grads = outputs
+    if dx is None and (residual is not None or y.dtype not in kernels.recomputes_dx):
+        # What the second pass reads, and replaces.
+        dx = layers.empty_input(y, layer) if dy is None else dy
     v0, *kept = layers.gradients_as_launched(y, layer, v0, borders, ds, dv)
     residual = layout.like_steps(residual, y, layers.axis(layer), any_stride=True)
-    grads = (dx, dv0, drate)
-    finished = specs.Finished(scale, inv_std, count, *rows)
-    kernels.lif_backward(layer, sequence, v0, rate, *kept, *grads, norm, residual, sums, finished)
+    kernels.norm_lif_backward(
+        layer, norms.channels_of(y, layer.static), count, sequence, v0, rate, *kept, dx, *grads,
+        stats, bias, residual, totals, dy,
+    )  # fmt: skip
     return outputs
 
 
-def _dy(y, mean, scale, bias, v0, rate, borders, ds, dv, a, b, c, layer, kernels):
+def _dy(y, stats, bias, v0, rate, borders, ds, dv, totals, layer, kernels):
     y, sequence, rate, layer = layers.as_launched(y, rate, layer)
     dy = layers.empty_input(y, layer)
-    norm = specs.Norm(mean, scale, bias, *norms.channels_of(y, layer.static))
     v0, *kept = layers.gradients_as_launched(y, layer, v0, borders, ds, dv)
-    kernels.norm_lif_dy(layer, sequence, v0, rate, *kept, dy, norm, a, b, c)
+    where = norms.channels_of(y, layer.static)
+    kernels.norm_lif_dy(layer, where, sequence, v0, rate, *kept, dy, stats, bias, totals)
     return dy
 
 
 for _device in ("CPU", "CUDA"):
-    _library.impl("norm_lif_forward", layers.behind_dispatcher(_forward, 7), _device)
-    _library.impl("norm_lif_backward", layers.behind_dispatcher(_backward, 11), _device)
-    _library.impl("norm_lif_dy", layers.behind_dispatcher(_dy, 12), _device)
+    _library.impl("norm_lif_forward", layers.behind_dispatcher(_forward, 6), _device)
+    _library.impl("norm_lif_backward", layers.behind_dispatcher(_backward, 9), _device)
+    _library.impl("norm_lif_dy", layers.behind_dispatcher(_dy, 9), _device)
 
 
-def _is_batched(dx: Tensor) -> bool:
-    """Whether ``dx`` stands for many, under ``is_grads_batched``."""
-    return torch._C._functorch.is_legacy_batchedtensor(dx)
+def _over_ranks(call: layers.Call, count, group, tensors: tuple, totals, dx, in_place: bool):
+    """dy where ``count`` values of all ranks of ``group`` share their statistics."""
+    y, _, stats, *rest = tensors
+    totals = norms.over_ranks(stats, totals, count, group, call.backend)
+    if dx.numel():
+        return norms.dy(y, dx, stats, totals, call.layer.static, call.backend, in_place)
+    op = torch.ops.snnfast.norm_lif_dy.default
+    return call.run(False, op, _dy, (y, stats, *rest, totals))
 
 
 class _NormLif(torch.autograd.Function):
-    """``batch`` is the number of values a channel's statistics were taken of, None where they are
-    constants; ``group`` the ranks that share them. ``again``: the second pass of backward computes
-    the gradient of X again instead of reading it."""
+    """``count`` is the number of values a channel's statistics were taken of, 0 where they are
+    constants; ``group`` the ranks that share them, or None."""
 
     @staticmethod
-    def forward(
-        ctx, y, residual, weight, bias, v0, rate, mean, inv_std, scale, call, batch, group, again
-    ):
-        shift = torch.zeros_like(mean) if bias is None else bias
-        op, tensors = torch.ops.snnfast.norm_lif_forward.default, (mean, scale, shift, v0, rate)
-        s, v, borders = call.forward(op, _forward, (y, residual, *tensors), call.state, True)
-        ctx.save_for_backward(y, residual, scale, shift, v0, rate, mean, inv_std, borders)
+    def forward(ctx, y, residual, weight, bias, v0, rate, stats, call, count, group):
+        tensors = (y, residual, stats, norms.or_zeros(bias, stats), v0, rate)
+        op = torch.ops.snnfast.norm_lif_forward.default
+        s, v, borders = call.run(call.direct, op, _forward, tensors, call.state, True)
+        ctx.save_for_backward(*tensors, borders)
         ctx.set_materialize_grads(False)
-        ctx.call, ctx.batch, ctx.group, ctx.again = call, batch, group, again
+        ctx.call, ctx.count, ctx.group = call, count, group
         return (s, v) if call.state else s
 
     @staticmethod
     def backward(ctx, ds, dv=None):
         layers.refuse_twice("norm_lif")
-        y, residual, scale, shift, v0, rate, mean, inv_std, borders = ctx.saved_tensors
-        want_dy, want_dresidual, _, _, want_dv0, want_drate, *_ = ctx.needs_input_grad
-        call, shared = ctx.call, ctx.group is not None and ctx.batch is not None
-        norm, inputs = (mean, scale, shift), (v0, rate, borders, ds, dv)
-        direct = call.direct and is_direct(y, ds, dv)
-        dx, sums, dweight, dbias, b, c, dv0, drate = call.backward(
-            direct, torch.ops.snnfast.norm_lif_backward.default, _backward,
-            (y, residual, *norm, inv_std, *inputs),
-            0 if shared else ctx.batch or 0, not ctx.again, want_dv0, want_drate,
+        call, kept = ctx.call, ctx.saved_tensors
+        y, residual, _, _, _, rate, _ = kept
+        want_dy, want_dresidual, want_dweight, want_dbias, want_dv0, want_drate, *_ = (
+            ctx.needs_input_grad
+        )
+        shared = ctx.group is not None
+        again = residual is None and shared and recomputes_dx(call.backend, y.dtype)
+        want_dx = want_dresidual or (shared and want_dy and not again)
+        dx, dy, totals, dv0, drate = call.run(
+            call.direct and is_direct(y, ds, dv), torch.ops.snnfast.norm_lif_backward.default,
+            _backward, (*kept, ds, dv), 0 if shared else ctx.count, want_dx,
+            want_dy and not shared, want_dv0, want_drate,
         )  # fmt: skip
-        if shared:
-            b, c = norms.over_ranks(sums, scale, inv_std, ctx.batch, ctx.group, call.backend)
+        if shared and want_dy:
+            # In place where nobody else sees the gradient of X.
+            own = not (want_dresidual or torch.compiler.is_compiling())
+            dy = _over_ranks(call, ctx.count, ctx.group, (*kept, ds, dv), totals, dx, own)
         if want_drate:
             drate = layers.rate_gradient(call.layer, rate, drate)
-        dy = None
-        if want_dy and ctx.again:
-            op = torch.ops.snnfast.norm_lif_dy.default
-            dy = call.backward(direct, op, _dy, (y, *norm, *inputs, scale, b, c))
-        elif want_dy:
-            # In place where nobody else sees the gradient of X.
-            own = not (want_dresidual or torch.compiler.is_compiling() or _is_batched(dx))
-            dy = norms.dy(y, dx, mean, scale, b, c, call.layer.static, call.backend, own, direct)
-        grads = (dy, dx, dweight, dbias, dv0, drate)
-        wanted = (grad if want else None for grad, want in zip(grads, ctx.needs_input_grad))
-        return *wanted, *[None] * 7
+        return (
+            dy if want_dy else None,
+            dx if want_dresidual else None,
+            totals[specs.DWEIGHT] if want_dweight else None,
+            totals[specs.SUM] if want_dbias else None,
+            dv0 if want_dv0 else None,
+            drate if want_drate else None,
+            None, None, None, None,
+        )  # fmt: skip
+
+
+_check = partial(norm_checks.check, "norm_lif")
+
+
+def _on_the_reference(call, rate, y, residual, v0, weight, bias, statistics, update, eps):
+    """``statistics``: mean and variance that are constants; ``update``: what ``update_running``
+    takes besides those of the batch."""
+    dtype, axis = check.state_dtype(y), norms.channel_axis(call.layer.static)
+    mean, var = (None, None) if statistics is None else (t.clone() for t in statistics)
+    if update is not None:
+        *running, momentum, total = update
+        stats = reference.channel_stats(y.detach().to(dtype), axis)
+        norms.update_running(*running, *stats, momentum, total)
+    one, zero = (torch.full((), number, dtype=dtype) for number in (1, 0))
+    return call.results(
+        *reference.norm_lif(
+            y, residual, v0, eps=eps, mean=mean, var=var,
+            weight=(one if weight is None else weight).to(y.device).expand(y.shape[axis]),
+            bias=(zero if bias is None else bias).to(y.device).expand(y.shape[axis]),
+            **call.in_plain_words(rate),
+        )
+    )  # fmt: skip
 
 
 def norm_lif(
@@ -219,67 +252,38 @@ def norm_lif(
             a channel has one value only.
         BackendUnavailable: the backend asked for cannot run here.
     """
-    static = timesteps is not None
-    momentum, eps = norm_checks.check_arguments(
-        "norm_lif", y, residual, weight, bias, running_mean, running_var, training, momentum, eps,
-        timesteps,
+    call, rate, (use_batch, count, momentum, eps) = layers.checked_call(
+        "norm_lif", y, v0, residual, weight, bias, running_mean, running_var, tau=tau,
+        v_threshold=v_threshold, v_reset=v_reset, decay_input=decay_input,
+        detach_reset=detach_reset, surrogate=surrogate, inv_tau=inv_tau, timesteps=timesteps,
+        return_state=return_state, backend=backend, own_check=_check,
+        own_options=(training, momentum, eps, process_group is not None),
     )  # fmt: skip
-    channels = y.shape[norms.channel_axis(static)]
-    check.refuse_transforms("norm_lif", residual, weight, bias)
-    call, rate = layers.checked_call(
-        "norm_lif", y, v0, tau=tau, v_threshold=v_threshold, v_reset=v_reset,
-        decay_input=decay_input, detach_reset=detach_reset, surrogate=surrogate, inv_tau=inv_tau,
-        timesteps=timesteps, return_state=return_state, backend=backend,
-        others=(residual, weight, bias, running_mean, running_var),
-    )  # fmt: skip
-    dtype, plain = check.state_dtype(y), call.backend == "reference"
-    weight, bias = (None if p is None else p.to(dtype).contiguous() for p in (weight, bias))
-    use_batch = training or running_mean is None
-    count = y.numel() // channels  # a static input has the statistics of one step
-    norm_checks.check_batch("norm_lif", y, static, timesteps, use_batch, process_group, plain)
-    y = y if plain else layout.with_dense_steps(y, layers.axis(call.layer))
+    weight, bias = norms.in_state_dtype(weight, y), norms.in_state_dtype(bias, y)
+    running = (running_mean, running_var) if training and running_mean is not None else None
+    repeats = timesteps or 1
+    if call.backend == "reference":
+        if use_batch and process_group is not None:
+            raise ValueError("norm_lif: process_group must be None on the reference backend")
+        statistics = None if use_batch else (running_mean, running_var)
+        update = running and (*running, momentum, count * repeats)
+        return _on_the_reference(call, rate, y, residual, v0, weight, bias, statistics, update, eps)
 
-    running = None
-    if training and running_mean is not None:
-        # As in torch's batch norm their update is no change of version: whoever keeps them for
-        # backward, in an evaluation before this step, is not refused.
-        running = (running_mean.data, running_var.data)
-    if plain:
-        mean = var = None
-        if not use_batch:
-            mean, var = running_mean.clone(), running_var.clone()
-        elif running is not None:
-            wide = y.detach().to(dtype)
-            stats = reference.channel_stats(wide, norms.channel_axis(static))
-            norms.update_running(*running, *stats, momentum, count * (timesteps or 1))
-        one, zero = torch.ones((), dtype=dtype), torch.zeros((), dtype=dtype)
-        return call.results(
-            *reference.norm_lif(
-                y, residual, v0, eps=eps, mean=mean, var=var,
-                weight=(one if weight is None else weight).to(y.device).expand(channels),
-                bias=(zero if bias is None else bias).to(y.device).expand(channels),
-                **call.in_plain_words(rate),
-            )
-        )  # fmt: skip
-    with torch.no_grad():
-        if use_batch:
-            mean, inv_std, scale, batch = norms.statistics(
-                y.detach(), weight, running, momentum, timesteps or 1, eps, static, process_group,
-                call,
-            )  # fmt: skip
-        else:
-            # A copy: what backward keeps must not change with a later call.
-            mean, batch = running_mean.clone(), None
-            var = running_var.contiguous()
-            inv_std, scale = norms.prepared(mean, var, weight, eps, call)
-    inputs = (y, residual, weight, bias, v0, rate)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
-        again = residual is None and recomputes_dx(call.backend, y.dtype)
-        result = _NormLif.apply(*inputs, mean, inv_std, scale, call, batch, process_group, again)
+    y = layout.with_dense_steps(y, layers.axis(call.layer))
+    if use_batch:
+        stats, count = norms.statistics(
+            y, weight, running, momentum, repeats, eps, count, process_group, call
+        )
     else:
-        shift = torch.zeros_like(mean) if bias is None else bias
-        op, tensors = torch.ops.snnfast.norm_lif_forward.default, (mean, scale, shift, v0, rate)
-        s, v, _ = call.forward(op, _forward, (y, residual, *tensors), call.state, False)
+        stats = norms.prepared(running_mean, running_var, weight, eps, call)
+        count, process_group = 0, None
+    inputs = (y, residual, weight, bias, v0, rate)
+    if layers.want_gradient(*inputs):
+        result = applied(_NormLif, call.direct, *inputs, stats, call, count, process_group)
+    else:
+        op = torch.ops.snnfast.norm_lif_forward.default
+        tensors = (y, residual, stats, norms.or_zeros(bias, stats), v0, rate)
+        s, v, _ = call.run(call.direct, op, _forward, tensors, call.state, False)
         result = (s, v) if call.state else s
     if call.surrogate.spiking:
         mark_spikes(result[0] if call.state else result)

@@ -11,6 +11,7 @@ from torch import Tensor
 from snnfast import reference
 from snnfast import surrogate as surrogates
 from snnfast.backends import layout
+from snnfast.backends import spec as specs
 from snnfast.ops import layer as layers
 from snnfast.ops import neuron_op, norm_checks
 from snnfast.ops import norm as norms
@@ -20,45 +21,41 @@ from snnfast.ops.neuron import Definition, looped, prepared, returned
 
 
 class _NormNeuron(torch.autograd.Function):
-    """``batch``: the number of values a channel's statistics were taken of, None where they are
+    """``count``: the number of values a channel's statistics were taken of, 0 where they are
     constants; ``group``: the ranks that share them. ``tensors``: y, a residual where the step has
     one, states and the neuron's own parameters."""
 
     @staticmethod
-    def forward(ctx, call, batch, group, mean, inv_std, scale, weight, bias, *tensors):
-        shift = torch.zeros_like(mean) if bias is None else bias
-        tensors = (*tensors, mean, scale, shift)
+    def forward(ctx, call, count, group, stats, weight, bias, *tensors):
+        tensors = (*tensors, stats[specs.MEAN], stats[specs.SCALE], norms.or_zeros(bias, stats))
         parts = neuron_op.parts(call.layer.step, tensors)
         outputs, after, borders = neuron_op.forward(call, *parts, True)
-        ctx.save_for_backward(inv_std, *tensors, borders)
+        ctx.save_for_backward(stats, *tensors, borders)
         ctx.set_materialize_grads(False)
-        ctx.call, ctx.batch, ctx.group = call, batch, group
+        ctx.call, ctx.count, ctx.group = call, count, group
         return (*outputs, *after)
 
     @staticmethod
     def backward(ctx, *gradients):
         layers.refuse_twice("norm_neuron")
-        inv_std, *tensors, borders = ctx.saved_tensors
-        call, batch = ctx.call, ctx.batch
-        y, mean, scale = tensors[0], tensors[-3], tensors[-2]
-        wanted = [*ctx.needs_input_grad[8:], False, True, True]
+        stats, *tensors, borders = ctx.saved_tensors
+        call, count, y = ctx.call, ctx.count, tensors[0]
+        wanted = [*ctx.needs_input_grad[6:], False, True, True]
         made = neuron_op.backward(call, tensors, borders, gradients, wanted)
         dy, *others, _, dscale, dshift = made
-        sums = torch.stack([dshift, dscale])
-        shared = ctx.group is not None and batch is not None
-        rows = torch.ops.snnfast.norm_finish.default(
-            sums, scale, inv_std, 0 if shared else batch or 0, call.backend
-        )
-        dweight, dbias, b, c = rows
-        if shared:
-            b, c = norms.over_ranks(sums, scale, inv_std, batch, ctx.group, call.backend)
-        if wanted[0] and batch is not None:
-            own = not torch.compiler.is_compiling() and is_direct(dy)
-            one = torch.ones_like(scale)
+        sums, own = torch.stack([dshift, dscale]), 0 if ctx.group is not None else count
+        totals = torch.ops.snnfast.norm_finish.default(sums, stats, own, call.backend)
+        dweight, dbias = totals[specs.DWEIGHT], totals[specs.SUM]
+        if wanted[0] and count:
+            if ctx.group is not None:
+                totals = norms.over_ranks(stats, totals, count, ctx.group, call.backend)
+            scaled = stats.clone()
+            scaled[specs.SCALE] = 1  # the gradient that the neuron gives is scaled
+            in_place = not torch.compiler.is_compiling() and is_direct(dy)
             static = call.layer.static
-            dy = norms.dy(y, dy, mean, one, b, c, static, call.backend, own, own)
-        wants = zip((dweight, dbias, dy, *others), ctx.needs_input_grad[6:], strict=True)
-        return *[None] * 6, *(t if want else None for t, want in wants)
+            dy = norms.dy(y, dy, scaled, totals, static, call.backend, in_place)
+        wants = zip((dweight, dbias, dy, *others), ctx.needs_input_grad[4:], strict=True)
+        return None, None, None, None, *(t if want else None for t, want in wants)
 
 
 def norm_neuron(
@@ -91,59 +88,59 @@ def norm_neuron(
     if len(neuron.inputs) != 1:
         raise ValueError(f"{who}: neuron must have one input, got {len(neuron.inputs)}")
     static = timesteps is not None
-    momentum, eps = norm_checks.check_arguments(
-        who, y, residual, weight, bias, running_mean, running_var, training, momentum, eps,
-        timesteps,
+    use_batch, count, momentum, eps = norm_checks.check(
+        who, y, residual, weight, bias, running_mean, running_var, timesteps, training, momentum,
+        eps, process_group is not None,
     )  # fmt: skip
     bound = neuron.bind(
         (y,), parameters, states=states, surrogate=surrogate, timesteps=timesteps,
         return_state=return_state, backend=backend,
         norm="alone" if residual is None else "and a residual",
     )  # fmt: skip
-    plain = bound.backend == "reference"
-    dtype, repeats = check.state_dtype(y), timesteps or 1
-    weight, bias = (None if p is None else p.to(dtype).contiguous() for p in (weight, bias))
-    use_batch = training or running_mean is None
-    norm_checks.check_batch(who, y, static, timesteps, use_batch, process_group, plain)
-    running = None
-    if training and running_mean is not None:
-        running = (running_mean.data, running_var.data)  # no change of version, as in norm_lif
-    if plain:
-        axis, wide = norms.channel_axis(static), y.to(dtype)
-        mean, var = running_mean, running_var
-        if use_batch:
-            mean, var = reference.channel_stats(wide, axis)
-        if running is not None:
-            count = repeats * y.numel() // y.shape[axis]
-            stats = (mean.detach(), var.detach())
-            norms.update_running(*running, *stats, momentum, count)
-        one, zero = torch.ones_like(mean), torch.zeros_like(mean)
-        scale = (one if weight is None else weight) * reference.inverse_std(var, eps)
-        x = reference.normalise(wide, mean, scale, zero if bias is None else bias, axis)
-        x = x if residual is None else x + residual.to(dtype)
+    weight, bias = norms.in_state_dtype(weight, y), norms.in_state_dtype(bias, y)
+    running = (running_mean, running_var) if training and running_mean is not None else None
+    repeats = timesteps or 1
+    if bound.backend == "reference":
+        if use_batch and process_group is not None:
+            raise ValueError(f"{who}: process_group must be None on the reference backend")
+        given = None if use_batch else (running_mean.clone(), running_var.clone())
+        update = running and (*running, momentum, count * repeats)
+        x = _on_the_reference(y, residual, weight, bias, given, update, eps, static)
         return looped(neuron, bound._replace(inputs=(x,)), y.dtype)
     y = layout.with_dense_steps(y, norms.channel_axis(static) - 1)
     call, params = prepared(bound)
     direct = is_direct(y, residual, weight, bias, running_mean, running_var)
     call = call._replace(direct=call.direct and direct)
-    with torch.no_grad():
-        if use_batch:
-            mean, inv_std, scale, batch = norms.statistics(
-                y.detach(), weight, running, momentum, repeats, eps, static, process_group, call
-            )
-        else:
-            mean, batch = running_mean.clone(), None
-            inv_std, scale = norms.prepared(mean, running_var.contiguous(), weight, eps, call)
+    if use_batch:
+        stats, count = norms.statistics(
+            y, weight, running, momentum, repeats, eps, count, process_group, call
+        )
+    else:
+        stats = norms.prepared(running_mean, running_var, weight, eps, call)
+        count, process_group = 0, None
     inputs = (y,) if residual is None else (y, residual)
     tensors = (*inputs, *bound.states, *params)
-    given = (weight, bias, *tensors)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
-        group = process_group if use_batch else None
-        results = _NormNeuron.apply(call, batch, group, mean, inv_std, scale, *given)
+    if layers.want_gradient(weight, bias, *tensors):
+        results = _NormNeuron.apply(call, count, process_group, stats, weight, bias, *tensors)
     else:
-        shift = torch.zeros_like(mean) if bias is None else bias
-        parts = (inputs, bound.states, (*params, mean, scale, shift))
-        outputs, after, _ = neuron_op.forward(call, *parts, False)
+        rows = (stats[specs.MEAN], stats[specs.SCALE], norms.or_zeros(bias, stats))
+        outputs, after, _ = neuron_op.forward(call, inputs, bound.states, (*params, *rows), False)
         results = (*outputs, *after)
     outputs = call.layer.step.outputs
     return returned(bound, results[:outputs], results[outputs:])
+
+
+def _on_the_reference(y, residual, weight, bias, given, update, eps, static) -> Tensor:
+    """X in the state's dtype. ``given``: mean and variance that are constants; ``update``: what
+    ``update_running`` takes besides those of the batch."""
+    dtype, axis = check.state_dtype(y), norms.channel_axis(static)
+    wide = y.to(dtype)
+    mean, var = reference.channel_stats(wide, axis) if given is None else given
+    if update is not None:
+        *running, momentum, total = update
+        norms.update_running(*running, mean.detach(), var.detach(), momentum, total)
+    scale = reference.inverse_std(var, eps)
+    scale = scale if weight is None else weight * scale
+    bias = torch.zeros_like(mean) if bias is None else bias
+    x = reference.normalise(wide, mean, scale, bias, axis)
+    return x if residual is None else x + residual.to(dtype)

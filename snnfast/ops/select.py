@@ -76,7 +76,7 @@ def by_name(function):
 
 def _unavailable(name: str, needs: str) -> str | None:
     backend = implementation(name)
-    if needs and not hasattr(backend.unchecked, needs):
+    if needs and not hasattr(backend.functions, needs):
         return "it has no kernel for this op"
     return backend.available()
 

@@ -29,6 +29,38 @@ def memoized(function):
     return call
 
 
+REMEMBERED = 1024
+
+
+def by_kind(function):
+    """``function(tensors, *options)``, which looks at nothing of tensors but their shapes, strides,
+    dtypes, devices and layouts: arguments that were checked once are good for good. Under
+    torch.compile they are traced."""
+    known = {}
+
+    @functools.wraps(function)
+    def call(tensors, *options):
+        if torch.compiler.is_compiling():
+            return function(tensors, *options)
+        try:
+            kinds = [
+                t if t is None else (t.shape, t.stride(), t.dtype, t.device, t.layout)
+                for t in tensors
+            ]
+            key = (*kinds, options, *map(type, options))  # 1 is no bool
+            found = known.get(key)
+        except (AttributeError, RuntimeError, TypeError):  # no tensor, one without strides, a list
+            return function(tensors, *options)
+        if found is None:
+            found = function(tensors, *options)
+            if len(known) >= REMEMBERED:
+                known.clear()
+            known[key] = found
+        return found
+
+    return call
+
+
 def type_name(value) -> str:
     return (
         str(value.dtype).removeprefix("torch.")

@@ -40,6 +40,28 @@ class Shape(NamedTuple):
         return _SIZES[self.real]
 
 
+class Segment(NamedTuple):
+    which: str
+    first: str
+    """Its first step of all."""
+    count: str
+    is_last: str
+    not_last: str
+    is_first: str
+    not_first: str
+
+
+class Neurons(NamedTuple):
+    """Those that a vector holds."""
+
+    j: str
+    """The first one's place in the tile."""
+    io: str
+    """And in a timestep of the inputs' dtype, in bytes."""
+    real: str
+    """And in one of the states'."""
+
+
 class Walk:
     """What both directions share: where everything lies, and how it comes into registers."""
 
@@ -51,6 +73,8 @@ class Walk:
         self.steps, self.neurons = self.number("steps"), self.number("neurons")
         self.row_of_io = self.times(self.neurons, shape.size)
         self.row_of_real = self.times(self.neurons, shape.real_size)
+        more = self.plus(self.steps, shape.segment - 1)
+        self.segments = self.code.let(f"udiv i64 {more}, {shape.segment}")
 
     def address(self, name: str) -> str:
         at = self.offset("%args", 8 * self.places[name])
@@ -75,9 +99,16 @@ class Walk:
     def is_(self, how: str, a: str, b: str | int) -> str:
         return self.code.let(f"icmp {how} i64 {a}, {b}")
 
+    def negated(self, truth: str) -> str:
+        return self.code.let(f"xor i1 {truth}, true")
+
     def given(self, address: str):
         """What is written inside runs where there is a tensor."""
         return self.code.when(self.code.let(f"icmp ne ptr {address}, null"))
+
+    def tile_rows(self, count: int) -> str:
+        """Rows that hold a number for each neuron of the tile."""
+        return self.code.room(f"[{count * self.shape.tile} x {self.shape.real}]")
 
     def of_tile(self, rows: str, which: int, j: str) -> str:
         """Where neuron j of the tile stands in a row."""
@@ -182,19 +213,35 @@ class Walk:
                 found.append(self.everywhere(self.address(f"param {k}")))
         return found
 
-    def start(self, real_i: str) -> list[str]:
+    def start(self, at: Neurons) -> list[str]:
         """Variables with the states before all steps: given ones, or the rest."""
         found = self.variables([self.behind(k) for k in range(self.step.states)])
         for k, variable in enumerate(found):
             base = self.address(f"state {k}")
             with self.given(base):
-                self.set(variable, self.read(self.offset(base, real_i)))
+                self.set(variable, self.read(self.offset(base, at.real)))
         return found
 
-    def rows_of(self, name: str, count: int) -> list[tuple[str, str]]:
-        """Bases and strides of tensors [T, ...]."""
-        return [(self.address(f"{name} {k}"), self.number(f"{name} {k} stride"))
-                for k in range(count)]  # fmt: skip
+    def addresses(self, name: str, count: int) -> list[str]:
+        return [self.address(f"{name} {k}") for k in range(count)]
+
+    def sequences(self, name: str, count: int) -> list[tuple[str, str]]:
+        """Addresses of tensors [T, ...], and the bytes from step to step."""
+        strides = [self.number(f"{name} {k} stride") for k in range(count)]
+        return list(zip(self.addresses(name, count), strides, strict=True))
+
+    def rows(self, sequences: list[tuple[str, str]], t: str, at: Neurons) -> list[str]:
+        """Addresses of neurons in step t."""
+        return [
+            self.offset(base, self.plus(self.times(t, stride), at.io)) for base, stride in sequences
+        ]
+
+    def io_row(self, t: str, at: Neurons) -> str:
+        """The offset of neurons in step t, where steps lie side by side."""
+        return self.plus(self.times(t, self.row_of_io), at.io)
+
+    def real_row(self, t: str, at: Neurons) -> str:
+        return self.plus(self.times(t, self.row_of_real), at.real)
 
     def run(self, program: Program, leaves: dict[str, list[str]], gradient: Program | None = None):
         def leaf(node: Node) -> str:
@@ -202,15 +249,28 @@ class Walk:
 
         return values(self.lanes, program, leaf, self.constant, gradient)
 
-    def each_vector(self, body) -> None:
-        """body(j, i) for the neurons of the tile: vectors of them, then the last ones singly; j is
-        a neuron's place in the tile, i in a timestep."""
+    def segment(self, which: str) -> Segment:
+        first = self.times(which, self.shape.segment)
+        left = self.minus(self.steps, first)
+        last = self.is_("sle", left, self.shape.segment)
+        count = self.code.let(f"select i1 {last}, i64 {left}, i64 {self.shape.segment}")
+        return Segment(
+            which, first, count, last, self.negated(last),
+            *(self.is_(how, which, 0) for how in ("eq", "ne")),
+        )  # fmt: skip
+
+    def vectors(self):
+        """Once for vectors of the tile's neurons and once for the last ones singly: what is written
+        meanwhile is repeated for all."""
         wide = self.shape.lanes
         whole = self.minus("%count", self.code.let(f"urem i64 %count, {wide}"))
         for lanes, start, stop in ((wide, "0", whole), (1, whole, "%count")):
             self.lanes = Lanes(self.code, self.shape.real, lanes)
             with self.code.loop(start, stop, lanes) as j:
-                body(j, self.plus("%begin", j))
+                i = self.plus("%begin", j)
+                yield Neurons(
+                    j, self.times(i, self.shape.size), self.times(i, self.shape.real_size)
+                )
 
     def text(self, name: str) -> str:
         arguments = {"fma": 3, "copysign": 2, "pow": 2, "fabs": 1, "sqrt": 1, "exp": 1, "log": 1,

@@ -16,7 +16,7 @@ time.
 from typing import NamedTuple
 
 from snnfast.program.ir import Program
-from snnfast.program.llvm_memory import Shape, Walk
+from snnfast.program.llvm_memory import Neurons, Segment, Shape, Walk
 
 
 class Wanted(NamedTuple):
@@ -55,182 +55,166 @@ def _names(step, *kinds: str) -> list[str]:
 def forward(step, shape: Shape) -> tuple[str, list[float]]:
     """(text, constants) of ``step.forward`` over all steps."""
     w = Walk(shape, step, forward_arguments(step))
-    code, numbers = w.code, range(step.states)
-    rows = code.room(f"[{step.states * shape.tile} x {shape.real}]")
-
-    def segment(first):
-        left = w.minus(w.steps, first)
-        last = w.is_("sle", left, shape.segment)
-        many = code.let(f"select i1 {last}, i64 {left}, i64 {shape.segment}")
-        later = w.is_("sgt", first, 0)
-
-        def vector(j, i):
-            io_i, real_i = w.times(i, shape.size), w.times(i, shape.real_size)
-            states = w.start(real_i)
-            with code.when(later):
-                for k in numbers:
-                    w.set(states[k], w.read(w.of_tile(rows, k, j)))
-            params = w.params(j)
-            inputs = w.rows_of("input", step.inputs)
-            outputs = [w.address(f"output {k}") for k in range(step.outputs)]
-            every = [w.address(f"every state {k}") for k in numbers]
-            with code.loop(0, many) as k:
-                t = w.plus(first, k)
-                places = [w.offset(b, w.plus(w.times(t, by), io_i)) for b, by in inputs]
-                for place in places:
-                    w.fetch(place)
-                leaves = {"input": [w.load(p) for p in places], "state": [*map(w.get, states)],
-                          "param": params}  # fmt: skip
-                results = w.run(step.forward, leaves)
-                to = w.plus(w.times(t, w.row_of_io), io_i)
-                for value, base in zip(results[: step.outputs], outputs, strict=True):
-                    w.store(value, w.offset(base, to), shape.stream)
-                to = w.plus(w.times(t, w.row_of_real), real_i)
-                for k, value in enumerate(results[step.outputs :]):
-                    w.set(states[k], value)
-                    with w.given(every[k]):
-                        w.write(value, w.offset(every[k], to))
-            with code.when(last):
-                for k in numbers:
-                    base = w.address(f"last state {k}")
-                    with w.given(base):
-                        w.write(w.get(states[k]), w.offset(base, real_i))
-            with code.when(code.let(f"xor i1 {last}, true")):
-                which = code.let(f"udiv i64 {first}, {shape.segment}")
-                to = w.plus(w.times(which, w.row_of_real), real_i)
-                for k in numbers:
-                    value, base = w.get(states[k]), w.address(f"border state {k}")
-                    w.write(value, w.of_tile(rows, k, j))
-                    with w.given(base):
-                        w.write(value, w.offset(base, to))
-
-        w.each_vector(vector)
-
-    with code.loop(0, w.steps, shape.segment) as first:
-        segment(first)
+    kept = w.tile_rows(step.states)  # the states, between segments
+    with w.code.loop(0, w.segments) as which:
+        segment = w.segment(which)
+        for at in w.vectors():
+            states = w.start(at)
+            with w.code.when(segment.not_first):
+                for k, state in enumerate(states):
+                    w.set(state, w.read(w.of_tile(kept, k, at.j)))
+            _steps(w, segment, at, states)
+            with w.code.when(segment.not_last):
+                to = w.real_row(segment.which, at)
+                for k, state in enumerate(states):
+                    value, border = w.get(state), w.address(f"border state {k}")
+                    w.write(value, w.of_tile(kept, k, at.j))
+                    with w.given(border):
+                        w.write(value, w.offset(border, to))
+            with w.code.when(segment.is_last):
+                for k, state in enumerate(states):
+                    last = w.address(f"last state {k}")
+                    with w.given(last):
+                        w.write(w.get(state), w.offset(last, at.real))
     return w.text("forward"), w.table.numbers
+
+
+def _steps(w: Walk, segment: Segment, at: Neurons, states: list[str]) -> None:
+    """Forward through a segment, the states in variables."""
+    step, params = w.step, w.params(at.j)
+    inputs, outputs = w.sequences("input", step.inputs), w.addresses("output", step.outputs)
+    every = w.addresses("every state", step.states)
+    with w.code.loop(0, segment.count) as k:
+        t = w.plus(segment.first, k)
+        rows = w.rows(inputs, t, at)
+        for row in rows:
+            w.fetch(row)
+        before = [*map(w.get, states)]
+        leaves = {"input": [*map(w.load, rows)], "state": before, "param": params}
+        results = w.run(step.forward, leaves)
+        to = w.io_row(t, at)
+        for value, output in zip(results[: step.outputs], outputs, strict=True):
+            w.store(value, w.offset(output, to), w.shape.stream)
+        to = w.real_row(t, at)
+        for state, value, kept in zip(states, results[step.outputs :], every, strict=True):
+            w.set(state, value)
+            with w.given(kept):
+                w.write(value, w.offset(kept, to))
 
 
 def backward(step, shape: Shape, gradient: Program, wanted: Wanted) -> tuple[str, list[float]]:
     """(text, constants) of the walk back with ``step.advance`` and ``step.adjoint``; ``gradient``:
     the surrogate's formula."""
     w = Walk(shape, step, backward_arguments(step))
-    code, numbers = w.code, range(step.states)
     summed = [k for k, how in enumerate(wanted.dinputs) if how == "sum"]
     asked = [k for k, yes in enumerate(wanted.dparams) if yes]
-    # Between segments: the gradients of the states, and the sums over time of those of inputs.
-    rows = code.room(f"[{(step.states + len(summed)) * shape.tile} x {shape.real}]")
-    segments = code.let(f"udiv i64 {w.plus(w.steps, shape.segment - 1)}, {shape.segment}")
-
-    def segment(back):
-        which = w.minus(w.minus(segments, 1), back)
-        first = w.times(which, shape.segment)
-        left = w.minus(w.steps, first)
-        last = w.is_("eq", back, 0)
-        many = code.let(f"select i1 {last}, i64 {left}, i64 {shape.segment}")
-        later, earlier = w.is_("sgt", first, 0), w.is_("sgt", back, 0)
-
-        def vector(j, i):
-            lanes = w.lanes
-            io_i, real_i = w.times(i, shape.size), w.times(i, shape.real_size)
-            before = w.start(real_i)
-            border = w.plus(w.times(w.minus(which, 1), w.row_of_real), real_i)
-            with code.when(later):
-                for k in numbers:
-                    base = w.address(f"border state {k}")
-                    w.set(before[k], w.read(w.offset(base, border)))
-            params = w.params(j)
-            inputs = w.rows_of("input", step.inputs)
-            held = code.room(f"[{shape.segment * step.states} x {lanes.kind}]")
-
-            def held_at(k, state):
-                at = w.plus(w.times(k, step.states), state)
-                return code.let(f"getelementptr {lanes.kind}, ptr {held}, i64 {at}")
-
-            def read(t):
-                return [w.offset(b, w.plus(w.times(t, by), io_i)) for b, by in inputs]
-
-            with code.loop(0, many) as k:
-                states = [*map(w.get, before)]
-                for n in numbers:
-                    w.set(held_at(k, n), states[n])
-                with code.when(w.is_("slt", k, w.minus(many, 1))):
-                    x = [w.load(place) for place in read(w.plus(first, k))]
-                    leaves = {"input": x, "state": states, "param": params}
-                    for n, value in enumerate(w.run(step.advance, leaves)):
-                        w.set(before[n], value)
-
-            zero = lanes.number(0.0)
+    kept = w.tile_rows(step.states + len(summed))  # dstates and dsums, between segments
+    with w.code.loop(0, w.segments) as done:
+        segment = w.segment(w.minus(w.minus(w.segments, 1), done))
+        for at in w.vectors():
+            params = w.params(at.j)
+            held = _recompute(w, segment, at, params)
+            zero = w.lanes.number(0.0)
             dstates = w.variables([zero] * step.states)
-            sums = w.variables([zero] * len(summed))
+            dsums = w.variables([zero] * len(summed))
             dparams = w.variables([zero] * len(asked))
-            with code.when(last):
-                for k in numbers:
-                    base = w.address(f"last state {k}")
-                    with w.given(base):
-                        w.set(dstates[k], w.read(w.offset(base, real_i)))
-            with code.when(earlier):
-                for k, variable in enumerate((*dstates, *sums)):
-                    w.set(variable, w.read(w.of_tile(rows, k, j)))
-                for k, variable in enumerate(dparams):
-                    w.set(variable, w.read(w.in_row("%sums", k, j)))
-            douts = w.rows_of("dout output", step.outputs)
-            every = [w.address(f"every state {k}") for k in numbers]
-            dinputs = [w.address(f"dinput input {k}") for k in range(step.inputs)]
-            with code.loop(0, many) as back_k:
-                k = w.minus(w.minus(many, 1), back_k)
-                t = w.plus(first, k)
-                places = read(t)
-                given = [w.offset(b, w.plus(w.times(t, by), io_i)) for b, by in douts]
-                to = w.plus(w.times(t, w.row_of_real), real_i)
-                for n in numbers:
-                    with w.given(every[n]):
-                        more = w.read(w.offset(every[n], to))
-                        w.set(dstates[n], lanes.add(w.get(dstates[n]), more))
-                for place in places:
-                    w.fetch(place)
-                ds = []
-                for place, yes in zip(given, wanted.douts, strict=True):
-                    if yes:
-                        w.fetch(place)
-                    ds.append(w.load(place) if yes else zero)
-                leaves = {
-                    "input": [*map(w.load, places)],
-                    "state": [w.get(held_at(k, n)) for n in numbers],
-                    "param": params,
-                    "dout": ds,
-                    "dstate": [*map(w.get, dstates)],
-                }
-                results = [zero if r is None else r for r in w.run(step.adjoint, leaves, gradient)]
-                dx, dv = results[: step.inputs], results[step.inputs :]
-                to = w.plus(w.times(t, w.row_of_io), io_i)
-                for value, base, how in zip(dx, dinputs, wanted.dinputs, strict=True):
-                    if how == "steps":
-                        at = w.offset(base, to)
-                        if not shape.stream:
-                            w.fetch(at, write=True)
-                        w.store(value, at, shape.stream)
-                for variable, n in zip(sums, summed, strict=True):
-                    w.set(variable, lanes.add(w.get(variable), dx[n]))
-                for n in numbers:
-                    w.set(dstates[n], dv[n])
-                for variable, n in zip(dparams, asked, strict=True):
-                    w.set(variable, lanes.add(w.get(variable), dv[step.states + n]))
-            for k, variable in enumerate(dparams):
-                w.write(w.get(variable), w.in_row("%sums", k, j))
-            with code.when(later):
-                for k, variable in enumerate((*dstates, *sums)):
-                    w.write(w.get(variable), w.of_tile(rows, k, j))
-            with code.when(code.let(f"xor i1 {later}, true")):
-                for k in numbers:
-                    base = w.address(f"dstate state {k}")
-                    with w.given(base):
-                        w.write(w.get(dstates[k]), w.offset(base, real_i))
-                for variable, n in zip(sums, summed, strict=True):
-                    w.store(w.get(variable), w.offset(dinputs[n], io_i))
-
-        w.each_vector(vector)
-
-    with code.loop(0, segments) as back:
-        segment(back)
+            with w.code.when(segment.is_last):
+                for k, dstate in enumerate(dstates):
+                    last = w.address(f"last state {k}")
+                    with w.given(last):
+                        w.set(dstate, w.read(w.offset(last, at.real)))
+            with w.code.when(segment.not_last):
+                for k, variable in enumerate((*dstates, *dsums)):
+                    w.set(variable, w.read(w.of_tile(kept, k, at.j)))
+                for k, dparam in enumerate(dparams):
+                    w.set(dparam, w.read(w.in_row("%sums", k, at.j)))
+            sums = dict(zip(summed, dsums, strict=True)), dict(zip(asked, dparams, strict=True))
+            _steps_back(w, segment, at, params, held, gradient, wanted, dstates, *sums)
+            for k, dparam in enumerate(dparams):
+                w.write(w.get(dparam), w.in_row("%sums", k, at.j))
+            with w.code.when(segment.not_first):
+                for k, variable in enumerate((*dstates, *dsums)):
+                    w.write(w.get(variable), w.of_tile(kept, k, at.j))
+            with w.code.when(segment.is_first):
+                for k, dstate in enumerate(dstates):
+                    first = w.address(f"dstate state {k}")
+                    with w.given(first):
+                        w.write(w.get(dstate), w.offset(first, at.real))
+                for k, dsum in zip(summed, dsums, strict=True):
+                    w.store(w.get(dsum), w.offset(w.address(f"dinput input {k}"), at.io))
     return w.text("backward"), w.table.numbers
+
+
+def _recompute(w: Walk, segment: Segment, at: Neurons, params: list[str]):
+    """Runs ``advance`` through a segment; what it returns gives the address of a state before its
+    k-th step."""
+    step, kind = w.step, w.lanes.kind
+    states = w.start(at)
+    with w.code.when(segment.not_first):
+        border = w.real_row(w.minus(segment.which, 1), at)
+        for k, state in enumerate(states):
+            w.set(state, w.read(w.offset(w.address(f"border state {k}"), border)))
+    inputs = w.sequences("input", step.inputs)
+    room = w.code.room(f"[{w.shape.segment * step.states} x {kind}]")
+
+    def held(k: str, state: int) -> str:
+        place = w.plus(w.times(k, step.states), state)
+        return w.code.let(f"getelementptr {kind}, ptr {room}, i64 {place}")
+
+    with w.code.loop(0, segment.count) as k:
+        before = [*map(w.get, states)]
+        for n, value in enumerate(before):
+            w.set(held(k, n), value)
+        with w.code.when(w.is_("slt", k, w.minus(segment.count, 1))):
+            rows = w.rows(inputs, w.plus(segment.first, k), at)
+            leaves = {"input": [*map(w.load, rows)], "state": before, "param": params}
+            for state, value in zip(states, w.run(step.advance, leaves), strict=True):
+                w.set(state, value)
+    return held
+
+
+def _steps_back(
+    w: Walk, segment: Segment, at: Neurons, params: list[str], held, gradient: Program,
+    wanted: Wanted, dstates: list[str], dsums: dict[int, str], dparams: dict[int, str],
+) -> None:  # fmt: skip
+    """Backward through a segment, the gradients of states in variables and, by their numbers, those
+    that are summed up."""
+    step, zero = w.step, w.lanes.number(0.0)
+    inputs, douts = w.sequences("input", step.inputs), w.sequences("dout output", step.outputs)
+    every = w.addresses("every state", step.states)
+    dinputs = w.addresses("dinput input", step.inputs)
+    with w.code.loop(0, segment.count) as done:
+        k = w.minus(w.minus(segment.count, 1), done)
+        t = w.plus(segment.first, k)
+        to = w.real_row(t, at)
+        for dstate, given in zip(dstates, every, strict=True):
+            with w.given(given):
+                w.set(dstate, w.lanes.add(w.get(dstate), w.read(w.offset(given, to))))
+        rows = w.rows(inputs, t, at)
+        given = [
+            row if yes else None
+            for row, yes in zip(w.rows(douts, t, at), wanted.douts, strict=True)
+        ]
+        for row in (*rows, *filter(None, given)):
+            w.fetch(row)
+        leaves = {
+            "input": [*map(w.load, rows)],
+            "state": [w.get(held(k, n)) for n in range(step.states)],
+            "param": params,
+            "dout": [w.load(row) if row else zero for row in given],
+            "dstate": [*map(w.get, dstates)],
+        }
+        results = [r or zero for r in w.run(step.adjoint, leaves, gradient)]
+        to = w.io_row(t, at)
+        for value, base, how in zip(results, dinputs, wanted.dinputs, strict=False):
+            if how == "steps":
+                row = w.offset(base, to)
+                if not w.shape.stream:
+                    w.fetch(row, write=True)
+                w.store(value, row, w.shape.stream)
+        of_params = step.inputs + step.states
+        for dstate, value in zip(dstates, results[step.inputs : of_params], strict=True):
+            w.set(dstate, value)
+        for sums, first in ((dsums, 0), (dparams, of_params)):
+            for n, total in sums.items():
+                w.set(total, w.lanes.add(w.get(total), results[first + n]))

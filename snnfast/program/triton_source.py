@@ -24,6 +24,7 @@ _CALLS = {
     "exp": "exp", "log": "log", "sqrt": "tl.sqrt_rn", "tanh": "tanh", "sigmoid": "sigmoid",
     "where": "tl.where",
 }  # fmt: skip
+_COMPARISONS = TRUTH - {"and", "or", "not"}
 _FUNCTIONS = ("exp", "log", "tanh", "sigmoid", "pow")
 _LEAVES = {"input": "x", "state": "v", "param": "p", "dout": "ds", "dstate": "dv"}
 _ORDINARY = 2.0**100
@@ -170,14 +171,18 @@ class _Writer:
             return f"{_LEAVES[op]}[{int(number)}]" + ".to(tl.float32)" * half
         alone = all(self.nodes[a].op == "const" for a in args)
         values = [self.value(a, not alone and op != "pow") for a in args]
-        if op in ("add", "sub") and self.gradient[place]:
+        if op in ("add", "sub"):
             found = self.contracted(op, args, values)
             if found:
                 return found
         if op == "div":
             return self.quotient(place, *values)
         if op == "spike":
-            return f"tl.where({self.threshold(args[0])}, 1.0, 0.0)"
+            u, theta = self.compared(args[0])
+            return f"tl.where({u} >= {theta}, 1.0, 0.0)"
+        if op in _COMPARISONS and self.is_zero(args[1]):
+            u, theta = self.compared(args[0])
+            return f"{u} {_INFIX[op]} {theta}"
         if op == "surrogate":
             return f"gradient({self.tile(args[0])}, c[0], c[1], ID)"
         if op == "not":
@@ -186,18 +191,23 @@ class _Writer:
             return f"{values[0]} {_INFIX[op]} {values[1]}"
         return f"{_CALLS[op]}({', '.join(values)})"
 
-    def threshold(self, place: int) -> str:
-        """u >= 0; of u = h - theta, a number, without the difference."""
+    def is_zero(self, place: int) -> bool:
+        return self.nodes[place].op == "const" and self.nodes[place].number == 0.0
+
+    def compared(self, place: int) -> tuple[str, str]:
+        """What to compare for a comparison of u with 0: of u = h - theta, a number, h and theta,
+        without the difference."""
         op, args, _ = self.nodes[place]
         theta = self.nodes[args[1]] if op == "sub" else None
         if theta is None or theta.op != "const" or not math.isfinite(theta.number):
-            return f"{self.value(place)} >= 0.0"
-        if self.reads[place] == 1:
+            return self.value(place), "0.0"
+        self.reads[place] -= 1
+        if not self.reads[place]:
             self.fused.add(place)
-        return f"{self.value(args[0])} >= {self.value(args[1])}"
+        return self.value(args[0]), self.value(args[1])
 
     def contracted(self, op: str, args: tuple, values: list[str]) -> str | None:
-        """A sum with a product that nobody else reads."""
+        """A sum with a product of a gradient that nobody else reads."""
         for k in (1, 0):
             product = self.product(args[k])
             if product is not None:
@@ -212,7 +222,7 @@ class _Writer:
         return None
 
     def product(self, place: int) -> tuple[str, str, list[int]] | None:
-        """(factor, factor, the places that they stand for) of a gradient."""
+        """(factor, factor, the places that they stand for)."""
         op, args, _ = self.nodes[place]
         if not self.gradient[place] or self.reads[place] > 1:
             return None

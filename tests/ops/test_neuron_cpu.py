@@ -44,8 +44,8 @@ UGLY = (0.0, -0.0, 1.0, -1.0, 1e-40, -1e-40, 1e-45, 3e38, -3e38, math.inf, -math
 """16: their pairs fill vectors."""
 
 
-def of_operation(op, dtype=torch.float32, steps=1):
-    """A step of two inputs and no state whose outputs are ``op``, and it in front of and behind
+def of_operation(op):
+    """Steps of three inputs and no state whose output is ``op``, and it in front of and behind
     others."""
     b = Builder()
     x, y, z = (b.add("input", number=k) for k in range(3))

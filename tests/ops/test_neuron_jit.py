@@ -1,6 +1,7 @@
 """Neurons as machine code: what is compiled, and how. That it computes what it must, the tests of
 test_neuron_cpu.py and test_neuron.py say."""
 
+import math
 import subprocess
 import sys
 
@@ -106,19 +107,35 @@ def test_nothing_is_contracted():
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
-@pytest.mark.parametrize("offset", (0, 1))
-def test_past_the_caches(dtype, offset, monkeypatch):
-    """Rows on lines, and rows beside them, are written alike."""
-    monkeypatch.setattr(cpu.launch.module(), "CACHE_BYTES", 0)
-    step, steps, n = programs.named("adaptive_lif"), 9, 1024 + 32 * offset
+@pytest.mark.parametrize("n", (1024, 1032))
+def test_past_the_caches(dtype, n, monkeypatch):
+    """Rows that begin on lines and rows that do not are written alike."""
+    step, steps = programs.named("adaptive_lif"), 9
     inputs, states, params = programs.tensors(step, 0, steps, n, dtype)
     layer = programs.layer_of(step, ATAN, steps)
-    results, borders = run(layer, inputs, states, params)
-    along = cotangents(layer, results)
-    streamed = [*results, *backward(layer, inputs, states, params, borders, *along)]
-    monkeypatch.setattr(cpu.launch.module(), "CACHE_BYTES", 1 << 60)
-    results, borders = run(layer, inputs, states, params)
-    all_same(streamed, [*results, *backward(layer, inputs, states, params, borders, *along)])
+
+    def everything(limit):
+        monkeypatch.setattr(cpu.launch.module(), "CACHE_BYTES", limit)
+        results, borders = run(layer, inputs, states, params)
+        beside = torch.empty(steps * n + 1, dtype=dtype)[1:].view(steps, n)
+        cpu.neuron_forward(layer, inputs, states, params, [beside])
+        along = [torch.ones_like(results[0])], [torch.ones_like(v) for v in results[1:]]
+        return [*results, beside, *backward(layer, inputs, states, params, borders, *along)]
+
+    all_same(everything(0), everything(1 << 60))
+
+
+@pytest.mark.parametrize("exponent", (-149, -127, -126, -3, 1, 100, 127))
+def test_quotients_by_powers_of_two(exponent):
+    """Are products, but where the inverse is no number."""
+    b = Builder()
+    quotient = b.add("div", b.add("input"), b.constant(2.0**exponent))
+    step = Step.of(b.program([quotient]).pack(), 1, 1, 0)
+    generator = torch.Generator().manual_seed(0)
+    bits = torch.randint(-(2**31), 2**31, (10_000,), generator=generator).to(torch.int32)
+    x = torch.cat([bits.view(torch.float32), torch.tensor([0.0, -0.0, math.inf, 2.0**-149])])[None]
+    layer = programs.layer_of(step, ATAN, 1)
+    all_same(run(layer, [x], [], [])[0], looped(layer, [x], [], [])[:1])
 
 
 @pytest.mark.parametrize("name", surrogates.TABLE)

@@ -65,19 +65,21 @@ def test_opcheck(backend, static):
                        for t in (y, residual, wanted.ds))  # fmt: skip
     v, w = (torch.rand(5, device=y.device) + 0.5 for _ in range(2))
     layer = (3, *lif_layer(3, surrogate="atan", static=static).pack(), backend.name)
-    ops, check, norm, none = torch.ops.snnfast, torch.library.opcheck, (v, v, w), (None, None)
+    stats, totals = torch.rand(4, 5, device=y.device) + 0.5, torch.rand(5, 5, device=y.device)
+    ops, check, norm, none = torch.ops.snnfast, torch.library.opcheck, (stats, w), (None, None)
     running = (v.clone(), v.clone(), 0.1, 72, 1e-5)
     check(ops.norm_stats.default, (y, w, *running, static, backend.name))
     check(ops.norm_prepare.default, (v, w, None, 1e-5, backend.name))
-    check(ops.norm_finish.default, (torch.stack([v, w]), v, w, 72, backend.name))
+    check(ops.norm_finish.default, (torch.stack([v, w]), stats, 72, backend.name))
     check(ops.norm_lif_forward.default, (y, residual, *norm, *none, *layer, 1, True))
     gradients = (*none, y.new_empty(0, dtype=torch.float32), ds, None)
-    again = static and y.dtype in implementation(backend.name).recomputes_dx
-    wants = (72, not again, False, False)
-    check(ops.norm_lif_backward.default, (y, residual, *norm, w, *gradients, *layer, *wants))
-    if again:
-        check(ops.norm_lif_dy.default, (y, *norm, *gradients, v, v, v, *layer))
-    check(ops.norm_dy.default, (y, torch.randn_like(y), v, v, v, v, static, backend.name))
+    for dx, dy in ((False, True), (True, True), (True, False)):
+        wants = (72, dx, dy, False, False)
+        check(ops.norm_lif_backward.default, (y, residual, *norm, *gradients, *layer, *wants))
+    if static and y.dtype in implementation(backend.name).recomputes_dx:
+        check(ops.norm_lif_dy.default, (y, *norm, *gradients, totals, *layer))
+    for op in (ops.norm_dy.default, ops.norm_dy_.default):
+        check(op, (y, torch.randn_like(y), stats, totals, static, backend.name))
 
 
 def test_the_backend_asked_for_runs(backend):

@@ -8,7 +8,7 @@ import torch
 from backends import CPU, INTERPRETED
 
 import snnfast
-from snnfast.backends.spec import Finished, Prepared
+from snnfast.backends.spec import DWEIGHT, INV_STD, SCALE, B, C
 from snnfast.ops.select import implementation
 
 
@@ -27,6 +27,7 @@ def test_programs_of_several_tiles_add_up_the_same(backend, T, C, monkeypatch):
     found = []
     for programs in (math.inf, 1):
         monkeypatch.setattr(norm_lif, "_SUM_PROGRAMS", programs)
+        implementation(backend.name).forget()
         leaves = [t.clone().requires_grad_() for t in (weight, bias, rate)]
         inputs = [channels_last(t).requires_grad_() for t in (y, r)]
         s = snnfast.norm_lif(
@@ -42,31 +43,30 @@ def test_programs_of_several_tiles_add_up_the_same(backend, T, C, monkeypatch):
 @pytest.mark.parametrize("momentum", (0.1, 0.9))
 def test_what_follows_is_the_same_to_the_bit(backend, momentum):
     """Root and quotient are IEEE's, so that evaluation has the same spikes everywhere."""
-    C = 50
+    channels = 50
     kernels = implementation(backend.name)
-    mean, var, weight = (
-        torch.randn(C),
-        torch.rand(C) * 10 ** torch.randint(-6, 6, (C,)),
-        torch.randn(C),
-    )
-    inv_std, scale = torch.empty(C), torch.empty(C)
-    moved = torch.randn(C), torch.rand(C)
+    stats, weight = torch.full((4, channels), math.nan), torch.randn(channels)
+    stats[:2] = torch.rand(2, channels) * 10 ** torch.randint(-6, 6, (channels,))
+    mean, var = stats[:2].clone()
+    moved = torch.randn(channels), torch.rand(channels)
     before = [t.double() for t in moved]
-    kernels.norm_prepare(mean, var, Prepared(inv_std, scale, weight, *moved, momentum, 1.25, 1e-5))
+    kernels.norm_prepare(momentum, 1.25, 1e-5, stats, weight, *moved)
     exact = 1 / (var + 1e-5).double().sqrt().float()
-    assert torch.equal(inv_std, exact) and torch.equal(scale, weight * exact)
+    for row, wanted in enumerate((mean, var, exact, weight * exact)):
+        assert torch.equal(stats[row], wanted)
     for now, old, new in zip(moved, before, (mean, var * 1.25), strict=True):
         torch.testing.assert_close(
             now.double(), old.lerp(new.double(), momentum), rtol=1e-6, atol=1e-6
         )
+    inv_std, scale = stats[INV_STD], stats[SCALE]
     for count in (0, 77):
-        sums, outputs = torch.randn(2, C), [torch.empty(C) for _ in range(4)]
-        kernels.norm_finish(sums, Finished(scale, inv_std, count, *outputs))
-        b, c = scale * inv_std * inv_std * sums[1] / -77, scale * sums[0] / -77
-        wanted = (
-            (sums[1] * inv_std, sums[0], b, c)
-            if count
-            else (sums[1] * inv_std, sums[0], 0 * b, 0 * c)
-        )
-        for one, other in zip(outputs, wanted, strict=True):
-            torch.testing.assert_close(one, other, rtol=2e-7, atol=0)
+        totals = torch.full((5, channels), math.nan)
+        total, moment = totals[:2] = torch.randn(2, channels)
+        kernels.norm_finish(count, stats, totals)
+        slope, shift = scale * inv_std * inv_std * moment / -77, scale * total / -77
+        wanted = {DWEIGHT: moment * inv_std, B: slope, C: shift}
+        assert torch.equal(totals[:2], torch.stack((total, moment)))
+        for row, expected in wanted.items():
+            if row != DWEIGHT and not count:
+                expected = 0 * expected
+            assert torch.equal(totals[row], expected)

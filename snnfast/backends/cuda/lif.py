@@ -2,7 +2,8 @@
 
 import ctypes
 import math
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from snnfast.backends.cuda import launch as driver
 from snnfast.backends.cuda import norm_lif as norms
 from snnfast.backends.cuda.launch import IO, Float, Int, Kernel, Launch, Long, Pointer
 from snnfast.backends.layout import DTYPES
-from snnfast.backends.spec import INTEGRATE, Finished, LifLayer, Norm
+from snnfast.backends.spec import INTEGRATE, Channels, LifLayer
 
 # enum Flags of csrc/cuda/lif_args.h.
 HAS_V0, HAS_RATE, HAS_V, EVERY_STATE, HAS_BORDERS = 1, 2, 4, 8, 16
@@ -74,84 +75,74 @@ class NeuronArgs(NamedTuple):
 
 
 def lif_forward(
-    layer: LifLayer,
-    x: Tensor,
-    v0: Tensor | None,
-    rate: Tensor | None,
-    s: Tensor,
-    v: Tensor | None,
-    borders: Tensor | None,
-    norm: Norm | None = None,
-    residual: Tensor | None = None,
-) -> None:
+    layer: LifLayer, where: Channels | None, x, v0, rate, s, v, borders, stats, bias, residual
+):  # fmt: skip
     strides = _time_strides(x, None, residual)
     flags = _flags(layer, x, v0, rate, v) | (borders is not None) * HAS_BORDERS
     flags |= (residual is not None) * HAS_RESIDUAL
-    pointers = [driver.pointer(t) for t in (x, v0, rate, s, v, borders)]
-    _run("forward", layer, x, pointers, strides, flags, norm, residual)
+    plan = _planner("forward", layer, x, strides, flags, where, 0)
+
+    def launch(x, v0, rate, s, v, borders, stats, bias, residual):
+        _run(plan, (x, v0, rate, s, v, borders), residual, stats, bias)
+
+    return launch
 
 
 def lif_backward(
-    layer: LifLayer,
-    x: Tensor,
-    v0: Tensor | None,
-    rate: Tensor | None,
-    borders: Tensor | None,
-    ds: Tensor | None,
-    dv: Tensor | None,
-    dx: Tensor | None,
-    dv0: Tensor | None,
-    drate: Tensor | None,
-    norm: Norm | None = None,
-    residual: Tensor | None = None,
-    sums: Tensor | None = None,
-    finished: Finished | None = None,
-) -> None:
-    gradients = (borders, ds, dv, dx, dv0, drate)
-    _backward(layer, x, v0, rate, *gradients, norm, residual, sums, finished)
+    layer: LifLayer, where: Channels | None, count: int, x, v0, rate, borders, ds, dv, dx, dv0,
+    drate, stats, bias, residual, totals,
+):  # fmt: skip
+    width, given = 0 if where is None else 2, (x, v0, rate, borders, ds, dv, dx, dv0, drate)
+    plan = _backward_planner(
+        layer, where, given, residual, width, HAS_DX * (width > 0 and dx is not None)
+    )
+    per_channel = rate is not None and layer.channels > 1
+    neurons = x[0].numel()
+
+    def launch(x, v0, rate, borders, ds, dv, dx, dv0, drate, stats, bias, residual, totals):
+        each = None
+        if drate is not None:  # of a neuron, or of a thread: as many at most
+            each = torch.empty(neurons, dtype=torch.float32, device=x.device)
+        given = (x, v0, rate, borders, ds, dv, dx, dv0, each)
+        found, parts = _run(plan, given, residual, stats, bias)
+        if where is not None:
+            norms.add_up(found.norm, found.lanes, parts, count, stats, totals)
+        if per_channel and drate is not None:
+            drate.copy_(each.view(-1, layer.channels, layer.inner).sum((0, 2)))
+        elif drate is not None:
+            drate.copy_(each[: neurons // found.lanes].sum().view_as(drate))
+
+    return launch
 
 
 def norm_lif_dy(
-    layer: LifLayer,
-    x: Tensor,
-    v0: Tensor | None,
-    rate: Tensor | None,
-    borders: Tensor | None,
-    ds: Tensor | None,
-    dv: Tensor | None,
-    dy: Tensor,
-    norm: Norm,
-    a: Tensor,
-    b: Tensor,
-    c: Tensor,
-) -> None:
-    gradients = (borders, ds, dv, dy, None, None)
-    _backward(layer, x, v0, rate, *gradients, norm, a=a, b=b, c=c)
+    layer: LifLayer, where: Channels, x, v0, rate, borders, ds, dv, dy, stats, bias, totals
+):  # fmt: skip
+    given = (x, v0, rate, borders, ds, dv, dy, None, None)
+    plan = _backward_planner(layer, where, given, None, 0, HAS_DX | RECOMPUTE)
+
+    def launch(x, v0, rate, borders, ds, dv, dy, stats, bias, totals):
+        given = (x, v0, rate, borders, ds, dv, dy, None, None)
+        _run(plan, given, None, stats, bias, totals)
+
+    return launch
 
 
-def _backward(
-    layer, x, v0, rate, borders, ds, dv, dx, dv0, drate, norm, residual=None, sums=None,
-    finished=None, **abc,
-) -> None:  # fmt: skip
-    strides = _time_strides(x, ds, residual)
-    per_channel = rate is not None and layer.channels > 1
-    flags = _flags(layer, x, v0, rate, dv)
+def _backward_planner(layer, where, given, residual, width: int, more: int) -> Callable:
+    x, v0, rate, borders, ds, dv, dx, dv0, drate = given
+    flags = _flags(layer, x, v0, rate, dv) | more
     flags |= (borders is not None) * HAS_BORDERS | (ds is not None) * HAS_DS
     flags |= (dv0 is not None) * HAS_DV0 | (drate is not None) * HAS_DRATE
     flags |= (dx is not None and dx.dim() < x.dim()) * SUM_DX
     flags |= (residual is not None) * HAS_RESIDUAL
-    flags |= (norm is not None and dx is not None) * HAS_DX | bool(abc) * RECOMPUTE
-    each = None
-    if drate is not None:  # of a neuron, or of a thread: as many at most
-        each = torch.empty(x.numel() // layer.steps, dtype=torch.float32, device=x.device)
-    pointers = [driver.pointer(t) for t in (x, v0, rate, borders, ds, dv, dx, dv0, each)]
-    plan, parts = _run("backward", layer, x, pointers, strides, flags, norm, residual, **abc)
-    if sums is not None:
-        norms.add_up(plan.norm, plan.lanes, parts, sums, finished)
-    if per_channel and drate is not None:
-        drate.copy_(each.view(-1, layer.channels, layer.inner).sum((0, 2)))
-    elif drate is not None:
-        drate.copy_(each[: each.numel() // plan.lanes].sum().view_as(drate))
+    strides = _time_strides(x, ds, residual)
+    return _planner("backward", layer, x, strides, flags, where, width)
+
+
+def _planner(direction: str, layer, x, strides, flags: int, where, width: int) -> Callable:
+    """The plan of a launch, once it is known whether its addresses are aligned: those of tensors,
+    and of vectors of channels. Blocks leave ``width`` sums of each channel."""
+    return partial(_plan, direction, layer, x.dtype, x[0].numel(), strides, flags, where, width)
 
 
 def _flags(layer, x, v0, rate, v) -> int:
@@ -199,6 +190,8 @@ class Plan(NamedTuple):
     launch: Launch
     rest: bytes
     """Of ForwardArgs or BackwardArgs."""
+    neuron: bytes
+    """NeuronArgs."""
     lanes: int
     norm: norms.Plan | None
 
@@ -211,10 +204,11 @@ def _plan(
     neurons: int,
     strides: tuple[int, int, int],
     flags: int,
+    where: Channels | None,
+    width: int,
     aligned: bool,
-    norm: tuple | None,
+    aligned_rows: bool,
 ) -> Plan:
-    """``norm``: where its channels lie, and how wide the sums are that are wanted of them."""
     lanes = 16 // dtype.itemsize
     # Every access may be one of 16 bytes; else the kernel goes element by element.
     vector = aligned and all(n % lanes == 0 for n in (neurons, *strides))
@@ -225,39 +219,28 @@ def _plan(
     rest = driver.behind(kind, *sizes, *_rate(layer), layer.reset, flags)
 
     names, choices = defines(direction, layer, dtype, vector, flags), (DTYPES[dtype], vector)
-    if norm is None:
+    neuron = _neuron(layer)
+    if where is None:
         kernel = Kernel("lif", names, -(-neurons // lanes // _THREADS), _THREADS)
-        return Plan(Launch("lif", f"lif_{direction}", choices, kernel), rest, lanes, None)
-    of_norm = norms.plan(neurons, lanes, *norm, residual_stride)
+        return Plan(Launch("lif", f"lif_{direction}", choices, kernel), rest, neuron, lanes, None)
+    of_norm = norms.plan(neurons, lanes, *where, aligned_rows, width, residual_stride)
     names = (f"-DSNN_NORM_{direction.upper()}", *names[1:])
     shared = norms.shared_bytes(direction, lanes)
     kernel = Kernel("norm_lif", names, of_norm.at.blocks, _THREADS, shared)
     launch = Launch("norm_lif", f"norm_lif_{direction}", choices, kernel)
-    return Plan(launch, rest, lanes, of_norm)
+    return Plan(launch, rest, neuron, lanes, of_norm)
 
 
 def _run(
-    direction: str,
-    layer: LifLayer,
-    x: Tensor,
-    pointers: list[int],
-    strides: tuple[int, int, int],
-    flags: int,
-    norm: Norm | None,
-    residual: Tensor | None,
-    **abc: Tensor,
+    planner: Callable, tensors: tuple, residual=None, stats=None, bias=None, totals=None
 ) -> tuple[Plan, Tensor | None]:
     """The plan that was launched, and what its blocks left of each channel."""
-    rows, where = [], None
-    if norm is not None:
-        rows = norms.rows(norm, **abc)
-        width = 2 if direction == "backward" and not abc else 0
-        where = (norm.channels, norm.inner, driver.aligned(*rows), width)
+    x, pointers = tensors[0], [driver.pointer(t) for t in tensors]
     aligned = driver.aligned(*pointers, driver.pointer(residual))
-    neurons = x.numel() // layer.steps
-    plan = _plan(direction, layer, x.dtype, neurons, strides, flags, aligned, where)
-    structs = (driver.addressed(pointers, plan.rest), _neuron(layer))
-    if norm is None:
+    rows = [] if stats is None else norms.rows(stats, bias, totals)
+    plan = planner(aligned, driver.aligned(*rows))
+    structs = (driver.addressed(pointers, plan.rest), plan.neuron)
+    if plan.norm is None:
         driver.run(plan.launch, x, *structs)
         return plan, None
     args, parts = norms.arguments(plan.norm, rows, x, residual)

@@ -22,7 +22,7 @@ from snnfast.backends.cuda.launch import (
     Unsigned,
 )
 from snnfast.backends.layout import DTYPES
-from snnfast.backends.spec import Finished, Norm, Prepared
+from snnfast.backends.spec import DWEIGHT, INV_STD, MEAN, MOMENT, SCALE, SUM, VAR, B, C, Channels
 
 ANY_CHANNELS, ONE_CHANNEL, ROW_OF_CHANNELS = 0, 1, 2
 _THREADS, _TOTAL_THREADS = 128, 256
@@ -99,7 +99,6 @@ class FinishedArgs(NamedTuple):
     scale: Pointer
     inv_std: Pointer
     dweight: Pointer
-    dbias: Pointer
     b: Pointer
     c: Pointer
     count: Float
@@ -197,59 +196,51 @@ def _total(name: str, at: Tiles, count: int = 1, tile: int = 0, dtype: int = 0) 
     return Total(Launch("norm_lif", name, (), kernel), rest)
 
 
-def _run_total(
-    total: Total, like: Tensor, follows: bytes, first: int, second: int, parts=None, y=None
-) -> None:
-    pointers = [driver.pointer(parts), driver.pointer(y), first, second]
-    driver.run(total.launch, like, driver.addressed(pointers, total.rest), follows)
+def _rows(tensor: Tensor | None, *which: int) -> list[int]:
+    """The addresses of those rows [channels]."""
+    if tensor is None:
+        return [0] * len(which)
+    at, size = driver.pointer(tensor), 4 * tensor.shape[1]
+    return [at + size * row for row in which]
 
 
-def _run_finish(total: Total, sums: Tensor, finished: Finished | None, parts=None) -> None:
-    first = driver.pointer(sums)
-    second = first + 4 * sums.shape[1]
-    _run_total(total, sums, _finished(finished), first, second, parts)
+def _run_finish(total: Total, count: int, stats: Tensor, totals: Tensor, parts=None) -> None:
+    pointers = [driver.pointer(parts), 0, *_rows(totals, SUM, MOMENT)]
+    follows = [*_rows(stats, SCALE, INV_STD), *_rows(totals, DWEIGHT, B, C)]
+    follows = driver.addressed(follows, _numbers(FinishedArgs, count, 0))
+    driver.run(total.launch, stats, driver.addressed(pointers, total.rest), follows)
 
 
-def _run_prepare(total: Total, mean, var, prepared: Prepared | None, parts=None, y=None) -> None:
-    rows = driver.pointer(mean), driver.pointer(var)
-    _run_total(total, mean, _prepared(prepared), *rows, parts, y)
+def _run_prepare(total: Total, numbers: tuple, stats: Tensor, given, parts=None, y=None) -> None:
+    """``given``: weight and running statistics; ``numbers``: momentum, unbias, eps."""
+    pointers = [driver.pointer(parts), driver.pointer(y), *_rows(stats, MEAN, VAR)]
+    follows = [*_rows(stats, INV_STD, SCALE), *map(driver.pointer, given)]
+    follows = driver.addressed(follows, _numbers(PreparedArgs, *numbers, 0))
+    driver.run(total.launch, stats, driver.addressed(pointers, total.rest), follows)
 
 
-@lru_cache(maxsize=256)
+_numbers = lru_cache(maxsize=256)(driver.behind)
+
+
 def _given(name: str, channels: int) -> Total:
     return _total(name, Tiles(channels, 1, 0, 0, 0, 0, ANY_CHANNELS))
 
 
-_NOT_PREPARED = driver.packed(PreparedArgs(*[0] * 8))
-_NOT_FINISHED = driver.packed(FinishedArgs(*[0] * 7))
-_numbers = lru_cache(maxsize=256)(driver.behind)
+def norm_prepare(momentum: float, unbias: float, eps: float, stats, *given):
+    total, numbers = _given("norm_prepare", stats.shape[1]), (momentum, unbias, eps)
+    return lambda stats, *given: _run_prepare(total, numbers, stats, given)
 
 
-def _prepared(p: Prepared | None) -> bytes:
-    if p is None:
-        return _NOT_PREPARED
-    pointers = [driver.pointer(t) for t in p[:5]]
-    return driver.addressed(pointers, _numbers(PreparedArgs, *p[5:], 0))
+def norm_finish(count: int, stats, totals):
+    total = _given("norm_finish", stats.shape[1])
+    return lambda stats, totals: _run_finish(total, count, stats, totals)
 
 
-def _finished(f: Finished | None) -> bytes:
-    if f is None:
-        return _NOT_FINISHED
-    pointers = [driver.pointer(t) for t in (f.scale, f.inv_std, *f[3:])]
-    return driver.addressed(pointers, _numbers(FinishedArgs, f.count, 0))
-
-
-def norm_prepare(mean: Tensor, var: Tensor, prepared: Prepared) -> None:
-    _run_prepare(_given("norm_prepare", mean.numel()), mean, var, prepared)
-
-
-def norm_finish(sums: Tensor, finished: Finished) -> None:
-    _run_finish(_given("norm_finish", sums.shape[1]), sums, finished)
-
-
-def rows(norm: Norm, a=None, b=None, c=None) -> list[int]:
-    """The addresses of the vectors of channels."""
-    return [driver.pointer(t) for t in (norm.mean, norm.scale, norm.bias, a, b, c)]
+def rows(stats: Tensor | None, bias: Tensor | None = None, totals: Tensor | None = None) -> list:
+    """The addresses of the vectors of channels: mean, scale, bias, a, b and c."""
+    mean, scale = _rows(stats, MEAN, SCALE)
+    a = 0 if totals is None else scale
+    return [mean, scale, driver.pointer(bias), a, *_rows(totals, B, C)]
 
 
 def arguments(
@@ -263,10 +254,12 @@ def arguments(
     return driver.addressed(pointers, plan.rest), parts
 
 
-def add_up(plan: Plan, lanes: int, parts: Tensor, sums: Tensor, finished: Finished | None) -> None:
-    """The parts of the first pass of backward into ``sums`` [2, C], and what follows from them."""
+def add_up(
+    plan: Plan, lanes: int, parts: Tensor, count: int, stats: Tensor, totals: Tensor
+) -> None:
+    """The parts of the first pass of backward into ``totals``, and what follows from them."""
     total = _total("norm_finish", plan.at, tile=_THREADS * lanes)
-    _run_finish(total, sums, finished, parts)
+    _run_finish(total, count, stats, totals, parts)
 
 
 class _Map(NamedTuple):
@@ -306,29 +299,30 @@ def _map(
     return _Map(launch, driver.behind(MapArgs, steps, neurons, stride), own, total)
 
 
-def _run_map(kind: str, x: Tensor, dx: Tensor | None, dy: Tensor | None, norm: Norm, **abc):
+def _run_map(kind: str, sizes: tuple, x, dx, dy, stats: Tensor, totals: Tensor | None = None):
     """Launches the pass over x; returns it and the parts that it leaves."""
-    steps, pointers = x.shape[0], [driver.pointer(t) for t in (x, dx, dy)]
-    at_rows, stride = rows(norm, **abc), x.stride(0) if steps > 1 else 0
-    alignment = (driver.aligned(*pointers), driver.aligned(*at_rows))
-    sizes = (steps, x.numel() // steps, stride, norm.channels, norm.inner)
-    found = _map(kind, x.dtype, *sizes, *alignment)
+    pointers, at_rows = [driver.pointer(t) for t in (x, dx, dy)], rows(stats, None, totals)
+    found = _map(kind, x.dtype, *sizes, driver.aligned(*pointers), driver.aligned(*at_rows))
     args, parts = arguments(found.plan, at_rows, x)
     driver.run(found.launch, x, driver.addressed(pointers, found.rest), args)
     return found, parts
 
 
-def norm_stats(
-    y: Tensor,
-    channels: int,
-    inner: int,
-    mean: Tensor,
-    var: Tensor,
-    prepared: Prepared | None = None,
-) -> None:
-    found, parts = _run_map("stats", y, None, None, Norm(mean, mean, var, channels, inner))
-    _run_prepare(found.total, mean, var, prepared, parts, y)
+def _sizes(x: Tensor, steps: int, where: Channels) -> tuple:
+    """steps, neurons, stride, channels, inner."""
+    return steps, x[0].numel(), x.stride(0) if steps > 1 else 0, *where
 
 
-def norm_dy(x: Tensor, dx: Tensor, norm: Norm, a: Tensor, b: Tensor, c: Tensor, dy: Tensor) -> None:
-    _run_map("dy", x, dx, dy, norm, a=a, b=b, c=c)
+def norm_stats(where: Channels, momentum: float, unbias: float, eps: float, y, stats, *given):
+    sizes, numbers = _sizes(y, y.shape[0], where), (momentum, unbias, eps)
+
+    def launch(y, stats, *given):
+        found, parts = _run_map("stats", sizes, y, None, None, stats)
+        _run_prepare(found.total, numbers, stats, given, parts, y)
+
+    return launch
+
+
+def norm_dy(where: Channels, y, dx, dy, stats, totals):
+    sizes = _sizes(y, 1 if dx.dim() < y.dim() else y.shape[0], where)
+    return lambda *tensors: _run_map("dy", sizes, *tensors)

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
@@ -76,11 +76,12 @@ class Call(NamedTuple):
     arguments: tuple
     constants: dict
 
-    def launch(self, device: torch.device) -> None:
+    def launch(self, device: torch.device) -> tuple[Any, tuple] | None:
+        """Returns what is compiled of it, and the constants that follow its arguments."""
         with _on(device):
-            self._launch(device)
+            return self._launch(device)
 
-    def _launch(self, device: torch.device) -> None:
+    def _launch(self, device: torch.device) -> tuple[Any, tuple] | None:
         """A second time past Triton's own search for what is compiled, which takes four times as
         long. Its interpreter compiles nothing."""
         kinds = map(_kind, self.arguments)
@@ -89,11 +90,11 @@ class Call(NamedTuple):
         if known is not None:
             compiled, constants = known
             compiled[self.programs, 1, 1](*self.arguments, *constants)
-            return
-        if _noted is not None:
+        elif _noted is not None:
             _noted[key] = device, self._form()
-            return
-        self._keep(key, self.kernel[(self.programs,)](*self.arguments, **self.constants))
+        else:
+            self._keep(key, self.kernel[(self.programs,)](*self.arguments, **self.constants))
+        return _compiled.get(key)
 
     def _form(self) -> "Call":
         """The same for all launches of one kernel, and without memory."""
@@ -114,6 +115,75 @@ class Call(NamedTuple):
             if compiled is not None:
                 compiled[1, 1, 1]  # which loads it
             self._keep(key, compiled)
+
+
+class Plan:
+    """The launches of one call with other tensors of the same kinds, in its place. ``call`` has its
+    tensors first; none is kept."""
+
+    __slots__ = ("_constants", "_kernel", "_known", "_numbers", "_programs")
+
+    def __init__(self, call: Call):
+        kinds = [type(argument) in (int, float) for argument in call.arguments]
+        self._kernel, self._programs, self._constants = call.kernel, call.programs, call.constants
+        self._numbers = call.arguments[kinds.index(True) :]
+        self._known: dict[Any, tuple[Any, tuple]] = {}
+
+    def launch(self, device: torch.device, *tensors: torch.Tensor | None) -> None:
+        """On ``device``, which is the current one."""
+        addresses = [0 if t is None else t.data_ptr() for t in tensors]
+        every = 0
+        for at in addresses:
+            every |= at
+        # Triton compiles for addresses that 16 divides, and for others.
+        key = tuple(at & 15 == 0 for at in addresses) if every & 15 else None
+        known = self._known.get(key)
+        if known is not None:
+            known(*addresses)
+            return
+        arguments = (*tensors, *self._numbers)
+        found = Call(self._kernel, self._programs, arguments, self._constants).launch(device)
+        if found is not None:
+            self._known[key] = self._runner(device, *found)
+
+    def _runner(self, device: torch.device, compiled, constants: tuple) -> Callable:
+        """What ``compiled[grid]`` does, without a look at each argument for hooks that are not
+        there: those of Triton's profiler."""
+        from triton import knobs
+        from triton.runtime import driver
+
+        hooks, grid = knobs.runtime, (self._programs, 1, 1)
+        run, function, packed = compiled.run, compiled.function, compiled.packed_metadata
+        rest, index = (*self._numbers, *constants), device.index or 0
+
+        def launch(*addresses):
+            if _calls(hooks.launch_enter_hook) or _calls(hooks.launch_exit_hook):
+                compiled[grid](*addresses, *rest)
+                return
+            stream = driver.active.get_current_stream(index)
+            run(*grid, stream, function, packed, None, None, None, *addresses, *rest)
+
+        return launch
+
+
+def _calls(hook) -> Any:
+    """Whether a hook does anything; a chain of none does not."""
+    return getattr(hook, "calls", hook)
+
+
+def on(device: torch.device, launch: Callable) -> Callable:
+    """``launch`` where ``device`` is the current one."""
+    if device.type != "cuda":
+        return launch
+
+    def guarded(*tensors):
+        if torch._C._cuda_getDevice() == device.index:
+            launch(*tensors)
+            return
+        with torch.cuda.device(device):
+            launch(*tensors)
+
+    return guarded
 
 
 @contextlib.contextmanager

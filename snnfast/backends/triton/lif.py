@@ -10,9 +10,9 @@ import functools
 import torch
 from torch import Tensor
 
-from snnfast.backends.spec import INTEGRATE, SEGMENT, Finished, LifLayer, Norm
+from snnfast.backends.spec import INTEGRATE, SEGMENT, Channels, LifLayer
 from snnfast.backends.triton import norm_lif as norms
-from snnfast.backends.triton.launch import THREAD, WARPS, Call
+from snnfast.backends.triton.launch import THREAD, WARPS, Call, Plan, on
 
 # Values that a thread of backward may hold.
 _HELD = 112
@@ -71,13 +71,17 @@ def _plan(
 
 
 def _place(
-    layer: LifLayer, x: Tensor, rate: Tensor | None, norm: Norm | None, neurons: int | None = None
+    layer: LifLayer,
+    x: Tensor,
+    rate: Tensor | None,
+    where: Channels | None,
+    neurons: int | None = None,
 ):
     """What a program has of one timestep."""
     n = x.numel() // layer.steps
-    if norm is not None:
+    if where is not None:
         rates = rate is not None and rate.dim() == 1
-        return norms.lay(norm.channels, norm.inner, n, x.dtype, rates, neurons)
+        return norms.lay(*where, n, x.dtype, rates, neurons)
     channels = (layer.channels, layer.inner) if rate is not None and rate.dim() else (None, None)
     return norms.Place(None, -(-n // (THREAD[x.dtype] * 32 * WARPS)), (None, None, *channels))
 
@@ -97,41 +101,38 @@ def _neurons(layer: LifLayer, x, v0, rate, dv, residual) -> int:
 
 
 def backward_place(
-    layer: LifLayer, x, v0, rate, dv, norm: Norm | None, residual, summed: bool
+    layer: LifLayer, x, v0, rate, dv, where: Channels | None, residual, summed: bool
 ) -> norms.Place:
     """The same for backward."""
-    if norm is None:
-        return _place(layer, x, rate, norm)
-    place = _place(layer, x, rate, norm, _neurons(layer, x, v0, rate, dv, residual))
+    if where is None:
+        return _place(layer, x, rate, where)
+    place = _place(layer, x, rate, where, _neurons(layer, x, v0, rate, dv, residual))
     # A program of a static input has one tile: what it sums over time is what it writes.
     many = summed and layer.steps > 1 and x.stride(0) != 0
     return norms.adding_up(place) if many else place
 
 
-def _affine(norm: Norm | None, residual: Tensor | None) -> tuple:
-    return (*((None,) * 3 if norm is None else norm[:3]), residual)
-
-
 def forward_call(
-    layer: LifLayer, x, v0, rate, s, v, borders, norm: Norm | None = None, residual=None
-) -> Call:
+    layer: LifLayer, where: Channels | None, x, v0, rate, s, v, borders, stats=None, bias=None,
+    residual=None,
+) -> Call:  # fmt: skip
     """The launch behind ``lif_forward``."""
     from snnfast.kernels.lif import lif_forward as kernel
 
     n, stride = s.numel() // layer.steps, x.stride(0)
     v_all = v is not None and v.dim() == x.dim()
     rate_dim = None if rate is None else rate.dim()
-    place = _place(layer, x, rate, norm)
+    place = _place(layer, x, rate, where)
     constants, _, numbers = _plan(layer, x.dtype, rate_dim, stride == 0, v_all, False, place.tile)
     residual_stride = 0 if residual is None else residual.stride(0)
-    tensors = (x, v0, rate, s, v, borders, *_affine(norm, residual))
+    tensors = (x, v0, rate, s, v, borders, stats, bias, residual)
     arguments = (*tensors, layer.steps, n, stride, residual_stride, *place.sizes, *numbers)
     return Call(kernel, place.programs, arguments, constants)
 
 
 def backward_call(
-    layer: LifLayer, x, v0, rate, borders, ds, dv, dx, dv0, drate, norm: Norm | None = None,
-    residual=None, sums=None, out=(None, None, None),
+    layer: LifLayer, where: Channels | None, x, v0, rate, borders, ds, dv, dx, dv0, drate,
+    stats=None, bias=None, residual=None, sums=None, totals=None,
 ) -> Call:  # fmt: skip
     """The launch behind ``lif_backward``; ``drate`` and ``sums`` are buffers of partial sums."""
     from snnfast.kernels.lif import lif_backward as kernel
@@ -140,13 +141,14 @@ def backward_call(
     v_all = dv is not None and dv.dim() == x.dim()
     rate_dim = None if rate is None else rate.dim()
     sum_ = dx is not None and dx.dim() < x.dim()
-    place = backward_place(layer, x, v0, rate, dv, norm, residual, sums is not None)
+    place = backward_place(layer, x, v0, rate, dv, where, residual, sums is not None)
     static = stride == 0 or sum_
-    backwards = norms.BACKWARDS and out[0] is not None
+    backwards = norms.BACKWARDS and totals is not None
     choices = (static, v_all, sum_, place.tile, place.items > 1, backwards)
     _, constants, numbers = _plan(layer, x.dtype, rate_dim, *choices)
     strides = tuple(0 if t is None else t.stride(0) for t in (ds, residual))
-    tensors = (x, v0, rate, borders, ds, dv, dx, dv0, drate, *_affine(norm, residual), sums, *out)
+    given = (x, v0, rate, borders, ds, dv, dx, dv0, drate)
+    tensors = (*given, stats, bias, residual, sums, totals)
     arguments = (*tensors, layer.steps, n, stride, *strides, *place.sizes, place.items, *numbers)
     return Call(kernel, place.programs, arguments, constants)
 
@@ -159,42 +161,59 @@ def partial_sums(layer: LifLayer, x: Tensor, rate: Tensor, place: norms.Place) -
 
 
 def lif_forward(
-    layer: LifLayer, x, v0, rate, s, v, borders, norm: Norm | None = None, residual=None
-) -> None:
-    forward_call(layer, x, v0, rate, s, v, borders, norm, residual).launch(x.device)
+    layer: LifLayer, where: Channels | None, x, v0, rate, s, v, borders, stats, bias, residual
+):  # fmt: skip
+    tensors = (x, v0, rate, s, v, borders, stats, bias, residual)
+    plan, device = Plan(forward_call(layer, where, *tensors)), x.device
+    return on(device, lambda *tensors: plan.launch(device, *tensors))
 
 
 def lif_backward(
-    layer: LifLayer, x, v0, rate, borders, ds, dv, dx, dv0, drate, norm: Norm | None = None,
-    residual=None, sums=None, finished: Finished | None = None,
-) -> None:  # fmt: skip
-    place = backward_place(layer, x, v0, rate, dv, norm, residual, sums is not None)
+    layer: LifLayer, where: Channels | None, count: int, x, v0, rate, borders, ds, dv, dx, dv0,
+    drate, stats, bias, residual, totals,
+):  # fmt: skip
+    place = backward_place(layer, x, v0, rate, dv, where, residual, where is not None)
     # With a norm the sums for a rate per channel lie behind those for the norm.
-    beside = norm is not None and drate is not None and bool(drate.dim())
-    moments, parts = None, None
-    if sums is not None:
+    beside = where is not None and drate is not None and bool(drate.dim())
+    moments = parts = None
+    if where is not None:
         moments = norms.partial_sums(place, 3 if beside else 2, x.device)
     if drate is not None:
         parts = moments if beside else partial_sums(layer, x, rate, place)
-    call = backward_call(
-        layer, x, v0, rate, borders, ds, dv, dx, dv0, parts, norm, residual, moments
-    )
-    call.launch(x.device)
-    if sums is not None:
-        rates = drate if beside else None
-        norms.finish_call(sums, finished, moments, rates).launch(x.device)
-    if drate is None or beside:
-        return
-    if drate.dim():
-        torch.sum(parts.view(-1, layer.channels, layer.inner), dim=(0, 2), out=drate)
-    else:
-        torch.sum(parts, dim=0, out=drate)
+    given = (x, v0, rate, borders, ds, dv, dx, dv0)
+    call = backward_call(layer, where, *given, parts, stats, bias, residual, moments)
+    plan, device, end = Plan(call), x.device, None
+    if where is not None:
+        end = Plan(norms.finish_call(count, stats, totals, moments, drate if beside else None))
+    sizes = [None if t is None else t.shape for t in (moments, None if beside else parts)]
+
+    def launch(x, v0, rate, borders, ds, dv, dx, dv0, drate, stats, bias, residual, totals):
+        moments, parts = (
+            size and torch.empty(*size, dtype=torch.float32, device=device) for size in sizes
+        )
+        parts = moments if beside else parts
+        given = (x, v0, rate, borders, ds, dv, dx, dv0)
+        plan.launch(device, *given, parts, stats, bias, residual, moments, None)
+        if end is not None:
+            end.launch(device, moments, drate if beside else None, stats, totals)
+        if drate is None or beside:
+            return
+        if drate.dim():
+            torch.sum(parts.view(-1, layer.channels, layer.inner), dim=(0, 2), out=drate)
+        else:
+            torch.sum(parts, dim=0, out=drate)
+
+    return on(device, launch)
 
 
 def norm_lif_dy(
-    layer: LifLayer, x, v0, rate, borders, ds, dv, dy, norm: Norm, a: Tensor, b: Tensor, c: Tensor
-) -> None:
-    call = backward_call(
-        layer, x, v0, rate, borders, ds, dv, dy, None, None, norm, None, None, (a, b, c)
-    )
-    call.launch(x.device)
+    layer: LifLayer, where: Channels, x, v0, rate, borders, ds, dv, dy, stats, bias, totals
+):  # fmt: skip
+    given, device = (x, v0, rate, borders, ds, dv, dy, None, None), x.device
+    plan = Plan(backward_call(layer, where, *given, stats, bias, None, None, totals))
+
+    def launch(x, v0, rate, borders, ds, dv, dy, stats, bias, totals):
+        given = (x, v0, rate, borders, ds, dv, dy, None, None)
+        plan.launch(device, *given, stats, bias, None, None, totals)
+
+    return on(device, launch)

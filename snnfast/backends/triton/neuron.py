@@ -29,11 +29,12 @@ def _kernels(step: Step) -> tuple[ModuleType, Source]:
     return generated.module(found.text), found
 
 
-def _neurons(step: Step, dtype: torch.dtype, steps: int, channels: int, backward: bool) -> int:
+def _neurons(step: Step, dtype, steps: int, channels: int, every: bool, backward: bool) -> int:
     """Neurons of a thread. It holds a segment of what is read, and in backward of what gradients
-    need of the steps; of ``channels`` parameters the values and what is added up."""
+    need of the steps, and the states' gradients where there is one for each; of ``channels``
+    parameters the values and what is added up."""
     ragged = steps > SEGMENT and steps % SEGMENT > 0
-    words = step.outputs * dtype.itemsize / 4 + source(step).held
+    words = step.outputs * dtype.itemsize / 4 + source(step).held + every * step.states
     if not backward:
         words = step.inputs * dtype.itemsize / 4
     words = min(steps, SEGMENT) * words + step.states + 3 * channels + 2 * ragged
@@ -58,7 +59,7 @@ def _constants(
     a segment, else whether T fills its segments."""
     from snnfast.kernels.neuron import Layout
 
-    neurons = _neurons(step, dtype, steps, sum(per_channel), surrogate is not None)
+    neurons = _neurons(step, dtype, steps, sum(per_channel), every, surrogate is not None)
     layout = Layout(
         step.inputs, step.outputs, step.states, step.params, static, summed, per_channel, every,
         long=steps > SEGMENT, whole=steps <= SEGMENT or steps % SEGMENT == 0,

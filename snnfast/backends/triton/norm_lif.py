@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from snnfast.backends.spec import SEGMENT, Finished, Norm, Prepared
-from snnfast.backends.triton.launch import THREAD, WARPS, Call
+from snnfast.backends.spec import SEGMENT, Channels
+from snnfast.backends.triton.launch import THREAD, WARPS, Call, Plan, on
 
 _OPTIONS = {"num_warps": WARPS, "enable_fp_fusion": False}
 # A row of channels-last tiles is at most as many bytes: one cache line, and many rows a program, so
@@ -144,62 +144,66 @@ def _stats_plan(
 
 
 def stats_calls(
-    y: Tensor, channels: int, inner: int, mean: Tensor, var: Tensor, prepared: Prepared | None
-) -> tuple[Call, Call]:
+    where: Channels, momentum: float, unbias: float, eps: float, y: Tensor, stats: Tensor,
+    weight=None, running_mean=None, running_var=None,
+) -> tuple[Call, Call]:  # fmt: skip
     """The two launches behind ``norm_stats``."""
     from snnfast.kernels.norm_statistics import norm_stats as kernel
 
     steps = y.shape[0]
-    plan = _stats_plan(channels, inner, y.numel() // steps, steps, y.dtype)
+    plan = _stats_plan(*where, y.numel() // steps, steps, y.dtype)
     constants, programs, count, sizes = plan
-    parts = torch.empty((4, channels, count), dtype=torch.float32, device=y.device)
+    parts = torch.empty((4, where.count, count), dtype=torch.float32, device=y.device)
     take = Call(kernel, programs, (y, parts, steps, y.stride(0), *sizes), constants)
-    return take, prepare_call(mean, var, prepared, parts)
+    given = (stats, weight, running_mean, running_var)
+    return take, prepare_call(momentum, unbias, eps, *given, parts)
 
 
 def prepare_call(
-    mean: Tensor, var: Tensor, prepared: Prepared | None, parts: Tensor | None = None
-) -> Call:
+    momentum: float, unbias: float, eps: float, stats: Tensor, weight=None, running_mean=None,
+    running_var=None, parts: Tensor | None = None,
+) -> Call:  # fmt: skip
     """The launch that ends the statistics, or behind ``norm_prepare``."""
     from snnfast.kernels.norm_statistics import norm_prepare as kernel
 
-    count = 0 if parts is None else parts.shape[2]
-    numbers = (None,) * 5 + (0.0, 1.0, 0.0) if prepared is None else prepared
-    arguments = (parts, mean, var, *numbers, count, mean.numel())
-    return Call(kernel, mean.numel(), arguments, _PREPARE)
+    count, channels = 0 if parts is None else parts.shape[2], stats.shape[1]
+    tensors = (parts, stats, weight, running_mean, running_var)
+    return Call(kernel, channels, (*tensors, momentum, unbias, eps, count, channels), _PREPARE)
 
 
 def finish_call(
-    sums: Tensor, finished: Finished | None, parts: Tensor | None = None, drate=None
+    count: int, stats: Tensor, totals: Tensor, parts: Tensor | None = None, drate=None
 ) -> Call:
     """The launch that ends the sums of the first pass of backward, or behind ``norm_finish``."""
     from snnfast.kernels.norm_statistics import norm_finish as kernel
 
-    channels = sums.shape[1]
+    channels = stats.shape[1]
     outer, chunks = (1, 1) if parts is None else (parts.shape[1], parts.shape[3])
-    tensors, count = (None,) * 6, 0
-    if finished is not None:
-        scale, inv_std, count, *outputs = finished
-        tensors = (scale, inv_std, *outputs)
     constants = _FEW if outer * chunks <= _FEW["BLOCK"] else _MANY
-    arguments = (parts, sums, drate, *tensors, float(count), outer * chunks, channels, chunks)
-    return Call(kernel, -(-channels // _ADDED), arguments, constants)
+    numbers = (float(count), outer * chunks, channels, chunks)
+    return Call(kernel, -(-channels // _ADDED), (parts, drate, stats, totals, *numbers), constants)
 
 
-def norm_stats(
-    y: Tensor, channels: int, inner: int, mean: Tensor, var: Tensor,
-    prepared: Prepared | None = None,
-) -> None:  # fmt: skip
-    for call in stats_calls(y, channels, inner, mean, var, prepared):
-        call.launch(y.device)
+def norm_stats(where: Channels, momentum: float, unbias: float, eps: float, y, stats, *given):
+    calls = stats_calls(where, momentum, unbias, eps, y, stats, *given)
+    shape, device, (take, end) = calls[0].arguments[1].shape, y.device, map(Plan, calls)
+
+    def launch(y, stats, *given):
+        parts = stats.new_empty(*shape)
+        take.launch(device, y, parts)
+        end.launch(device, parts, stats, *given)
+
+    return on(device, launch)
 
 
-def norm_prepare(mean: Tensor, var: Tensor, prepared: Prepared) -> None:
-    prepare_call(mean, var, prepared).launch(mean.device)
+def norm_prepare(momentum: float, unbias: float, eps: float, stats, *given):
+    plan, device = Plan(prepare_call(momentum, unbias, eps, stats, *given)), stats.device
+    return on(device, lambda *tensors: plan.launch(device, None, *tensors))
 
 
-def norm_finish(sums: Tensor, finished: Finished) -> None:
-    finish_call(sums, finished).launch(sums.device)
+def norm_finish(count: int, stats, totals):
+    plan, device = Plan(finish_call(count, stats, totals)), stats.device
+    return on(device, lambda *tensors: plan.launch(device, None, None, *tensors))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -208,16 +212,18 @@ def _dy_plan(tile, steps: int, backwards: bool) -> dict:
     return {"TILE": tile, "BACKWARDS": backwards, **_steps(steps), **_OPTIONS}
 
 
-def norm_dy_call(y, dx, norm: Norm, a, b, c, dy) -> Call:
+def norm_dy_call(where: Channels, y, dx, dy, stats, totals) -> Call:
     """The launch behind ``norm_dy``."""
     from snnfast.kernels.norm_lif import norm_dy as kernel
 
-    steps = y.shape[0]
-    tile, programs, places, _ = lay(norm.channels, norm.inner, y.numel() // steps, y.dtype)
-    strides = (y.stride(0), dx.stride(0), dy.stride(0))
-    arguments = (y, dx, dy, norm.mean, a, b, c, steps, *strides, *places)
+    n, once = y.numel() // y.shape[0], dx.dim() < y.dim()
+    steps = 1 if once else y.shape[0]
+    tile, programs, places, _ = lay(*where, n, y.dtype)
+    strides = (y.stride(0), *((0, 0) if once else (dx.stride(0), dy.stride(0))))
+    arguments = (y, dx, dy, stats, totals, steps, *strides, *places)
     return Call(kernel, programs, arguments, _dy_plan(tile, steps, BACKWARDS))
 
 
-def norm_dy(y: Tensor, dx: Tensor, norm: Norm, a: Tensor, b: Tensor, c: Tensor, dy: Tensor) -> None:
-    norm_dy_call(y, dx, norm, a, b, c, dy).launch(y.device)
+def norm_dy(where: Channels, y, dx, dy, stats, totals):
+    plan, device = Plan(norm_dy_call(where, y, dx, dy, stats, totals)), y.device
+    return on(device, lambda *tensors: plan.launch(device, *tensors))
