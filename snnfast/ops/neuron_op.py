@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from snnfast.backends import layout
+from snnfast.backends import checks, layout
 from snnfast.backends import spec as specs
 from snnfast.backends.spec import NeuronLayer
 from snnfast.ops import layer as layers
@@ -121,6 +121,7 @@ def _as_launched(inputs, states, params, layer: NeuronLayer):
     params = [p.contiguous() for p in params]
     channels = next((p.shape[0] for p in params if p.dim()), None)
     if channels is not None:
+        checks.axes("x", x, first + 2, "[..., B, C, ...] for a parameter [C]")
         layer = layer._replace(channels=channels, inner=layout.step_strides(x, first)[1])
     return x, inputs, [layout.like_steps(v, x, first) for v in states], params, layer
 

@@ -352,3 +352,11 @@ def test_a_program_that_is_none_is_refused(text):
     x = torch.randn(4, 3)
     with pytest.raises((ValueError, RuntimeError), match=r"program|step"):
         torch.ops.snnfast.neuron_forward([x], [], [], text, 4, [1, 0], [4.0, 0.0], "cpu", 0, False)
+
+
+def test_a_row_of_parameters_needs_an_axis_of_channels():
+    plan, *_ = adaptive._planned({"rho": torch.rand(3)})
+    call = Call(NeuronLayer(plan.step, 2, False, 2.0, 0.0, (0.0, 0.0), 4), 0, "cpu")
+    with pytest.raises(ValueError, match="for a parameter"):
+        x = torch.randn(4, 3)
+        torch.ops.snnfast.neuron_forward([x], [None] * 2, [torch.rand(3)], *call.packed, 0, True)
