@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from snnfast.backends import layout
+from snnfast.backends import checks, layout
 from snnfast.backends import spec as specs
 from snnfast.backends.spec import NeuronLayer
 from snnfast.ops import layer as layers
@@ -121,6 +121,7 @@ def _as_launched(inputs, states, params, layer: NeuronLayer):
     params = [p.contiguous() for p in params]
     channels = next((p.shape[0] for p in params if p.dim()), None)
     if channels is not None:
+        checks.axes("x", x, first + 2, "[..., B, C, ...] for a parameter [C]")
         layer = layer._replace(channels=channels, inner=layout.step_strides(x, first)[1])
     return x, inputs, [layout.like_steps(v, x, first) for v in states], params, layer
 
@@ -161,8 +162,14 @@ def _backward(inputs, states, params, borders, douts, dstates, layer, kernels, w
     return made
 
 
+def _plain(tensors) -> list[Tensor | None]:
+    """Without lazy negatives, which the dispatcher leaves in lists of which one may be None."""
+    return [None if t is None else t.resolve_neg() for t in tensors]
+
+
 def _forward_op(inputs, states, params, *rest):
     *packed, state, keep = rest
+    states = _plain(states)
     layer = _layer(inputs, *packed)
     kernels = named(packed[-1], inputs[0], "neuron_forward")
     outputs, new_states, borders = _forward(inputs, states, params, layer, kernels, state, keep)
@@ -171,6 +178,7 @@ def _forward_op(inputs, states, params, *rest):
 
 def _backward_op(inputs, states, params, borders, douts, dstates, *rest):
     *packed, wanted = rest
+    states, douts, dstates = _plain(states), _plain(douts), _plain(dstates)
     layer = _layer(inputs, *packed)
     kernels = named(packed[-1], inputs[0], "neuron_forward")
     made = _backward(inputs, states, params, borders, douts, dstates, layer, kernels, wanted)

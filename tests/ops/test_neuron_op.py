@@ -211,6 +211,21 @@ def test_autocast_casts_nothing():
     assert s.dtype == torch.bfloat16 and v.dtype == torch.float32
 
 
+def test_lazily_negative_tensors_are_what_they_are():
+    """First states and gradients stand in lists that PyTorch does not resolve."""
+    x, v, a, ds = (torch.randn(shape) for shape in ((4, 6), (6,), (6,), (4, 6)))
+
+    def run(lazy):
+        leaf, *states = (lazy(t).detach().requires_grad_() for t in (x * 20, v, a))
+        s, after = adaptive(leaf, states=tuple(states), return_state=True)
+        along = [lazy(ds), *(lazy(t) for t in (v, a))]
+        return (s, *after, *torch.autograd.grad((s, *after), (leaf, *states), along))
+
+    lazily = run(lambda t: torch._neg_view(-t))
+    for plain, other in zip(run(torch.clone), lazily, strict=True):
+        assert torch.equal(plain, other)
+
+
 def test_backward_twice_is_refused():
     x = torch.randn(4, 8, requires_grad=True)
     with pytest.raises(RuntimeError, match="neuron: gradients must be taken once"):
@@ -337,3 +352,11 @@ def test_a_program_that_is_none_is_refused(text):
     x = torch.randn(4, 3)
     with pytest.raises((ValueError, RuntimeError), match=r"program|step"):
         torch.ops.snnfast.neuron_forward([x], [], [], text, 4, [1, 0], [4.0, 0.0], "cpu", 0, False)
+
+
+def test_a_row_of_parameters_needs_an_axis_of_channels():
+    plan, *_ = adaptive._planned({"rho": torch.rand(3)})
+    call = Call(NeuronLayer(plan.step, 2, False, 2.0, 0.0, (0.0, 0.0), 4), 0, "cpu")
+    with pytest.raises(ValueError, match="for a parameter"):
+        x = torch.randn(4, 3)
+        torch.ops.snnfast.neuron_forward([x], [None] * 2, [torch.rand(3)], *call.packed, 0, True)
