@@ -291,7 +291,7 @@ X = torch.zeros(2, 3)
         (lambda: snnfast.nn.KLIF(k="1"), TypeError, "KLIF: k must be a number, got str"),
         (lambda: snnfast.nn.Leaky(tau=2.0), TypeError, "leaky: arguments must be among beta, "),
     ],
-    ids=str,
+    ids=lambda v: v if isinstance(v, str) else v.__name__,
 )  # fmt: skip
 def test_refused(call, error, message):
     with pytest.raises(error, match=re.escape(message)):
