@@ -27,7 +27,10 @@ LONG_STEPS = 1000
 
 
 def executors(backend: str) -> dict:
-    """{name of the contender: what its calls are made in}; a CPU has more than one."""
+    """{name of the contender: what its calls are made in}; a CPU has more than one, a backend that
+    runs no programs has none."""
+    if not hasattr(implementation(backend).functions, "neuron_forward"):
+        return {}
     if backend != "cpu":
         return {f"snnfast {backend}": nullcontext}
     return {f"snnfast cpu {name}": partial(cpu.executed_by, name) for name in cpu.executors()}
