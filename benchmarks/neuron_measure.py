@@ -130,6 +130,11 @@ class Bench(lif_measure.Bench):
         found.append((lif_measure.COMPILED, loop))
         return self.choose(case.where, found, partial(self._too_big, case))
 
+    def _too_big(self, case: Case, contender: Contender) -> str | None:
+        if contender.kind == "peer" and case.steps == LONG_STEPS:
+            return f"at T = {LONG_STEPS} autograd through a loop takes half a minute"
+        return super()._too_big(case, contender)
+
     def _no_compile(self, case: Case) -> str | None:
         return super()._no_compile(case) or self.used_up()
 
