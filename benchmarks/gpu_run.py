@@ -49,6 +49,7 @@ WARM_UP = "--device cuda --output {scratch} --no-plot --rounds 1"
 BLOCK = "benchmarks/bench_block.py --compile-seconds 0 --steps 4 --minutes 1 --dtypes"
 LIF = "benchmarks/bench_lif.py --compile-seconds 0 --steps 4,16 --minutes 0.5"
 DISTILL = "benchmarks/bench_distill.py --compile-seconds 0 --shapes 6x128x100,4x512x1000"
+NEURON = "benchmarks/bench_neuron.py --compile-seconds 0 --neurons lif,adaptive_lif --steps 4"
 TRAIN = "benchmarks/bench_train.py --compile-seconds 0 --timesteps 4 --dtypes bfloat16"
 QUICK = [
     Part("install", 110, [INSTALL]),
@@ -60,12 +61,14 @@ QUICK = [
             f"{BLOCK} bfloat16 {WARM_UP}",
             f"{BLOCK} float32 {WARM_UP}",
             f"{LIF} {WARM_UP}",
+            f"{NEURON} {WARM_UP}",
             f"{DISTILL} {WARM_UP}",
             f"{TRAIN} {WARM_UP} --seconds 0.1",
         ],
     ),
     Part("block", 90, [f"{BLOCK} bfloat16,float32 {MEASURED} --no-plot"]),
     Part("lif", 60, [f"{LIF} {MEASURED} --no-plot"]),
+    Part("neuron", 20, [f"{NEURON} {MEASURED} --no-plot --minutes 0.1"]),
     Part("distill", 40, [f"{DISTILL} {MEASURED} --no-plot"]),
     Part("train", 70, [f"{TRAIN} {MEASURED} --no-plot --seconds 1"]),
 ]

@@ -27,7 +27,10 @@ LONG_STEPS = 1000
 
 
 def executors(backend: str) -> dict:
-    """{name of the contender: what its calls are made in}; a CPU has more than one."""
+    """{name of the contender: what its calls are made in}; a CPU has more than one, a backend that
+    runs no programs has none."""
+    if not hasattr(implementation(backend).functions, "neuron_forward"):
+        return {}
     if backend != "cpu":
         return {f"snnfast {backend}": nullcontext}
     return {f"snnfast cpu {name}": partial(cpu.executed_by, name) for name in cpu.executors()}
@@ -126,6 +129,11 @@ class Bench(lif_measure.Bench):
         loop = self._no_compile(case) or neuron_case.compiled_loop(name)
         found.append((lif_measure.COMPILED, loop))
         return self.choose(case.where, found, partial(self._too_big, case))
+
+    def _too_big(self, case: Case, contender: Contender) -> str | None:
+        if contender.kind == "peer" and case.steps == LONG_STEPS:
+            return f"at T = {LONG_STEPS} autograd through a loop takes half a minute"
+        return super()._too_big(case, contender)
 
     def _no_compile(self, case: Case) -> str | None:
         return super()._no_compile(case) or self.used_up()

@@ -19,7 +19,7 @@ from lif_case import SURROGATE, Case
 from peers import Contender
 
 import snnfast
-from snnfast.backends import cpu
+from snnfast.ops.select import implementation
 from snnfast.surrogate import ATan
 
 CPU = torch.device("cpu")
@@ -101,6 +101,8 @@ def test_gate_refuses_a_wrong_layer(fault, dtype):
 
 @pytest.mark.parametrize("spared", ["s", "dx"])
 def test_gate_refuses_a_kernel_that_leaves_an_element_unwritten(spared, monkeypatch):
+    cpu = implementation("cpu")
+
     def lif_forward(spec, x, v0, rate, s, v, borders):
         last = s.flatten()[-1].clone()
         cpu.lif_forward(spec, x, v0, rate, s, v, borders)
