@@ -135,17 +135,16 @@ MUTANTS = [
     ),
     Mutant(
         "program: threshold is beyond, not at", "snnfast/program/triton_source.py",
-        'return f"tl.where({u} >= {theta}, 1.0, 0.0)"',
-        'return f"tl.where({u} > {theta}, 1.0, 0.0)"',
+        '"spike": "tl.where({} >= {}, 1.0, 0.0)"', '"spike": "tl.where({} > {}, 1.0, 0.0)"',
         "interpreter", NEURON,
     ),
     Mutant(
-        "program: the forward is contracted", "snnfast/program/triton_source.py",
+        "program: the forward is contracted", "snnfast/program/source.py",
         "if not self.gradient[place] or self.reads[place] > 1:", "if self.reads[place] > 1:",
         "AOT", ("tests/test_neuron_triton_aot.py::test_sums_are_not_contracted",),
     ),
     Mutant(
-        "program: a quotient by the reciprocal", "snnfast/program/triton_source.py",
+        "program: a quotient by the reciprocal", "snnfast/program/source.py",
         "        if self.gradient[place]:\n            return f\"{top} * {inverse}\"",
         "        if inverse:\n            return f\"{top} * {inverse}\"",
         "AOT", ("tests/test_neuron_triton_aot.py::test_a_quotient_takes_two_fma",),

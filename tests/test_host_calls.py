@@ -18,10 +18,10 @@ from snnfast.ops.select import implementation
 pytestmark = pytest.mark.unpoisoned
 OURS = str(Path(snnfast.__file__).parent)
 MOST = {
-    ("cpu", "lif"): 62,
-    ("cpu", "norm_lif"): 103,
-    ("triton", "lif"): 60,
-    ("triton", "norm_lif"): 110,
+    ("cpu", "lif"): 63,
+    ("cpu", "norm_lif"): 104,
+    ("triton", "lif"): 61,
+    ("triton", "norm_lif"): 111,
 }
 """With checks and plans made anew at every call they were 80, 172, 150 and 396."""
 
@@ -57,6 +57,8 @@ def calls_of(function) -> int:
 def test_a_step_takes_few_calls(backend, op):
     cases = {name: case for name, *case in host_time.cases(backend)}
     _, leaves, ds, _, call = cases[op]
+    with snnfast.packed_spikes():  # from then on an op notes what is spikes, one call more
+        pass
     count = calls_of(lambda: torch.autograd.grad(call(), leaves, ds))
     assert count <= MOST[backend, op]
 
