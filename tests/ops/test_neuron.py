@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from backends import EVERY, PROGRAMS, named
+from backends import EVERY, INTERPRETED, PROGRAMS, named
 from neuron_cases import NEURONS, adaptive, check, halves, integrator, resting
 
 import snnfast
@@ -43,11 +43,17 @@ def table():
     yield dict(T=100, shape=(33,), parameters="scalars")
 
 
-@pytest.mark.backends(*PROGRAMS)
+@pytest.mark.backends(*(b for b in PROGRAMS if not b.slow))
 @pytest.mark.parametrize("arguments", list(table()), ids=named)
 def test_equals_the_loop(backend, arguments):
     backend.skip_unless(getattr(torch, arguments.get("dtype", "float32")))
     check(backend, **arguments)
+
+
+@pytest.mark.backends(INTERPRETED)
+@pytest.mark.parametrize("arguments", list(table())[::3], ids=named)
+def test_equals_the_loop_where_it_is_slow(backend, arguments):
+    test_equals_the_loop(backend, arguments)
 
 
 class Cauchy(snnfast.surrogate.Surrogate):
