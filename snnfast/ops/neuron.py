@@ -87,7 +87,7 @@ class Definition:
         step = call.layer.step
         inputs = [layout.with_dense_steps(inputs[0], layers.axis(call.layer)), *inputs[1:]]
         given = (*inputs, *bound.states, *params)
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
+        if layers.want_gradient(*given):
             results = neuron_op.Neuron.apply(call, *given)
         else:
             outputs, after, _ = neuron_op.forward(call, inputs, bound.states, params, False)
@@ -110,7 +110,7 @@ class Definition:
         chosen = surrogates.resolve(surrogate, self.name)
         plan, tensors, options = self._planned(parameters, chosen, norm)
         for name, value in tensors.items():
-            _check_parameter(self.name, name, value, x, shape)
+            check.check_row(self.name, name, value, x, shape)
         states, rest = self._checked_states(states, tensors | options, x, shape)
         check.refuse_transforms(self.name, *inputs, *states, *tensors.values())
         unknown = None
@@ -191,7 +191,7 @@ class Definition:
             if v is not None:
                 check.check_state(self.name, f"state {name}", v, x, shape)
             elif isinstance(start, Tensor):
-                _check_parameter(self.name, f"the rest of {name}", start, x, shape)
+                check.check_row(self.name, f"the rest of {name}", start, x, shape)
                 v = _along_channels(start, shape)
             given.append(v)
             numbers.append(0.0 if isinstance(start, Tensor) else float(start))
@@ -227,24 +227,6 @@ def _signature(name: str, step: Callable) -> tuple[tuple[str, ...], dict]:
         if key in _OF_THE_CALL:
             raise TypeError(f"{name}: {key} must not name a parameter, it is one of every call")
     return tuple(positional), keywords
-
-
-def _check_parameter(op: str, name: str, value: Tensor, x: Tensor, shape) -> None:
-    wanted = layout.state_dtype(x)
-    if value.dtype != wanted:
-        raise TypeError(
-            f"{op}: {name} must be {str(wanted).removeprefix('torch.')} for {check.type_name(x)} "
-            f"{'x'}, got {check.type_name(value)}"
-        )
-    if value.device != x.device:
-        raise ValueError(f"{op}: {name} must be on x's device {x.device}, got {value.device}")
-    fits = value.dim() == 0 or (value.dim() == 1 and len(shape) > 1 and value.shape[0] == shape[1])
-    if not fits:
-        channels = shape[1] if len(shape) > 1 else "no channel axis"
-        raise ValueError(
-            f"{op}: {name} must be a scalar tensor or have one value per channel (axis 2 of "
-            f"[T, B, C, ...], here {channels}), got shape {tuple(value.shape)}"
-        )
 
 
 def _along_channels(value: Tensor, shape) -> Tensor:

@@ -45,13 +45,8 @@ class Call(NamedTuple):
         """The arguments of _LAYER."""
         layer = self.layer
         choices = [layer.surrogate, int(layer.static)]
-        return (
-            layer.step.text,
-            layer.steps,
-            choices,
-            [layer.a, layer.b, *layer.rest],
-            self.backend,
-        )
+        numbers = [layer.a, layer.b, *layer.rest]
+        return layer.step.text, layer.steps, choices, numbers, self.backend
 
 
 def _layer(inputs, program, steps, choices, numbers, _backend) -> NeuronLayer:

@@ -157,28 +157,33 @@ def check_state(op: str, name: str, v: Tensor, x: Tensor, shape: torch.Size) -> 
         raise ValueError(f"{op}: {name} must have shape {tuple(shape)}, got {tuple(v.shape)}")
 
 
-def check_rate(op: str, name: str, rate: Tensor, x: Tensor, shape: torch.Size) -> None:
-    """A tensor tau or inv_tau: [] or [C], C being axis 1 of one timestep's shape [B, C, ...].
-
-    Its values are looked at on the CPU only; elsewhere that would wait for the device.
-    """
+def check_row(op: str, name: str, value: Tensor, x: Tensor, shape: torch.Size) -> None:
+    """A tensor [] or [C], C being axis 1 of one timestep's shape [B, C, ...]."""
     wanted = state_dtype(x)
-    if rate.dtype != wanted:
+    if value.dtype != wanted:
         raise TypeError(
             f"{op}: {name} must be {str(wanted).removeprefix('torch.')} for {type_name(x)} x, "
-            f"got {type_name(rate)}"
+            f"got {type_name(value)}"
         )
-    if rate.device != x.device:
-        raise ValueError(f"{op}: {name} must be on x's device {x.device}, got {rate.device}")
-    if rate.dim() == 1:
-        if len(shape) < 2 or shape[1] != rate.shape[0]:
+    if value.device != x.device:
+        raise ValueError(f"{op}: {name} must be on x's device {x.device}, got {value.device}")
+    if value.dim() == 1:
+        if len(shape) < 2 or shape[1] != value.shape[0]:
             channels = shape[1] if len(shape) > 1 else "no channel axis"
             raise ValueError(
                 f"{op}: {name} must be a scalar tensor or have one value per channel "
-                f"(axis 2 of [T, B, C, ...], here {channels}), got shape {tuple(rate.shape)}"
+                f"(axis 2 of [T, B, C, ...], here {channels}), got shape {tuple(value.shape)}"
             )
-    elif rate.dim() != 0:
-        raise ValueError(f"{op}: {name} must have shape [] or [C], got {tuple(rate.shape)}")
+    elif value.dim() != 0:
+        raise ValueError(f"{op}: {name} must have shape [] or [C], got {tuple(value.shape)}")
+
+
+def check_rate(op: str, name: str, rate: Tensor, x: Tensor, shape: torch.Size) -> None:
+    """A tensor tau or inv_tau.
+
+    Its values are looked at on the CPU only; elsewhere that would wait for the device.
+    """
+    check_row(op, name, rate, x, shape)
     if rate.device.type == "cpu" and not torch.compiler.is_compiling():
         values = rate.detach()
         low, high = (1.0, math.inf) if name == "tau" else (0.0, 1.0)

@@ -163,10 +163,6 @@ class Builder:
             mantissa, exponent = math.frexp(number)
             if kind == "const" and abs(mantissa) == 0.5 and abs(exponent) < 100:
                 return "mul", (args[0], self.constant(1.0 / number))
-        if op in ("add", "sub") and self.nodes[args[1]].op == "neg":
-            return "sub" if op == "add" else "add", (args[0], self.nodes[args[1]].args[0])
-        if op == "add" and self.nodes[args[0]].op == "neg":
-            return "sub", (args[1], self.nodes[args[0]].args[0])
         return op, args
 
     def _simpler(self, op: str, args: tuple[int, ...]) -> int | None:

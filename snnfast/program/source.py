@@ -42,7 +42,7 @@ def _rounded(number: float) -> float:
 
 
 def folded(program: Program) -> Program:
-    """What depends on constants alone becomes one, and a quotient by a power of two a product."""
+    """What depends on constants alone becomes one, rounded to float32."""
     builder = Builder()
 
     def simpler(node: Node, places: list[int]) -> int | None:
@@ -55,11 +55,6 @@ def folded(program: Program) -> Program:
             of = Node(node.op, tuple(range(len(args))))
             (value,) = evaluate(Program((*args, of), (len(args),)), {"": [torch.zeros(())]})
             return builder.constant(value.item())
-        if node.op == "div" and args[1].op == "const":
-            mantissa, exponent = math.frexp(args[1].number)
-            if abs(mantissa) == 0.5 and abs(exponent) < 100:
-                inverse = builder.constant(1.0 / args[1].number)
-                return builder.add("mul", places[node.args[0]], inverse)
         return None
 
     places = builder.copy(program, simpler)
