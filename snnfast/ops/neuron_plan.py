@@ -39,11 +39,17 @@ def constant(value):
 def plan_of(definition, tensors, options, own, norm: str = "") -> Plan:
     """``norm``: behind a normalisation "alone", or one "and a residual"."""
     try:
-        return _cached_plan(definition, tensors, options, own, norm)
+        plan = _cached_plan(definition, tensors, options, norm)
     except TypeError:
         if all(_is_hashable(value) for _, value in options):
             raise
-        return _cached_plan.__wrapped__(definition, tensors, options, own, norm)
+        plan = _cached_plan.__wrapped__(definition, tensors, options, norm)
+    if own is None:
+        return plan
+    gradient = _gradient(_Itself(own))
+    if gradient is None:
+        return plan._replace(fusible=False)
+    return plan._replace(step=plan.step.with_gradient(gradient))
 
 
 plan_of._dynamo_marked_constant = True
@@ -58,7 +64,7 @@ def _is_hashable(value) -> bool:
 
 
 @functools.lru_cache(1024, typed=True)
-def _cached_plan(definition, tensors, options, own, norm) -> Plan:
+def _cached_plan(definition, tensors, options, norm) -> Plan:
     name, inputs, states = definition.name, definition.inputs, definition.states
     for key, value in options:
         if isinstance(value, float) and math.isnan(value):
@@ -73,21 +79,34 @@ def _cached_plan(definition, tensors, options, own, norm) -> Plan:
                     f"({', '.join(states)}), got {states[other]} in the place of {states[k]}"
                 )
     prelude, main = split(traced)
-    gradient = "" if own is None else _gradient(own)
     counts = outputs, len(inputs), len(prelude.results)
     if norm:
         residual = norm == "and a residual"
         main = normalised(main, len(prelude.results), residual)
         counts = outputs, 1 + residual, len(prelude.results) + 3
-    step = Step.of(main.pack(), *counts, gradient or "")
+    step = Step.of(main.pack(), *counts)
     spikes = tuple(r is not None and main.fires(r) for r in main.results[:outputs])
     if not tensors and not norm and not callable(definition.rest):
         _check_gradient_at_rest(definition, step)
-    return Plan(step, prelude, spikes, gradient is not None)
+    return Plan(step, prelude, spikes, True)
 
 
-def _gradient(own: surrogates.Surrogate) -> str | None:
+class _Itself(NamedTuple("_Itself", [("surrogate", surrogates.Surrogate)])):
+    """A surrogate of one's own as a key: one that is equal to it may have another formula."""
+
+    __slots__ = ()
+
+    def __hash__(self):
+        return id(self.surrogate)
+
+    def __eq__(self, other):
+        return self.surrogate is other.surrogate
+
+
+@functools.lru_cache(256)
+def _gradient(itself: _Itself) -> str | None:
     """The packed program of a surrogate that no kernel knows; None where it cannot be one."""
+    own = itself.surrogate
     try:
         return trace(type(own).__name__, own.gradient, 1, 0, (), {})[0].pack()
     except (TypeError, ValueError, NotImplementedError):

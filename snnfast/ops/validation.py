@@ -167,15 +167,14 @@ def check_row(op: str, name: str, value: Tensor, x: Tensor, shape: torch.Size) -
         )
     if value.device != x.device:
         raise ValueError(f"{op}: {name} must be on x's device {x.device}, got {value.device}")
-    if value.dim() == 1:
-        if len(shape) < 2 or shape[1] != value.shape[0]:
-            channels = shape[1] if len(shape) > 1 else "no channel axis"
-            raise ValueError(
-                f"{op}: {name} must be a scalar tensor or have one value per channel "
-                f"(axis 2 of [T, B, C, ...], here {channels}), got shape {tuple(value.shape)}"
-            )
-    elif value.dim() != 0:
-        raise ValueError(f"{op}: {name} must have shape [] or [C], got {tuple(value.shape)}")
+    if value.dim() > 1:
+        raise ValueError(f"{op}: {name} must be of shape [] or [C], got {tuple(value.shape)}")
+    channels = shape[1] if len(shape) > 1 else "no channel axis"
+    if value.dim() and value.shape[0] != channels:
+        raise ValueError(
+            f"{op}: {name} must be a scalar tensor or have one value per channel "
+            f"(axis 2 of [T, B, C, ...], here {channels}), got shape {tuple(value.shape)}"
+        )
 
 
 def check_rate(op: str, name: str, rate: Tensor, x: Tensor, shape: torch.Size) -> None:

@@ -51,6 +51,10 @@ class Step:
             ) from None
         return Step.of(line, outputs, inputs, params, gradient)
 
+    def with_gradient(self, gradient: str) -> "Step":
+        """The same step with that program in place of the surrogate."""
+        return Step.of(self.line, self.outputs, self.inputs, self.params, gradient)
+
     @staticmethod
     def of(line: str, outputs: int, inputs: int, params: int, gradient: str = "") -> "Step":
         """The one object of these arguments, by which backends may keep what they made of it."""

@@ -360,3 +360,24 @@ def test_a_row_of_parameters_needs_an_axis_of_channels():
     with pytest.raises(ValueError, match="for a parameter"):
         x = torch.randn(4, 3)
         torch.ops.snnfast.neuron_forward([x], [None] * 2, [torch.rand(3)], *call.packed, 0, True)
+
+
+class Scaled(snnfast.surrogate.Surrogate):
+    """Equal to another one, as far as the base class can tell."""
+
+    def __init__(self, scale):
+        super().__init__()
+        object.__setattr__(self, "scale", scale)
+
+    def gradient(self, x):
+        return self.scale / (1 + x * x)
+
+
+def test_surrogates_that_are_equal_may_have_other_formulas():
+    one, three = Scaled(1.0), Scaled(3.0)
+    assert one == three
+    x = (20 * torch.randn(4, 3)).requires_grad_()
+    first, second = (
+        torch.autograd.grad(adaptive(x, surrogate=s).sum(), x)[0] for s in (one, three)
+    )
+    torch.testing.assert_close(3 * first, second)
