@@ -111,11 +111,11 @@ class Ninja:
     def __init__(self, folder: Path):
         self.folder, self.lines, self.objects = folder, [], []
 
-    def compile(self, name: str, command: str, source: Path, headers: list[Path]) -> None:
+    def compile(self, name: str, command: str, source: Path) -> None:
         target = f"{name}.o"
-        needs = " ".join(str(h).replace(" ", "$ ") for h in headers)
-        self.lines += [f"rule {name}", f"  command = {command} -c $in -o $out"]
-        self.lines += [f"build {target}: {name} {str(source).replace(' ', '$ ')} | {needs}", ""]
+        self.lines += [f"rule {name}", f"  command = {command} -MMD -MF $out.d -c $in -o $out"]
+        self.lines += ["  depfile = $out.d", "  deps = gcc"]
+        self.lines += [f"build {target}: {name} {str(source).replace(' ', '$ ')}", ""]
         self.objects.append(target)
 
     def link(self, output: Path, command: str) -> None:
@@ -177,9 +177,11 @@ class BuildWithNinja(build_ext):
         import pybind11
 
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
-        includes = [pybind11.get_include(), sysconfig.get_paths()["include"], ROOT / "csrc/include"]
-        self.includes = " ".join(f"-I{quoted(path)}" for path in includes)
-        self.headers = sorted((ROOT / "csrc").rglob("*.h")) + sorted((ROOT / "csrc").rglob("*.cuh"))
+        self.includes = f"-I{quoted(ROOT / 'csrc/include')}"
+        # Isolated builds have pybind11 in another place each time: for those files alone that need
+        # it, so that the others are not compiled again.
+        python = [pybind11.get_include(), sysconfig.get_paths()["include"]]
+        self.bindings = " ".join(f"-isystem {quoted(path)}" for path in python)
         self.cxx = os.environ.get("CXX", "g++")
         ninja = Ninja(Path(self.build_temp).resolve() / ext.name)
         (self.build_cuda if ext.name == "snnfast._cuda" else self.build_cpu)(ninja, output)
@@ -187,15 +189,15 @@ class BuildWithNinja(build_ext):
     def build_cpu(self, ninja, output):
         openmp = "-fopenmp" if has_openmp(self.cxx) else ""
         flags = f"{self.cxx} {CXX_FLAGS} {openmp} {self.includes}"
-        for isa, isa_flags in ISA_FLAGS.items():
-            command = f"{flags} {isa_flags} -DSNN_ISA={isa}"
-            for kernel in ("program", "lif", "norm_lif", "distill", "spikes", "compiled"):
-                source = ROOT / f"csrc/cpu/{kernel}.cpp"
-                ninja.compile(f"{kernel}_{isa}", command, source, self.headers)
+        for kernel in ("distill", "lif", "program", "norm_lif", "spikes", "compiled"):
+            for isa, isa_flags in ISA_FLAGS.items():
+                float64 = "-DSNN_FLOAT64" if isa == "baseline" else ""
+                command = f"{flags} {isa_flags} -DSNN_ISA={isa} {float64}"
+                ninja.compile(f"{kernel}_{isa}", command, ROOT / f"csrc/cpu/{kernel}.cpp")
         defines = "-DSNN_HAVE_AVX2" if "avx2" in ISA_FLAGS else ""
         for name in ("bindings", "program_bindings"):
-            source = ROOT / f"csrc/cpu/{name}.cpp"
-            ninja.compile(name, f"{flags} -O2 {defines}", source, self.headers)
+            command = f"{flags} -O1 {self.bindings} {defines}"
+            ninja.compile(name, command, ROOT / f"csrc/cpu/{name}.cpp")
         ninja.link(output, f"{self.cxx} -shared {openmp} $in -o $out")
 
     def build_cuda(self, ninja, output):
@@ -205,15 +207,12 @@ class BuildWithNinja(build_ext):
         for kernel in ("lif", "norm_lif", "distill"):  # the longest first
             for io in ("Float32", "Float16", "BFloat16"):
                 source, command = ROOT / f"csrc/cuda/{kernel}.cu", f"{nvcc} {host} -DSNN_IO={io}"
-                ninja.compile(f"{kernel}_{io}", command, source, self.headers)
+                ninja.compile(f"{kernel}_{io}", command, source)
         for kernel in ("norm_lif_totals", "distill_finish", "spikes"):
-            source = ROOT / f"csrc/cuda/{kernel}.cu"
-            ninja.compile(kernel, f"{nvcc} {host}", source, self.headers)
-        includes = f"{self.includes} -I{quoted(root / 'include')}"
+            ninja.compile(kernel, f"{nvcc} {host}", ROOT / f"csrc/cuda/{kernel}.cu")
+        includes = f"{self.includes} {self.bindings} -I{quoted(root / 'include')}"
         for source in sorted((ROOT / "csrc/cuda").glob("*.cpp")):
-            ninja.compile(
-                source.stem, f"{self.cxx} {CXX_FLAGS} -O2 {includes}", source, self.headers
-            )
+            ninja.compile(source.stem, f"{self.cxx} {CXX_FLAGS} -O1 {includes}", source)
         ninja.link(output, f"{quoted(self.nvcc)} -shared -cudart static $in -o $out")
 
 

@@ -1,5 +1,6 @@
 // The distillation kernels of one instruction set (SNN_ISA, given by the build): rows of the batch
-// over threads, each in buffers of its own.
+// over threads, each in buffers of its own. Those in float64 where the build asks for them
+// (SNN_FLOAT64).
 #include "distill_rows.h"
 
 namespace snnfast {
@@ -47,7 +48,7 @@ void for_rows(const DistillIo& io, int64_t steps_of_other, F&& f) {
 
 template <class R, class F>
 void with_rows(const DistillIo& io, int64_t steps_of_other, F&& f) {
-  if constexpr (sizeof(R) == 4) {  // float64 is there to check gradients with, not for speed
+  if constexpr (sizeof(R) == 4) {
     if (io.steps * io.classes <= kFewLogits && io.rows * 2 > Lanes<R>::kCount)
       return for_rows<SampleLanes<R>>(io, steps_of_other, f);
   }
@@ -119,12 +120,20 @@ void scale(const Scale& job) {
 }  // namespace
 
 void SNN_ISA_NAME(stepwise_loss)(const StepwiseArgs& loss, const DistillIo& io) {
-  io.logits.dtype == kFloat64 ? stepwise<double>(loss, io) : stepwise<float>(loss, io);
+  io.logits.dtype == kFloat64 ? stepwise_loss_float64(loss, io) : stepwise<float>(loss, io);
 }
 
 void SNN_ISA_NAME(tssd_loss)(const TssdArgs& loss, const DistillIo& io) {
-  io.logits.dtype == kFloat64 ? tssd<double>(loss, io) : tssd<float>(loss, io);
+  io.logits.dtype == kFloat64 ? tssd_loss_float64(loss, io) : tssd<float>(loss, io);
 }
+
+#if defined(SNN_FLOAT64)
+void stepwise_loss_float64(const StepwiseArgs& loss, const DistillIo& io) {
+  stepwise<double>(loss, io);
+}
+
+void tssd_loss_float64(const TssdArgs& loss, const DistillIo& io) { tssd<double>(loss, io); }
+#endif
 
 void SNN_ISA_NAME(scale_gradient)(const Scale& job) {
   if (job.dtype == kFloat32) return scale<float>(job);

@@ -43,5 +43,8 @@ struct Scale {
 SNN_DISTILL(baseline)
 SNN_DISTILL(avx2)
 #undef SNN_DISTILL
+// float64 is there to check gradients with, not for speed: one instruction set for all machines.
+void stepwise_loss_float64(const StepwiseArgs& loss, const DistillIo&);
+void tssd_loss_float64(const TssdArgs& loss, const DistillIo&);
 
 }  // namespace snnfast
