@@ -40,7 +40,7 @@ void run(const ProgramLayer& layer, const Compiled& job) {
   int64_t per_channel = 0, wanted = 0;
   for (int64_t k = 0; k < layer.params.count; ++k) per_channel += layer.params[k].per_channel;
   for (int64_t k = 0; k < job.dparams.count; ++k) wanted += job.dparams[k] != nullptr;
-  for_each_tile(layer, [&](int64_t chunk, int64_t begin, int64_t n) {
+  for_each_tile_of(chunks, layer, [&](int64_t chunk, int64_t begin, int64_t n) {
     static thread_local Rows<R> rows, sums;
     rows.hold(per_channel), sums.hold(wanted);
     const Channels channels(layer.channels, layer.inner, begin, n), one(1, n, 0, n);

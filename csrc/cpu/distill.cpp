@@ -17,7 +17,7 @@ void for_rows(const DistillIo& io, int64_t steps_of_other, F&& f) {
   using R = typename Row::R;
   const int64_t tiles = (io.rows + Row::kSamples - 1) / Row::kSamples;
   const bool alone = tiles == 1 || io.steps * io.rows * io.classes <= kAlone;
-#pragma omp parallel num_threads(alone ? 1 : int(std::min<int64_t>(io.threads, tiles)))
+#pragma omp parallel num_threads(io.threads) if (!alone)
   {
     Row row(io.steps, io.classes, steps_of_other);
 #pragma omp for schedule(static)
@@ -107,7 +107,7 @@ void scale(const Scale& job) {
   S* to = static_cast<S*>(job.scaled);
   const int64_t vectors = job.n / V::kCount;
   const V factor(R(job.factor));
-#pragma omp parallel for num_threads(job.n <= 4 * kAlone ? 1 : job.threads) schedule(static)
+#pragma omp parallel for num_threads(job.threads) if (job.n > 4 * kAlone) schedule(static)
   for (int64_t k = 0; k < vectors; ++k)
     Io<S>::store(to + k * V::kCount, Io<S>::load(from + k * V::kCount) * factor);
   S tail[V::kCount] = {};

@@ -60,8 +60,8 @@ void SNN_ISA_NAME(lif_backward)(const LifLayer& layer, const LifBackward& io) {
   if (io.drate)
     return with_neuron<float>(
         layer, [&](auto& neuron) { scan_backward<false, true, float>(neuron, layer, io); });
-  with_neuron<float>(
-      layer, [&](auto& neuron) { scan_backward<false, false, float>(neuron, layer, io); });
+  with_neuron<float>(layer,
+                     [&](auto& neuron) { scan_backward<false, false, float>(neuron, layer, io); });
 }
 
 #if defined(SNN_FLOAT64)

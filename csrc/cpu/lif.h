@@ -57,8 +57,9 @@ struct LifBackward {
 };
 
 // Sums over neurons are taken per chunk, then over chunks: the order, and so every bit of the
-// result, depends on the sizes alone and not on the number of threads.
-constexpr int64_t kMaxChunks = 64;
+// result, depends on the sizes alone and not on the number of threads. Equal parts for 48, 64, 96
+// and 192 of them.
+constexpr int64_t kMaxChunks = 192;
 
 // SNN_ISA_NAME(lif_forward) is the function's name in the instruction set being compiled.
 #define SNN_PASTE(name, isa) name##_##isa

@@ -12,7 +12,8 @@ namespace snnfast {
 inline namespace SNN_ISA {
 
 // Mean and variance from sums of Y - k, k near the mean: the mean of a few of the channel's values,
-// without the least and the largest of them, of which one may lie far away.
+// spread over its neurons and steps, without the least and the largest of them, of which one may
+// lie far away.
 template <class R>
 void channel_stats(const NormStats& job) {
   const int64_t C = job.channels, inner = job.inner, chunks = chunk_count(job);
@@ -24,19 +25,17 @@ void channel_stats(const NormStats& job) {
     const auto* const y = static_cast<decltype(null)>(job.y);
     for (int64_t c = 0; c < C; ++c) {
       double k = 0, least = INFINITY, most = -INFINITY;
-      for (int64_t j = 0, row = c * inner; j < few; row += C * inner) {
-        const int64_t end = std::min(inner, few - j);
-        for (int64_t i = 0; i < end; ++i) {
-          const double value = double(widen(y[row + i]));
-          k += value, least = std::min(least, value), most = std::max(most, value);
-        }
-        j += end;
+      for (int64_t j = 0; j < few; ++j) {
+        const int64_t t = j * job.steps / few, i = j * of_channel / few;
+        const int64_t neuron = i / inner * C * inner + c * inner + i % inner;
+        const double value = double(widen(y[t * job.stride + neuron]));
+        k += value, least = std::min(least, value), most = std::max(most, value);
       }
       mean[c] = R(few > 2 ? (k - least - most) / double(few - 2) : k / double(few));
     }
   });
   std::fill(job.partial, job.partial + chunks * 2 * C, 0.0);
-  for_each_tile(job, [&](int64_t chunk, int64_t begin, int64_t tile) {
+  for_each_tile_of(chunks, job, [&](int64_t chunk, int64_t begin, int64_t tile) {
     using V = Lanes<R>;
     const Channels channels(C, inner, begin, tile);
     Reader<R> y(job.y, job.dtype, job.stride, begin, tile);
@@ -76,7 +75,7 @@ void channel_stats(const NormStats& job) {
 
 template <class R>
 void normalisation_dy(const NormDy& job) {
-  for_each_tile(job, [&](int64_t, int64_t begin, int64_t tile) {
+  for_each_tile(job, [&](int64_t begin, int64_t tile) {
     using V = Lanes<R>;
     const Channels channels(job.channels, job.inner, begin, tile);
     Reader<R> y(job.y, job.dtype, job.stride, begin, tile);

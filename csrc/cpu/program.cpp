@@ -223,15 +223,14 @@ class Backward {
 
 template <class R>
 void forward(const ProgramLayer& layer, const ProgramForward& io) {
-  for_each_tile(layer,
-                [&](int64_t, int64_t begin, int64_t n) { forward_tile<R>(layer, io, begin, n); });
+  for_each_tile(layer, [&](int64_t begin, int64_t n) { forward_tile<R>(layer, io, begin, n); });
 }
 
 template <class R>
 void backward(const ProgramLayer& layer, const ProgramBackward& io) {
   const int64_t chunks = chunk_count(layer), count = all_sums(layer);
   std::fill(io.partial, io.partial + chunks * count, 0.0);
-  for_each_tile(layer, [&](int64_t chunk, int64_t begin, int64_t n) {
+  for_each_tile_of(chunks, layer, [&](int64_t chunk, int64_t begin, int64_t n) {
     Backward<R>(layer, io, begin, n).run(io.partial + chunk * count);
   });
   const double* total = add_chunks(io.partial, chunks, count);

@@ -223,7 +223,7 @@ void backward_tile(const Neuron neuron, const Rates& rates, const LifLayer& laye
 
 template <bool kSmooth, class R, class Neuron>
 void scan_forward(const Neuron& neuron, const LifLayer& layer, const LifForward& io) {
-  for_each_tile(layer, [&](int64_t, int64_t begin, int64_t tile) {
+  for_each_tile(layer, [&](int64_t begin, int64_t tile) {
     with_rates<R>(neuron, layer, begin, tile, [&](auto tuned, const auto& rates) {
       forward_tile<kSmooth, R>(tuned, rates, layer, io, begin, tile);
     });
@@ -235,7 +235,7 @@ void scan_backward(const Neuron& neuron, const LifLayer& layer, const LifBackwar
   const int64_t chunks = chunk_count(layer), sums = io.norm.mean ? 2 * io.norm.channels : 0;
   if (kWantRate) std::fill(io.partial, io.partial + chunks * layer.channels, 0.0);
   std::fill(io.norm.partial, io.norm.partial + chunks * sums, 0.0);
-  for_each_tile(layer, [&](int64_t chunk, int64_t begin, int64_t tile) {
+  for_each_tile_of(chunks, layer, [&](int64_t chunk, int64_t begin, int64_t tile) {
     with_rates<R>(neuron, layer, begin, tile, [&](auto tuned, const auto& rates) {
       backward_tile<kSmooth, kWantRate, R>(tuned, rates, layer, io, chunk, begin, tile);
     });

@@ -258,6 +258,20 @@ def test_a_channel_of_one_value_and_one_of_none(backend, layout):
     assert 0 <= arguments["running_var"][2] <= 1e-5
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_statistics_behind_an_atypical_start(backend, layout):
+    """Whatever the first values of a channel are, which sums may be taken around."""
+    arguments = layer(backend, momentum=1.0)
+    y = torch.randn(5, 3, 5, 20, 20)
+    y[0, 0, :, 0] += 300
+    y = (permuted(y, [0, 1, 3, 4, 2]) if layout == "channels_last" else y).to(backend.device)
+    norm_lif(y, training=True, **arguments)
+    exact = y.double().transpose(1, 2).transpose(0, 1).flatten(1)
+    found = [arguments[name].double() for name in ("running_mean", "running_var")]
+    torch.testing.assert_close(found[1], exact.var(1), rtol=3e-6, atol=0)
+    torch.testing.assert_close(found[0], exact.mean(1), rtol=0, atol=1e-6 * exact.std().item())
+
+
 @pytest.mark.backends(REFERENCE, *CPU)
 def test_normalisation_is_torchs_to_rounding(backend):
     """The smooth twin shows X itself: float64 against torch's batch norm and our own lif."""
