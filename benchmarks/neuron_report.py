@@ -18,6 +18,8 @@ OVER_LOOP = {"compiled": 8.0, "interpreted": 5.0}
 OVER_COMPILED_LOOP = 1.5
 FLAT = 1.3
 
+MARKERS = "os^Dv<>P"
+
 _CASE = ("neuron", "shape", "dtype", "steps")
 
 
@@ -134,9 +136,6 @@ def draw(rows: list[dict], device: str):
         lower.set_title(f"bytes kept per neuron and step, {title}")
     report.legend(figure, names)
     return figure
-
-
-MARKERS = "os^Dv<>P"
 
 
 def _points(axis, rows: list[dict], neurons: list, shown: list, names: list, value) -> list[float]:
