@@ -12,8 +12,9 @@ TRITON := 3.8.0
 OLDEST_TRITON := 3.6.0
 SENTRYWARD := 0.1.1
 TRITON_TESTS := $(addprefix tests/,test_triton_aot.py test_norm_triton_aot.py \
-	test_distill_triton_aot.py ops/test_lif.py ops/test_norm_lif.py \
-	ops/test_norm_sums.py ops/test_spikes.py)
+	test_distill_triton_aot.py test_neuron_triton_aot.py ops/test_lif.py ops/test_norm_lif.py \
+	ops/test_norm_sums.py ops/test_spikes.py ops/test_neuron.py ops/test_neuron_triton.py \
+	ops/test_norm_neuron.py ops/test_family.py)
 
 .PHONY: demo test prove fuzz oldest-triton resolve package lint format gpu gpu-full peers clean
 

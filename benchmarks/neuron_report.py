@@ -1,5 +1,7 @@
 """What bench_neuron.py prints and draws: tables, the project's targets, the plot."""
 
+import math
+
 import lif_report
 import report
 from neuron_measure import LONG, LONG_STEPS, TARGETS
@@ -15,6 +17,8 @@ TUNED = {"compiled": 0.8, "interpreted": 0.45}
 OVER_LOOP = {"compiled": 8.0, "interpreted": 5.0}
 OVER_COMPILED_LOOP = 1.5
 FLAT = 1.3
+
+MARKERS = "os^Dv<>P"
 
 _CASE = ("neuron", "shape", "dtype", "steps")
 
@@ -105,37 +109,50 @@ def _flat(rows: list[dict]) -> list[dict]:
 
 
 def draw(rows: list[dict], device: str):
-    """Per shape, dtype and T the speed-up of ours over the others, forward and backward, and the
-    bytes kept."""
+    """Per shape, dtype and T the speed-up of ours over the others, forward and backward, and below
+    it the bytes kept; nothing of a case that has no others."""
     some = pick(rows, measurement="training")
-    panels = [
+    timed = [row for row in some if row["kind"] != "ours" and "ms" in row]
+    cases = [
         case
-        for case in distinct(some, "shape", "dtype", "steps")
+        for case in distinct(timed, "shape", "dtype", "steps")
         if any("ms" in row for row in _of(some, case, kind="ours"))
     ]
-    if not panels:
+    if not cases:
         return None
-    others = distinct([row for row in some if row["kind"] != "ours" and "ms" in row], "contender")
+    others = distinct(timed, "contender")
     kept = distinct([row for row in some if row.get("kept_bytes") is not None], "contender")
     names = [*others, *(name for name in kept if name not in others)]
-    looks = {name: {"color": COLOURS[i % len(COLOURS)]} for i, name in enumerate(names)}
-    figure, axes = report.grid_of_axes(len(panels), 2, 11.0, 3.2)
-    for case, (left, right) in zip(panels, axes):
+    figure, axes = report.grid_of_axes(2 * len(cases), 1, 11.0, 3.4)
+    for case, upper, lower in zip(cases, axes[::2, 0], axes[1::2, 0]):
         chosen = _of(some, case)
         neurons = distinct(chosen, "neuron")
         title = f"{case[0]}, {case[1]}, T = {case[2]}"
-        heights = {name: [_ratio(chosen, neuron, name) for neuron in neurons] for name in others}
-        report.bars(left, neurons, heights, looks, base=1.0)
-        values = [v for line in heights.values() for v in line if v is not None]
-        report.speed_axis(left, min([0.5, *values]) / 1.2, 2 * max([2.0, *values]))
-        left.set_title(f"our speed-up, forward + backward, {title}", fontsize=9)
-        kept_by = {name: [_kept(chosen, neuron, name) for neuron in neurons] for name in kept}
-        report.bars(right, neurons, kept_by, looks)
-        right.set_title(f"bytes kept per neuron and step, {title}", fontsize=9)
-        for axis in (left, right):
-            axis.tick_params(axis="x", labelrotation=45)
+        speeds = _points(upper, chosen, neurons, others, names, _ratio)
+        report.speed_axis(upper, min([0.5, *speeds]) / 1.2, 1.5 * max([2.0, *speeds]))
+        upper.set_title(f"our speed-up, forward + backward, {title}")
+        most = max(_points(lower, chosen, neurons, kept, names, _kept), default=1.0)
+        lower.set_ylim(0, 1.1 * most)
+        lower.set_title(f"bytes kept per neuron and step, {title}")
     report.legend(figure, names)
     return figure
+
+
+def _points(axis, rows: list[dict], neurons: list, shown: list, names: list, value) -> list[float]:
+    """A column of points for each neuron, one of each name; what they show."""
+    found = []
+    for i, name in enumerate(names):
+        if name in shown:
+            heights = [value(rows, neuron, name) for neuron in neurons]
+            found += [height for height in heights if height is not None]
+            at = [k + 0.5 * (i / max(1, len(names) - 1) - 0.5) for k in range(len(neurons))]
+            points = [math.nan if height is None else height for height in heights]
+            axis.plot(at, points, MARKERS[i % len(MARKERS)], label=name, markersize=7,
+                      color=COLOURS[i % len(COLOURS)])  # fmt: skip
+    axis.set_xticks(range(len(neurons)), neurons, rotation=30, ha="right", rotation_mode="anchor")
+    axis.set_xlim(-0.6, len(neurons) - 0.4)
+    axis.grid(alpha=0.3)
+    return found
 
 
 def _of(rows: list[dict], case, **equal) -> list[dict]:

@@ -5,6 +5,7 @@ measurements (``Bench``), NAME_report.py what is printed and drawn.
 """
 
 import argparse
+import gc
 import importlib
 import re
 import time
@@ -88,6 +89,7 @@ def main(name: str, doc: str) -> None:
         environment.pin_malloc()
     begin = time.perf_counter()
     kind, shown = _bench(name), importlib.import_module(f"{name}_report")
+    gc.freeze()  # what is imported is not looked through by every collection of garbage
     env = environment.environment(args.device, kind.packages)
     print(environment.heading(f"{kind.title} benchmark", env), flush=True)
     bench = kind(

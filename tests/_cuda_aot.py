@@ -27,12 +27,12 @@ INCLUDES = [f"-I{ROOT / 'csrc' / name}" for name in ("include", "cuda")]
 def of_the_module(source: str, *names: str) -> list[dict[str, _sass.Kernel]]:
     """{name: Kernel} of csrc/cuda/<source>.cu for each of ARCHS; ``names``: -D options."""
     archs = [f"-gencode=arch=compute_{arch[3:]},code={arch}" for arch in ARCHS]
-    command = [NVCC, *FLAGS, *INCLUDES, *archs, *names, "-Xcompiler", "-fPIC", "-c"]
+    command = [NVCC, *FLAGS, *INCLUDES, *archs, *names, "-fatbin"]
     path = ROOT / "csrc" / "cuda" / f"{source}.cu"
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([*command, str(path), "-o", f"{folder}/out.o"], check=True)
+        subprocess.run([*command, str(path), "-o", f"{folder}/out.fatbin"], check=True)
         Path(folder, "cubins").mkdir()
-        cubins = _sass.cubins(Path(folder, "out.o"), Path(folder, "cubins"))
+        cubins = _sass.cubins(Path(folder, "out.fatbin"), Path(folder, "cubins"))
         assert len(cubins) == len(ARCHS)
         return [{n: c for n, c in _sass.read(cubin).items() if c.registers} for cubin in cubins]
 

@@ -3,10 +3,11 @@ tests/cuda_shim, where a launch runs the threads of a block as fibers. A misalig
 outside the tensors of the launch, fails it.
 """
 
-import atexit
 import contextlib
 import ctypes
+import fcntl
 import functools
+import hashlib
 import importlib.util
 import os
 import shutil
@@ -14,6 +15,7 @@ import subprocess
 import sysconfig
 import tempfile
 import types
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -36,10 +38,32 @@ def compiler() -> str:
     return found
 
 
-def folder_of(prefix: str) -> Path:
-    folder = Path(tempfile.mkdtemp(prefix=prefix))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+@functools.cache
+def kept() -> Path:
+    """A folder for what is compiled of these sources by this compiler, shared by all processes and
+    kept until one of them changes."""
+    version = subprocess.run([compiler(), "--version"], capture_output=True, check=True).stdout
+    digest = hashlib.sha256(version + repr((FLAGS, pybind11.__version__)).encode())
+    for source in sorted(p for of in (CUDA, CUDA.parent / "include", SHIM) for p in of.iterdir()):
+        digest.update(source.name.encode() + source.read_bytes())
+    found = ROOT / "build" / "cuda_host" / digest.hexdigest()[:20]
+    if not found.exists():
+        for other in set(found.parent.glob("*")) - {found}:
+            shutil.rmtree(other, ignore_errors=True)
+        found.mkdir(parents=True, exist_ok=True)
+    return found
+
+
+def built(name: str, build: Callable[[Path], None]) -> Path:
+    """That file of ``kept``, by ``build`` where no process has built it yet."""
+    out = kept() / name
+    with open(out.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not out.exists():
+            with tempfile.TemporaryDirectory(dir=kept()) as folder:
+                build(Path(folder, name))
+                os.replace(Path(folder, name), out)
+    return out
 
 
 def compile_object(out: Path, *arguments: str) -> Path:
@@ -49,13 +73,12 @@ def compile_object(out: Path, *arguments: str) -> Path:
 
 @functools.cache
 def shim() -> Path:
-    return compile_object(folder_of("cuda_shim") / "shim.o", str(SHIM / "shim.cpp"))
+    return built("shim.o", lambda out: compile_object(out, str(SHIM / "shim.cpp")))
 
 
-@functools.cache
-def objects() -> list[Path]:
+def link_module(out: Path) -> None:
     """Every source as setup.py compiles it, and the shim."""
-    folder, python = folder_of("cuda_host"), sysconfig.get_paths()["include"]
+    python = sysconfig.get_paths()["include"]
     jobs = {}
     jobs["bindings"] = [f"-I{pybind11.get_include()}", f"-I{python}", str(CUDA / "bindings.cpp")]
     for source in CUDA.glob("*.cu"):
@@ -65,16 +88,15 @@ def objects() -> list[Path]:
             jobs[f"{source.stem}_{io}"] = [f"-DSNN_IO={io}", *device] if io else device
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        built = pool.map(lambda name: compile_object(folder / f"{name}.o", *jobs[name]), jobs)
-        return [shim(), *built]
+        objects = pool.map(lambda name: compile_object(out.parent / f"{name}.o", *jobs[name]), jobs)
+        parts = [*map(str, objects), str(shim())]
+    subprocess.run([compiler(), "-shared", *parts, "-o", str(out)], check=True)
 
 
 @functools.cache
 def module():
     """The module itself, and the library that it is."""
-    out = shim().parent / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
-    link = [compiler(), "-shared", *map(str, objects()), "-o", str(out)]
-    subprocess.run(link, check=True)
+    out = built(f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}", link_module)
     spec = importlib.util.spec_from_file_location("_cuda", out)
     found = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(found)
@@ -224,16 +246,19 @@ def install(monkeypatch) -> Host:
 @functools.cache
 def one_kernel(text: str, name: str, options: tuple[str, ...]) -> ctypes.CDLL:
     """What NVRTC would make of a text and -D options, for the host."""
-    folder = folder_of("cuda_kernel")
-    out, source = folder / "kernel.so", folder / "kernel.cuh"
-    source.write_text(text)
-    names = [f'-DSNN_HEADER="{source}"', f"-DSNN_KERNEL={name}", *options]
-    forced = ["cuda_runtime.h", *["device_maths.h"] * ('"distill.cuh"' in text)]
-    include = [part for each in forced for part in ("-include", each)]
-    sources = [str(SHIM / "one_kernel.cpp"), str(shim())]
-    command = [compiler(), *FLAGS, *INCLUDES, *names, *include, "-shared", *sources]
-    subprocess.run([*command, "-o", str(out)], check=True)
-    return library(out)
+
+    def build(out):
+        source = out.with_suffix(".cuh")
+        source.write_text(text)
+        names = [f'-DSNN_HEADER="{source}"', f"-DSNN_KERNEL={name}", *options]
+        forced = ["cuda_runtime.h", *["device_maths.h"] * ('"distill.cuh"' in text)]
+        include = [part for each in forced for part in ("-include", each)]
+        sources = [str(SHIM / "one_kernel.cpp"), str(shim())]
+        command = [compiler(), *FLAGS, *INCLUDES, *names, *include, "-shared", *sources]
+        subprocess.run([*command, "-o", str(out)], check=True)
+
+    key = hashlib.sha256("\0".join((text, name, *options)).encode()).hexdigest()[:20]
+    return library(built(f"{key}.so", build))
 
 
 class Driver:

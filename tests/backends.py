@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -86,6 +87,23 @@ def _on_the_host():
         yield
 
 
+@contextmanager
+def _interpreted():
+    """The interpreter replaces the language's functions by its own again for each function that a
+    kernel calls, which takes longer than all the rest: here once for a test."""
+    if os.environ.get("TRITON_INTERPRET") != "1":  # the test runs elsewhere
+        yield
+        return
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    scope = interpreter._patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "_patch_lang", lambda fn: interpreter._LangPatchScope())
+        yield
+    scope.restore()
+
+
 REFERENCE = Backend("reference", "reference", doubles=True)
 CPU = (
     Backend("cpu", "cpu", doubles=True),
@@ -93,8 +111,9 @@ CPU = (
 )
 HOST = Backend("cuda on the host", "cuda", slow=True, entered=_on_the_host)
 INTERPRETED = Backend(
-    "triton interpreted", "triton", slow=True, environment={"TRITON_INTERPRET": "1"}
-)
+    "triton interpreted", "triton", slow=True, entered=_interpreted,
+    environment={"TRITON_INTERPRET": "1"},
+)  # fmt: skip
 
 
 @contextmanager

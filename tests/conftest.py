@@ -1,5 +1,6 @@
 """What all tests share: poisoned uninitialised memory, and the backends that run here."""
 
+import gc
 from importlib.metadata import version
 
 import pytest
@@ -34,7 +35,15 @@ def poisoned_memory(request, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def fixed_seed():
-    torch.manual_seed(0)
+    if torch.cuda.is_available():
+        torch.manual_seed(0)
+    else:  # for devices that are not there it would write the whole stack down, three times
+        torch.default_generator.manual_seed(0)
+
+
+def pytest_collection_finish():
+    """Modules and thousands of items are not looked through by every collection of garbage."""
+    gc.freeze()
 
 
 def pytest_configure(config):

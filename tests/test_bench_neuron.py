@@ -164,3 +164,18 @@ def test_targets_say_what_was_measured():
     assert found[flat] is True
     lost = report.losses(rows)
     assert not lost
+
+
+def test_a_case_without_others_has_no_panel():
+    """One of speed-ups and one of bytes where there is somebody to compare with."""
+    rows = [
+        row("glif", "snnfast cpu compiled", "ours", 1.0, kept_bytes=4.0),
+        row("glif", "torch loop", "peer", 8.5, kept_bytes=9.0),
+        row("glif", "torch.compile'd loop", "peer", 1.4),
+        row("adaptive_lif", "snnfast cpu compiled", "ours", 2.0, steps=1000, kept_bytes=4.5),
+    ]
+    speed, kept = neuron_report.draw(rows, "cpu").axes
+    shown = {line.get_label(): list(line.get_ydata()) for line in speed.lines[:2]}
+    assert shown == {"torch loop": [8.5], "torch.compile'd loop": [1.4]}
+    assert [list(line.get_ydata()) for line in kept.lines] == [[9.0], [4.0]]
+    assert neuron_report.draw(rows[3:], "cpu") is None
