@@ -178,7 +178,8 @@ class Builder:
             return args[0] if math.copysign(1.0, self.nodes[args[1]].number) > 0 else None
         if op == "where" and (args[1] == args[2] or self._is_nan_kept(*args)):
             return args[2]
-        if op == "gt" and self.nodes[args[0]].op == "spike" and self.is_constant(args[1], 0.0):
+        fires = op in ("gt", "ne") and self.nodes[args[0]].op == "spike"
+        if fires and self.is_constant(args[1], 0.0):
             return self.add("ge", self.nodes[args[0]].args[0], args[1])
         if op in ("neg", "not") and self.nodes[args[0]].op == op:
             return self.nodes[args[0]].args[0]

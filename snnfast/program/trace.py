@@ -49,10 +49,10 @@ _active = _Active()
 
 @contextmanager
 def in_no_mode():
-    """Out of whatever mode the caller is in, gradients on."""
+    """Out of whatever mode the caller is in, gradients on, and what is made is on the CPU."""
     # Only where there is one: what disables them imports the compiler.
     modes = _disable_current_modes if torch._C._len_torch_dispatch_stack() else nullcontext
-    with modes(), torch.inference_mode(False), torch.enable_grad():
+    with modes(), torch.inference_mode(False), torch.enable_grad(), torch.device("cpu"):
         yield
 
 
@@ -99,6 +99,11 @@ def _traced(name, function, inputs, states, params, options, shape, value) -> tu
         try:
             with recorder:
                 results = function(*tensors, **named, **options)
+        except IndexError as error:
+            raise ValueError(
+                f"{name}: a step must not index its arguments ({error}); it sees one neuron, and "
+                "parameters [] or [C] broadcast by themselves"
+            ) from error
         except RuntimeError as error:
             if "Boolean value of Tensor" in str(error):
                 recorder.refuse("a branch on a tensor's values; use torch.where")
@@ -309,14 +314,18 @@ def _hardtanh(r, args, kwargs):
 
 
 def _bounded(r, x: int, *bounds) -> int:
-    """A NaN stays, of a bound too, and has no gradient."""
+    """A NaN stays, of a bound too, and has no gradient; nor has a lower bound that is no lower."""
     add, y = r.builder.add, x
     limits = [(r.real(bound), outside) for bound, outside in bounds if bound is not None]
+    varying = [limit for limit, _ in limits if r.builder.nodes[limit].op != "const"]
+    if len(varying) == 2:
+        low, high = varying
+        kept = add("where", add("lt", low, high), low, add("detach", low))
+        limits[0] = kept, limits[0][1]
     for limit, outside in limits:
         y = add("where", add(outside, y, limit), limit, y)
-    for place in (*(limit for limit, _ in limits), x):
-        if r.builder.nodes[place].op != "const":
-            y = add("where", add("ne", place, place), add("detach", place), y)
+    for place in (*varying, x):
+        y = add("where", add("ne", place, place), add("detach", place), y)
     return y
 
 

@@ -41,6 +41,10 @@ def _bounded(x, v):
     return torch.where(y == y, y, x * 0.5), v / 2 + torch.where(x == x, x, 0.0)
 
 
+def _tied(x, v):
+    return torch.clamp(x, v, torch.minimum(v, x * x)), v / 2 + x
+
+
 STEPS = {
     "a sum of truth values": lambda x, v: (((x > 0) + (v > 0)) * x, v + x),
     "a product of truth values": lambda x, v: (((x > 0) * (v > 0)) * x, v + x),
@@ -53,6 +57,8 @@ STEPS = {
     "hardtanh": lambda x, v: (functional.hardtanh(x), v / 2 + functional.hardtanh(v, -0.5, 2.0)),
     "a NaN that is bounded": _masked,
     "a bound that is NaN": _bounded,
+    "bounds that are equal, or no bounds": _tied,
+    "a spike as a truth value": lambda x, v: (torch.where(spike(x).bool(), v, x), v / 2 + x),
 }
 
 
@@ -82,6 +88,7 @@ def _hooked(x, v):
 REFUSED = {
     "a factor of a difference": (lambda x, v: (torch.rsub(x, 2.0, alpha=3), v), "alpha="),
     "the number of axes": (lambda x, v: (x * x.ndim, v), "must not depend on the shape"),
+    "an index": (lambda x, v: (x * v[:, :, :, :, 0], v), "must not index its arguments"),
     "a hook": (_hooked, "must not hold a hook on a tensor"),
 }
 
@@ -91,6 +98,12 @@ def test_refused(case):
     step, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         snnfast.neuron(step)
+
+
+def test_the_default_device_is_no_matter():
+    with torch.device("meta"):
+        neuron = snnfast.neuron(lambda x: x * torch.tensor(0.5) + torch.full((), 0.25))
+    assert neuron(torch.ones(2, 3)).sum() == 4.5
 
 
 class Letter(enum.StrEnum):
