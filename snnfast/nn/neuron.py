@@ -171,6 +171,8 @@ class Neuron(Stateful):
 
     Raises:
         TypeError: ``neuron`` is none, or has no parameter of that name.
+        ValueError: a parameter has the name of something that a module has, or is a tensor that
+            requires gradient and no ``nn.Parameter``.
     """
 
     def __init__(
@@ -196,9 +198,18 @@ class Neuron(Stateful):
         self.backend = backend
         self._names = tuple(parameters)
         for name, value in parameters.items():
+            if hasattr(self, name):
+                raise ValueError(
+                    f"Neuron: {name} must not name a parameter of a module, which has its own"
+                )
             if isinstance(value, nn.Parameter):
                 self.register_parameter(name, value)
             elif isinstance(value, Tensor):
+                if value.requires_grad:
+                    raise ValueError(
+                        f"Neuron: {name} must be an nn.Parameter to learn, got a tensor that "
+                        "requires gradient"
+                    )
                 self.register_buffer(name, value)
             else:
                 setattr(self, name, value)

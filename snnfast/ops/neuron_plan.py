@@ -9,6 +9,8 @@ import torch
 
 from snnfast import surrogate as surrogates
 from snnfast.backends.spec import Step
+from snnfast.ops.neuron_known import Changing, exactly, outside
+from snnfast.program.adjoint import without_detach
 from snnfast.program.evaluate import evaluate
 from snnfast.program.ir import Program
 from snnfast.program.prelude import normalised, split
@@ -39,14 +41,16 @@ def constant(value):
 def plan_of(definition, tensors, options, own, norm: str = "") -> Plan:
     """``norm``: behind a normalisation "alone", or one "and a residual"."""
     try:
-        plan = _cached_plan(definition, tensors, options, norm)
-    except TypeError:
-        if all(_is_hashable(value) for _, value in options):
-            raise
-        plan = _cached_plan.__wrapped__(definition, tensors, options, norm)
+        known = outside(definition.step), *(exactly(value) for _, value in options)
+        plan = _cached_plan(definition, tensors, options, norm, known)
+    except Changing:
+        plan = _cached_plan.__wrapped__(definition, tensors, options, norm, None)
     if own is None:
         return plan
-    gradient = _gradient(_Itself(own))
+    try:
+        gradient = _gradient(_Itself(own), outside(own.gradient))
+    except Changing:
+        gradient = _gradient.__wrapped__(_Itself(own), None)
     if gradient is None:
         return plan._replace(fusible=False)
     return plan._replace(step=plan.step.with_gradient(gradient))
@@ -55,16 +59,9 @@ def plan_of(definition, tensors, options, own, norm: str = "") -> Plan:
 plan_of._dynamo_marked_constant = True
 
 
-def _is_hashable(value) -> bool:
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return True
-
-
-@functools.lru_cache(1024, typed=True)
-def _cached_plan(definition, tensors, options, norm) -> Plan:
+@functools.lru_cache(1024)
+def _cached_plan(definition, tensors, options, norm, known) -> Plan:
+    """``known`` tells apart what is equal and not the same."""
     name, inputs, states = definition.name, definition.inputs, definition.states
     for key, value in options:
         if isinstance(value, float) and math.isnan(value):
@@ -104,11 +101,12 @@ class _Itself(NamedTuple("_Itself", [("surrogate", surrogates.Surrogate)])):
 
 
 @functools.lru_cache(256)
-def _gradient(itself: _Itself) -> str | None:
+def _gradient(itself: _Itself, known) -> str | None:
     """The packed program of a surrogate that no kernel knows; None where it cannot be one."""
     own = itself.surrogate
     try:
-        return trace(type(own).__name__, own.gradient, 1, 0, (), {})[0].pack()
+        traced, _ = trace(type(own).__name__, own.gradient, 1, 0, (), {})
+        return without_detach(traced).pack()  # nobody differentiates it
     except (TypeError, ValueError, NotImplementedError):
         return None
 

@@ -176,13 +176,24 @@ class Builder:
         if op == "sub" and self.is_constant(args[1], 0.0):
             # x - -0.0 makes 0.0 of -0.0.
             return args[0] if math.copysign(1.0, self.nodes[args[1]].number) > 0 else None
-        if op == "where" and args[1] == args[2]:
-            return args[1]
-        if op == "gt" and self.nodes[args[0]].op == "spike" and self.is_constant(args[1], 0.0):
+        if op == "where" and (args[1] == args[2] or self._is_nan_kept(*args)):
+            return args[2]
+        fires = op in ("gt", "ne") and self.nodes[args[0]].op == "spike"
+        if fires and self.is_constant(args[1], 0.0):
             return self.add("ge", self.nodes[args[0]].args[0], args[1])
         if op in ("neg", "not") and self.nodes[args[0]].op == op:
             return self.nodes[args[0]].args[0]
         return self._without_sign(op, args)
+
+    def _is_nan_kept(self, test: int, x: int, y: int) -> bool:
+        """Whether ``test`` asks for x being NaN, and y, a bounded x, is x then."""
+        while self.nodes[y].op == "where" and y != x:
+            condition, _, inside = self.nodes[y].args
+            how, compared, _ = self.nodes[condition]
+            if how not in ("lt", "le", "gt", "ge") or compared[0] != inside:
+                return False
+            y = inside
+        return y == x and self.nodes[test] == Node("ne", (x, x))
 
     def _without_sign(self, op: str, args: tuple[int, ...]) -> int | None:
         """A negative term is taken away; a negative factor makes a negative product."""

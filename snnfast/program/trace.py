@@ -1,6 +1,7 @@
 """From a function of one timestep to its program: the function runs twice, on a few numbers of no
 meaning, and each operation of PyTorch that it calls is written down."""
 
+import functools
 import threading
 from contextlib import contextmanager, nullcontext
 
@@ -10,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from snnfast.program.ir import Builder, Program
 
-_TRIED = (((2, 5, 3), 0.25), ((4, 7, 2), 0.75))
+_TRIED = (((2, 5, 3), 0.25), ((4, 7, 2, 6), 0.75))
 """The shapes and values that a step is tried on: one whose program depends on them is refused."""
 _REFUSED = (
     (
@@ -48,10 +49,10 @@ _active = _Active()
 
 @contextmanager
 def in_no_mode():
-    """Out of whatever mode the caller is in, gradients on."""
+    """Out of whatever mode the caller is in, gradients on, and what is made is on the CPU."""
     # Only where there is one: what disables them imports the compiler.
     modes = _disable_current_modes if torch._C._len_torch_dispatch_stack() else nullcontext
-    with modes(), torch.inference_mode(False), torch.enable_grad():
+    with modes(), torch.inference_mode(False), torch.enable_grad(), torch.device("cpu"):
         yield
 
 
@@ -67,10 +68,19 @@ def trace(name: str, function, inputs: int, states: int, params: tuple[str, ...]
     ``params`` are tensors to the program, ``options`` what stays as it is. Raises ValueError and
     TypeError for a step that is not elementwise or gives something else than it must.
     """
-    programs = {_traced(name, function, inputs, states, params, options, *t) for t in _TRIED}
-    if len(programs) > 1:
-        raise ValueError(f"{name}: a step must not depend on the shape or the values of x")
-    return programs.pop()
+    first, second = (
+        functools.partial(_traced, name, function, inputs, states, params, options, *tried)
+        for tried in _TRIED
+    )
+    program, outputs = first()
+    refused = ValueError(f"{name}: a step must not depend on the shape or the values of x")
+    try:
+        again, as_many = second()
+    except Exception as error:
+        raise refused from error
+    if program.pack() != again.pack() or outputs != as_many:  # as text, in which NaN is NaN
+        raise refused
+    return program, outputs
 
 
 def _traced(name, function, inputs, states, params, options, shape, value) -> tuple[Program, int]:
@@ -89,6 +99,11 @@ def _traced(name, function, inputs, states, params, options, shape, value) -> tu
         try:
             with recorder:
                 results = function(*tensors, **named, **options)
+        except IndexError as error:
+            raise ValueError(
+                f"{name}: a step must not index its arguments ({error}); it sees one neuron, and "
+                "parameters [] or [C] broadcast by themselves"
+            ) from error
         except RuntimeError as error:
             if "Boolean value of Tensor" in str(error):
                 recorder.refuse("a branch on a tensor's values; use torch.where")
@@ -102,6 +117,8 @@ def _traced(name, function, inputs, states, params, options, shape, value) -> tu
             f"{name}: a step must return its outputs and then {states} new states, got "
             f"{len(results)} values"
         )
+    if any(t._backward_hooks for t in recorder.alive):
+        recorder.refuse("a hook on a tensor; a gradient of your own is a Surrogate's")
     _refuse_own_gradients(name, results)
     places = []
     for k, result in enumerate(results):
@@ -116,7 +133,7 @@ class _Recorder(TorchDispatchMode):
         self.name, self.shape = name, shape
         self.builder = Builder()
         self._places: dict[int, int] = {}
-        self._alive: list[Tensor] = []  # or a later tensor might have the id of an earlier one
+        self.alive: list[Tensor] = []  # or a later tensor might have the id of an earlier one
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -124,7 +141,7 @@ class _Recorder(TorchDispatchMode):
 
     def knows(self, t: Tensor, place: int) -> Tensor:
         self._places[id(t)] = place
-        self._alive.append(t)
+        self.alive.append(t)
         return t
 
     def refuse(self, what: str) -> None:
@@ -154,10 +171,18 @@ class _Recorder(TorchDispatchMode):
         return place
 
     def truth(self, value) -> int:
-        place = self.place(value)
+        return self.as_truth(self.place(value))
+
+    def as_truth(self, place: int) -> int:
         if self.builder.is_truth(place):
             return place
         return self.builder.add("ne", place, self.builder.constant(0.0))
+
+    def without_gradient(self, place: int) -> int:
+        """A value as it is in ``no_grad``."""
+        if torch.is_grad_enabled() or self.builder.is_truth(place):
+            return place
+        return self.builder.add("detach", place)
 
     def result(self, what: str, t, shape) -> int:
         if isinstance(t, (bool, int, float)):
@@ -176,7 +201,7 @@ class _Recorder(TorchDispatchMode):
         place = self.builder.add("spike", self.real(u))
         with torch._C._DisableTorchDispatch():
             s = u.clone()  # behind u in autograd's graph
-        return self.knows(s, place)
+        return self.knows(s, self.without_gradient(place))
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -190,7 +215,7 @@ class _Recorder(TorchDispatchMode):
         if not isinstance(out, Tensor):
             return out
         if op in _ALIASES:
-            return self.knows(out, self.place(args[0]))
+            return self.knows(out, self.without_gradient(self.place(args[0])))
         write = _OPERATIONS.get(op)
         if write is None:
             self._refuse_operation(func, op)
@@ -200,9 +225,9 @@ class _Recorder(TorchDispatchMode):
         if out.shape not in (self.shape, ()):
             self.refuse(f"a tensor {list(out.shape)}; a step sees one neuron")
         place = write(self, args, kwargs)
-        if not torch.is_grad_enabled() and not self.builder.is_truth(place):
-            place = self.builder.add("detach", place)
-        return self.knows(out, place)
+        if out.dtype == torch.bool:  # of a sum of truth values, too
+            place = self.as_truth(place)
+        return self.knows(out, self.without_gradient(place))
 
     def _refuse_operation(self, func, op: str) -> None:
         if func._schema.is_mutable:
@@ -237,7 +262,8 @@ _ALIASES = {"alias", "clone", "contiguous", "lift_fresh", "lift_fresh_copy", "po
 
 def _binary(op):
     def write(r, args, kwargs):
-        if kwargs.get("alpha", 1) != 1 or kwargs.get("rounding_mode") is not None:
+        alpha = args[2] if len(args) > 2 else kwargs.get("alpha", 1)
+        if alpha != 1 or kwargs.get("rounding_mode") is not None:
             r.refuse("alpha= or rounding_mode=; write the product, or no rounding")
         return r.builder.add(op, r.real(args[0]), r.real(args[1]))
 
@@ -262,7 +288,7 @@ def _constant(number=None, at=1):
 
 
 def _rsub(r, args, kwargs):
-    return _binary("sub")(r, (args[1], args[0]), kwargs)
+    return _binary("sub")(r, (args[1], args[0], *args[2:]), kwargs)
 
 
 def _where(r, args, kwargs):
@@ -274,15 +300,32 @@ def _masked_fill(r, args, kwargs):
 
 
 def _clamp(r, args, kwargs):
-    """At a bound the gradient passes, and a NaN stays."""
+    """At a bound the gradient passes."""
     x, *bounds = args
     low = kwargs.get("min", bounds[0] if bounds else None)
     high = kwargs.get("max", bounds[1] if len(bounds) > 1 else None)
-    y = r.real(x)
-    for bound, outside in ((low, "lt"), (high, "gt")):
-        if bound is not None:
-            limit = r.real(bound)
-            y = r.builder.add("where", r.builder.add(outside, y, limit), limit, y)
+    return _bounded(r, r.real(x), (low, "lt"), (high, "gt"))
+
+
+def _hardtanh(r, args, kwargs):
+    """At a bound it does not."""
+    x, low, high = (*args, *(-1.0, 1.0)[len(args) - 1 :])
+    return _bounded(r, r.real(x), (low, "le"), (high, "ge"))
+
+
+def _bounded(r, x: int, *bounds) -> int:
+    """A NaN stays, of a bound too, and has no gradient; nor has a lower bound that is no lower."""
+    add, y = r.builder.add, x
+    limits = [(r.real(bound), outside) for bound, outside in bounds if bound is not None]
+    varying = [limit for limit, _ in limits if r.builder.nodes[limit].op != "const"]
+    if len(varying) == 2:
+        low, high = varying
+        kept = add("where", add("lt", low, high), low, add("detach", low))
+        limits[0] = kept, limits[0][1]
+    for limit, outside in limits:
+        y = add("where", add(outside, y, limit), limit, y)
+    for place in (*varying, x):
+        y = add("where", add("ne", place, place), add("detach", place), y)
     return y
 
 
@@ -338,7 +381,7 @@ _OPERATIONS = {
     "sqrt": _unary("sqrt"), "tanh": _unary("tanh"), "sigmoid": _unary("sigmoid"),
     "rsqrt": lambda r, args, kwargs: _power(r, r.real(args[0]), -0.5),
     "reciprocal": lambda r, args, kwargs: _power(r, r.real(args[0]), -1.0),
-    "pow": _pow, "clamp": _clamp, "clamp_min": _clamp, "hardtanh": _clamp,
+    "pow": _pow, "clamp": _clamp, "clamp_min": _clamp, "hardtanh": _hardtanh,
     "clamp_max": lambda r, args, kwargs: _clamp(r, (args[0], None, args[1]), {}),
     "relu": _relu, "sign": _sign, "sgn": _sign,
     "ge": _compare("ge"), "gt": _compare("gt"), "le": _compare("le"), "lt": _compare("lt"),

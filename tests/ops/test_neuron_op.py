@@ -108,6 +108,14 @@ CALLS = {
     "a module of a function": (
         lambda: snnfast.nn.Neuron(adaptive.step), TypeError, "made by @snnfast.neuron",
     ),
+    "a module's own name": (
+        lambda: snnfast.nn.Neuron(snnfast.neuron(lambda x, *, training=0.5: x * training),
+                                  training=0.3), ValueError, "training must not name a parameter",
+    ),
+    "a tensor that would learn": (
+        lambda: snnfast.nn.Neuron(adaptive, rho=torch.ones(3, requires_grad=True)), ValueError,
+        "rho must be an nn.Parameter to learn",
+    ),
     "a module's parameter": (
         lambda: snnfast.nn.Neuron(adaptive, leak=1.0), TypeError, "must be among tau",
     ),

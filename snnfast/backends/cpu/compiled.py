@@ -41,26 +41,31 @@ def available() -> bool:
     return on_x86 or llvm.get_process_triple().startswith(("aarch64", "arm64"))
 
 
-@functools.cache
 def machine_code(text: str, name: str):
     """(address of the function, what keeps it there) of LLVM IR."""
+    # Two threads that miss at once would both fill the cache, and the first one's code be freed.
+    with _lock:
+        return _machine_code(text, name)
+
+
+@functools.cache
+def _machine_code(text: str, name: str):
     import llvmlite.binding as llvm
 
-    with _lock:
-        llvm.initialize_native_target()
-        llvm.initialize_native_asmprinter()
-        machine = llvm.Target.from_default_triple().create_target_machine(
-            cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=2
-        )
-        code = llvm.parse_assembly(text)
-        code.verify()
-        options = llvm.create_pipeline_tuning_options(speed_level=2)
-        options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
-        passes = llvm.create_pass_builder(machine, options)
-        passes.getModulePassManager().run(code, passes)
-        engine = llvm.create_mcjit_compiler(code, machine)
-        engine.finalize_object()
-        return engine.get_function_address(name), engine
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    machine = llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=2
+    )
+    code = llvm.parse_assembly(text)
+    code.verify()
+    options = llvm.create_pipeline_tuning_options(speed_level=2)
+    options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
+    passes = llvm.create_pass_builder(machine, options)
+    passes.getModulePassManager().run(code, passes)
+    engine = llvm.create_mcjit_compiler(code, machine)
+    engine.finalize_object()
+    return engine.get_function_address(name), engine
 
 
 def _shape(step: Step, dtype: torch.dtype, stream: bool, channels: tuple[bool, ...]) -> Shape:
