@@ -1,0 +1,1 @@
+"""SpikingJelly's nodes on the kernels of snnfast."""

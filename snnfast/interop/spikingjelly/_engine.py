@@ -1,0 +1,140 @@
+"""What runs a SpikingJelly node by ``snnfast.lif``: all of its attributes are read at each call, and
+V is left as the node's own forward leaves it.
+
+A node is anything with SpikingJelly's names: ``_memories`` with "v", ``v_threshold``, ``v_reset``,
+``detach_reset``, ``surrogate_function``, and what its charge reads (``tau`` and ``decay_input``, or
+``w``). State and arithmetic are float32 whatever the input's dtype.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from snnfast import surrogate as surrogates
+from snnfast.interop.spikingjelly._surrogates import firing
+from snnfast.ops.lif import lif
+from snnfast.ops.neuron import neuron
+from snnfast.ops.validation import state_dtype
+from snnfast.reference.lif import reset
+from snnfast.reference.neuron import spike
+
+
+class Unlike(Exception):
+    """Says why a call is not one of ``lif``: the node's own forward is to run instead."""
+
+
+class Version(NamedTuple):
+    """What the versions of SpikingJelly differ in."""
+
+    name: str
+    scales: bool
+    """Without decay_input, and where V resets to 0 or softly, V leaks as V (1 - 1/tau)."""
+    own_evaluation: bool
+    """In evaluation a hard reset leaks as V - (V - r)/tau all the same, and spikes have no
+    gradient (but for ParametricLIFNode)."""
+    resizes: bool
+    """A V of another shape than the input's starts anew; elsewhere it is an error."""
+
+
+V12 = Version("0.0.0.0.12", True, False, False)
+V14 = Version("0.0.0.0.14", True, True, False)
+V2 = Version("2.0.0", False, False, True)
+
+Charge = Callable[[object, Tensor, bool], dict]
+"""(node, x, whether V leaks as V (1 - 1/tau)) -> the arguments of ``lif`` that say how V leaks."""
+
+
+def integrates(node, x: Tensor, scaled: bool) -> dict:
+    return {"tau": math.inf}
+
+
+def leaks(node, x: Tensor, scaled: bool) -> dict:
+    tau, decay_input = node.tau, bool(node.decay_input)
+    if type(tau) not in (float, int) or not 1 <= tau < math.inf:
+        raise Unlike(f"tau is {tau!r}")
+    # For a power of two both ways of the leak round alike.
+    if decay_input or not scaled or math.frexp(tau)[0] == 0.5:
+        return {"tau": tau, "decay_input": decay_input}
+    return {"beta": 1.0 - 1.0 / tau}
+
+
+def learns(node, x: Tensor, scaled: bool) -> dict:
+    if node.w.dim():
+        raise Unlike(f"w is {list(node.w.shape)}, not []")
+    rate = node.w.sigmoid()
+    if node.decay_input or not scaled:
+        return {"inv_tau": rate.to(state_dtype(x)), "decay_input": bool(node.decay_input)}
+    return {"beta": (1.0 - rate).to(state_dtype(x))}
+
+
+@neuron
+def _scaled_lif(x, v, *, beta, v_threshold=1.0, v_reset=0.0, detach_reset=False):
+    h = v * beta + x
+    s = spike(h - v_threshold)
+    return s, reset(h, s, v_threshold, v_reset, detach_reset)
+
+
+_SILENT = surrogates.LeakyKReLU(leak=0.0, k=0.0)
+
+
+def multi_step(node, x: Tensor, version: Version, charge: Charge, every: bool):
+    """(spikes [T, ...] of x [T, ...], V after each step where ``every``, else None), from the node's
+    V on, which is left after the last step. Raises Unlike before anything has changed."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise Unlike(f"x is a {x.dtype if isinstance(x, Tensor) else type(x).__name__}")
+    if x.dim() == 0 or not x.shape[0]:
+        raise Unlike("x has no timestep")
+    theta, v_reset = node.v_threshold, node.v_reset
+    for name, value in (("v_threshold", theta), ("v_reset", v_reset)):
+        if value is not None and (type(value) not in (float, int) or not math.isfinite(value)):
+            raise Unlike(f"{name} is {value!r}")
+    fires = firing(node.surrogate_function)
+    if fires.why_not is not None or fires.fire != ">=":
+        raise Unlike(fires.why_not or "it fires above the threshold, not at it")
+    evaluates = version.own_evaluation and charge is not learns and not node.training
+    scaled = version.scales and (v_reset is None or (v_reset == 0 and not evaluates))
+    arguments = charge(node, x, scaled)
+    v = _start(node, x, 0.0 if v_reset is None else float(v_reset), version)
+    arguments.update(
+        v_threshold=theta, v_reset=v_reset, detach_reset=bool(node.detach_reset),
+        surrogate=_SILENT if evaluates else fires.surrogate, return_state="all" if every else True,
+    )  # fmt: skip
+    if "beta" in arguments:
+        s, v = _scaled_lif(x, states=(v,), **arguments)
+    else:
+        s, v = lif(x, v, **arguments)
+    node._memories["v"] = v[-1].clone() if every else v
+    return s.detach() if evaluates else s, v if every else None
+
+
+def single_step(node, x: Tensor, version: Version, charge: Charge) -> Tensor:
+    """Spikes of one timestep."""
+    if not isinstance(x, Tensor):
+        raise Unlike(f"x is a {type(x).__name__}")
+    s, _ = multi_step(node, x.unsqueeze(0), version, charge, False)
+    return s.squeeze(0)
+
+
+def _start(node, x: Tensor, r: float, version: Version) -> Tensor | None:
+    """V before the first step; None where that is ``r`` everywhere."""
+    v, shape, dtype = node._memories["v"], x.shape[1:], state_dtype(x)
+    if type(v) in (float, int):
+        return None if v == r else torch.full(shape, v, dtype=dtype, device=x.device)
+    if not isinstance(v, Tensor):
+        raise Unlike(f"v is a {type(v).__name__}")
+    if v.shape != shape:
+        if version.resizes:
+            return None
+        if v.dim():
+            raise ValueError(
+                f"{type(node).__name__}: v must have the shape of a timestep {tuple(shape)}, got "
+                f"{tuple(v.shape)} from the calls before; functional.reset_net(model) goes between "
+                "inputs of other sizes"
+            )
+        v = v.expand(shape)
+    if v.dtype != dtype or v.device != x.device:
+        v = v.to(x.device, dtype)
+    return v
