@@ -77,7 +77,9 @@ class Torch(Run):
     def __init__(self, model: nn.Module, steps: int, ours: bool):
         super().__init__(model, steps)
         self.ours = ours
-        self._apart: dict[nn.Module, nn.Module] = {}
+        self._alone = {}
+        if ours:
+            self._alone = {n: snnfast.nn.unroll(copy.deepcopy(n)) for n in self.neurons()}
 
     def neurons(self):
         return [m for m in self.model if hasattr(m, "spike_grad")]
@@ -91,10 +93,7 @@ class Torch(Run):
         return torch.stack([self.model(x)[0] for _ in range(self.steps)]).mean(0)
 
     def feed(self, neuron, x):
-        if self.ours:
-            if neuron not in self._apart:
-                self._apart[neuron] = snnfast.nn.unroll(copy.deepcopy(neuron))
-            neuron = self._apart[neuron]
+        neuron = self._alone.get(neuron, neuron)
         neuron.reset_mem()
         return spikes(neuron(x)) if self.ours else torch.stack([spikes(neuron(x_t)) for x_t in x])
 
