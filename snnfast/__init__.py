@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from snnfast import distill, models, neurons, nn, surrogate
+    from snnfast import distill, interop, models, neurons, nn, surrogate
     from snnfast._info import info
     from snnfast.nn.streaming import streaming
     from snnfast.ops.distill import (
@@ -32,6 +32,7 @@ __all__ = [
     "distill",
     "explain",
     "info",
+    "interop",
     "lif",
     "load",
     "mean_cross_entropy",
@@ -61,6 +62,7 @@ _HOMES = {
     "distill": None,
     "explain": "snnfast.ops.select",
     "info": "snnfast._info",
+    "interop": None,
     "lif": "snnfast.ops.lif",
     "load": "snnfast.train.load",
     "mean_cross_entropy": "snnfast.ops.distill",
