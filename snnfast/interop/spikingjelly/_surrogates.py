@@ -40,9 +40,25 @@ class Theirs(surrogates.Surrogate):
 
     def gradient(self, x: Tensor) -> Tensor:
         with torch.enable_grad(), _OutOfPlace():
-            x = x.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(self.function(x), x, torch.ones_like(x))
-        return gradient
+            return _gradient(self.function, x.detach().requires_grad_())
+
+
+class _Total(torch.autograd.Function):
+    """Of a sum the gradient alone: a scalar for autograd, and no sum for the program."""
+
+    @staticmethod
+    def forward(ctx, s):
+        ctx.save_for_backward(s)
+        return s.new_zeros(())
+
+    @staticmethod
+    def backward(ctx, _):
+        return torch.ones_like(ctx.saved_tensors[0])
+
+
+def _gradient(function, x: Tensor) -> Tensor:
+    # With a gradient of its own to start from, autograd imports the compiler, 2 s.
+    return torch.autograd.grad(_Total.apply(function(x)), x)[0]
 
 
 class _OutOfPlace(TorchFunctionMode):
@@ -75,7 +91,8 @@ def firing(function) -> Firing:
 def _key(function):
     """What the gradient depends on; None where that cannot be told."""
     if not isinstance(function, nn.Module):
-        return getattr(function, "__self__", None) or function
+        owner = getattr(function, "__self__", None)  # of the apply of an autograd.Function
+        return function if owner is None else owner if isinstance(owner, type) else None
     own = vars(function)
     hooked = function._forward_hooks or function._forward_pre_hooks or function._backward_hooks
     if hooked or function._parameters or function._buffers or function._modules:
@@ -103,7 +120,7 @@ def _find(function) -> Firing:
         u = torch.cat([torch.arange(-60, 61, device="cpu") / 20, random]).requires_grad_()
         try:
             s = function(u)
-            gradient = torch.autograd.grad(s, u, torch.ones_like(s))[0] if s.requires_grad else None
+            gradient = _gradient(function, u) if s.requires_grad else None
         except Exception as error:  # it is somebody's: whatever it raises, it is not known here
             return Firing(None, ">=", f"{name} raises {type(error).__name__} on a vector")
         steps = {fire: step for fire, step in ((">=", u >= 0), (">", u > 0))}
