@@ -33,22 +33,24 @@ def merged_node(jelly):
             super().__init__(tau=tau, decay_input=False, v_reset=v_reset, step_mode="s")
             self.register_memory("trace", 0.0)
 
+        def step(self, x):
+            self.v_float_to_tensor(x)
+            self.neuronal_charge(x)
+            spike = self.neuronal_fire()
+            self.neuronal_reset(spike)
+            return spike
+
         def forward(self, x):
+            if self.step_mode == "s":
+                return self.step(x)
             self.reset()
-            spikes = []
-            for x_t in x.view(self.time_step, -1, *x.shape[1:]):
-                self.v_float_to_tensor(x_t)
-                self.neuronal_charge(x_t)
-                spike = self.neuronal_fire()
-                spikes.append(spike)
-                self.neuronal_reset(spike)
-            return torch.cat(spikes)
+            return torch.cat([self.step(x_t) for x_t in x.view(self.time_step, -1, *x.shape[1:])])
 
     return MergedNode
 
 
 class Merged(nn.Module):
-    """Time and batch in one axis; how many steps is set on all modules from outside."""
+    """Time and batch in one axis; that and how many steps is set on all modules from outside."""
 
     def __init__(self, jelly, tau=2.0, v_reset=0.0, width=8):
         super().__init__()
@@ -58,7 +60,7 @@ class Merged(nn.Module):
         self.shortcut = nn.Conv2d(width, width, 1, 2, bias=False)
         self.node, self.head = node(tau, v_reset), nn.Linear(width, 10)
         for module in self.modules():
-            module.time_step = T
+            module.time_step, module.step_mode = T, "m"
 
     def forward(self, x):
         x = self.first(x.repeat(T, 1, 1, 1))
