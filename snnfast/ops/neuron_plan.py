@@ -110,9 +110,9 @@ def _gradient(itself: _Itself) -> str | None:
     own = itself.surrogate
     try:
         program, _ = trace(type(own).__name__, own.gradient, 1, 0, (), {})
-        return without_detach(program).pack()
     except (TypeError, ValueError, NotImplementedError):
         return None
+    return without_detach(program).pack()
 
 
 def _check_gradient_at_rest(definition, step: Step) -> None:
