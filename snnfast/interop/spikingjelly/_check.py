@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from snnfast.program.trace import in_no_mode
 
-_STEPS, _SHAPE = 4, (3, 5, 2, 4)
+_STEPS = 4
 
 
 def twin(node: nn.Module, cls: type) -> nn.Module:
@@ -22,6 +22,14 @@ def twin(node: nn.Module, cls: type) -> nn.Module:
     vars(other).update(inside | copy.deepcopy(own))
     vars(other)["_memories"] = copy.deepcopy(vars(node)["_memories_rv"])
     return other
+
+
+def step_shape(node: nn.Module) -> tuple[int, ...]:
+    """Of a timestep [N, C, ...] that the node's parameters fit, also those of a channel."""
+    rows = [p.shape for p in (*node.parameters(), *node.buffers()) if p.numel() > 1]
+    if not rows:
+        return 3, 5, 2, 4
+    return (3, rows[0].numel(), 2, 4)[: max(2, len(rows[0]) + (rows[0][0] > 1))]
 
 
 def numbers(node: nn.Module, *shape: int) -> Tensor:
@@ -37,39 +45,43 @@ def numbers(node: nn.Module, *shape: int) -> Tensor:
     return x.to(like.device)
 
 
-def agree(
+def difference(
     node: nn.Module, plain: type, faster: type, *, sequences: bool, merged: int = 0,
     changes: Iterable[dict] = ({},),
-) -> bool:  # fmt: skip
-    """Whether nodes of the two classes give the same outputs, memories and gradients: three calls,
-    a reset in front of the last, in training and in evaluation, and with each of ``changes`` of
-    its attributes. ``sequences``: a call takes all timesteps, ``merged`` of them in the batch."""
+) -> str | None:  # fmt: skip
+    """In what nodes of the two classes differ; None where outputs, memories and gradients are the
+    same: three calls, a reset in front of the last, in training and in evaluation, and with each
+    of ``changes`` of its attributes. ``sequences``: a call takes all timesteps, ``merged`` of them
+    in the batch."""
     with in_no_mode():
         for change in changes:
             for training in (True, False):
                 how = change, training, sequences, merged
                 try:
                     theirs = _run(twin(node, plain), *how)
-                except Exception:  # it does not take such a call at all
-                    return False
-                if not _same(theirs, _run(twin(node, faster), *how)):
-                    return False
-    return True
+                except Exception as error:
+                    return f"it does not take such an input ({type(error).__name__})"
+                differs = _compared(theirs, _run(twin(node, faster), *how))
+                if differs is not None:
+                    return f"{differs} in {'training' if training else 'evaluation'}"
+    return None
 
 
 def _run(node, change, training, sequences, merged):
-    """What three calls leave: (outputs and memories, gradients)."""
+    """What three calls leave: ({what: value}, gradients)."""
     node.train(training)
     for name, value in change.items():
         setattr(node, name, value)
-    left, inputs, total = [], [], 0.0
-    lead = (merged * _SHAPE[0], *_SHAPE[1:]) if merged else (_STEPS, *_SHAPE)
-    for call, x in enumerate(numbers(node, 3, *lead) if sequences else numbers(node, 6, *_SHAPE)):
+    left, inputs, total = {}, [], 0.0
+    shape = step_shape(node)
+    lead = (merged * shape[0], *shape[1:]) if merged else (_STEPS, *shape)
+    for call, x in enumerate(numbers(node, 3, *lead) if sequences else numbers(node, 6, *shape)):
         if call == (2 if sequences else 4):
             node.reset()
         inputs.append(x.clone().requires_grad_())
         out = node.forward(inputs[-1])
-        left += [out, *vars(node)["_memories"].values(), getattr(node, "v_seq", None)]
+        now = {"outputs": out, **vars(node)["_memories"], "v_seq": getattr(node, "v_seq", None)}
+        left |= {(name, call): value for name, value in now.items()}
         total = total + _weighed(out) + _weighed(vars(node)["_memories"]["v"])
     wanted = [*inputs, *node.parameters()]
     grads = [None] * len(wanted)
@@ -85,20 +97,21 @@ def _weighed(value):
     return (value * (weights - 2).view(value.shape)).sum()
 
 
-def _same(theirs, ours) -> bool:
+def _compared(theirs, ours) -> str | None:
     (left, grads), (ours_left, ours_grads) = theirs, ours
-    if len(left) != len(ours_left):
-        return False
-    for a, b in zip(left, ours_left, strict=True):
-        if isinstance(a, Tensor) != isinstance(b, Tensor):
-            return False
-        if isinstance(a, Tensor):
-            if a.shape != b.shape or a.dtype != b.dtype or not torch.equal(a, b):
-                return False
-        elif a != b:
-            return False
+    if left.keys() != ours_left.keys():
+        return "other memories"
+    for (name, _), a in left.items():
+        b = ours_left[name, _]
+        if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+            if isinstance(a, Tensor) or isinstance(b, Tensor) or a != b:
+                return f"another {name}"
+        elif a.shape != b.shape or a.dtype != b.dtype:
+            return f"{name} of another shape or dtype"
+        elif not torch.equal(a, b):
+            return f"{name} by up to {(a - b).abs().max():.1g}"
     for a, b in zip(grads, ours_grads, strict=True):
         a, b = (t if t is not None else torch.zeros(()) for t in (a, b))
         if not bool((a - b).abs().max() <= 1e-4 * a.abs().max().clamp(min=1)):
-            return False
-    return True
+            return f"gradients by up to {(a - b).abs().max():.1g}"
+    return None

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from snnfast.interop.spikingjelly import _nodes, _traced
-from snnfast.interop.spikingjelly._check import agree, twin
+from snnfast.interop.spikingjelly._check import difference, twin
 from snnfast.interop.spikingjelly._engine import VERSIONS, Unlike, surrogate_of
 from snnfast.interop.spikingjelly._traced import Way
 from snnfast.interop.verdict import Verdict
@@ -96,8 +96,9 @@ def _compared(module, base: type) -> str | None:
     for mode in ("s", "m") if hasattr(node, "step_mode") else (None,):
         steps = [c if mode is None else {"step_mode": mode, **c} for c in changes]
         sequences = mode == "m" or base.__name__.startswith("MultiStep")
-        if not agree(node, base, _nodes.made(base), sequences=sequences, changes=steps):
-            return f"{base.__module__}.{base.__name__} computes something else than those known"
+        differs = difference(node, base, _nodes.made(base), sequences=sequences, changes=steps)
+        if differs is not None:
+            return f"{base.__module__}.{base.__name__} differs from those known: {differs}"
     return None
 
 
@@ -113,29 +114,28 @@ def _by_steps(module, cls: type, base: type) -> Verdict:
 
 def _first_that_agrees(node, cls: type, base: type) -> Verdict:
     changed = _nodes.overridden(cls, base)
-    what = ", ".join(changed) or f"{base.__name__}, which is no LIF,"
-    found, reasons = [], {}
+    what = ", ".join(changed) or f"{base.__name__} is no LIF"
+    found, reasons = {}, {}
     for mode, ways in _ways(node, cls, base, changed).items():
         for way in ways:
             merged = getattr(node, way.timesteps) if way.timesteps else 0
             change = {} if mode is None else {"step_mode": mode}
             try:
-                fits = agree(
+                differs = difference(
                     node, cls, _nodes.traced(cls, (way,)), sequences=way.layout != "step",
                     merged=merged, changes=(change,),
                 )  # fmt: skip
             except Unlike as why:
-                reasons.setdefault(mode, f"{what} cannot be traced: {why}")
+                reasons.setdefault(mode, f"{what}: {why}")
                 continue
-            if fits:
-                found.append(way)
+            if differs is None:
+                found[mode] = way
                 break
-        else:
-            reasons.setdefault(mode, f"{what} is not what a loop over its steps computes")
+            reasons.setdefault(mode, f"{what}: a loop over its steps differs: {differs}")
     mode = getattr(node, "step_mode", None)
-    if mode in reasons:
+    if mode not in found:
         return _left(reasons[mode])
-    return Verdict("traced", _nodes.traced(cls, tuple(found)))
+    return Verdict("traced", _nodes.traced(cls, tuple(found.values())))
 
 
 def _ways(node, cls: type, base: type, changed: list[str]) -> dict[str | None, list[Way]]:

@@ -2,6 +2,7 @@
 other by its own backward; each compared with the original, once for each class and its numbers."""
 
 import copy
+import operator
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class Theirs(surrogates.Surrogate):
     function: Callable = None
 
     def gradient(self, x: Tensor) -> Tensor:
-        with torch.enable_grad(), _OutOfPlace():
+        with torch.enable_grad(), OutOfPlace():
             return _gradient(self.function, x.detach().requires_grad_())
 
 
@@ -61,13 +62,15 @@ def _gradient(function, x: Tensor) -> Tensor:
     return torch.autograd.grad(_Total.apply(function(x)), x)[0]
 
 
-class _OutOfPlace(TorchFunctionMode):
-    """``y.pow_(2)`` as ``y.pow(2)``: a program has no operation in place. Where the result is taken
-    from y itself this gives another gradient, which the comparison sees."""
+class OutOfPlace(TorchFunctionMode):
+    """``y.pow_(2)`` as ``y.pow(2)``, ``y += 1`` as ``y = y + 1``: a program has no operation in
+    place. Where the change is seen through another name, the result differs from the original's."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         name = getattr(function, "__name__", "")
-        if name.endswith("_") and not name.endswith("__") and name not in ("requires_grad_",):
+        if name.startswith("__i") and hasattr(operator, name):
+            function = getattr(operator, f"__{name[3:]}", function)
+        elif name.endswith("_") and not name.endswith("__") and name != "requires_grad_":
             function = getattr(Tensor, name.removesuffix("_"), function)
         return function(*args, **(kwargs or {}))
 

@@ -5,20 +5,23 @@ states, parameters and buffers its parameters, and the node's numbers are consta
 each call: other numbers are another program.
 """
 
+import functools
 import inspect
+import types
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from snnfast.interop.spikingjelly._check import numbers, twin
+from snnfast.interop.spikingjelly._check import numbers, step_shape, twin
 from snnfast.interop.spikingjelly._engine import Unlike, check_sequence, start, surrogate_of
+from snnfast.interop.spikingjelly._surrogates import OutOfPlace
 from snnfast.ops.neuron import Definition
 from snnfast.ops.validation import state_dtype
 from snnfast.reference.neuron import spike
 
-_CONSTANT = (bool, int, float, str, type(None))
+_CONSTANT = (bool, int, float, str, type(None), types.FunctionType, types.BuiltinFunctionType)
 _PARTS_OF_A_MODULE = frozenset(vars(nn.Module()))
 _OF_THE_CALL = ("_memories", "_memories_rv", "v_seq", "_store_v_seq", "surrogate_function")
 PROGRAMS = 32
@@ -75,7 +78,7 @@ def constants(node: nn.Module, states: tuple[str, ...]) -> tuple:
         if name in _PARTS_OF_A_MODULE or name in _OF_THE_CALL or name in states:
             continue
         one = value if type(value) is tuple else (value,)
-        if not all(type(v) in _CONSTANT or inspect.isfunction(v) for v in one):
+        if not all(type(v) in _CONSTANT for v in one):
             raise Unlike(f"its attribute {name} is a {type(value).__name__}")
         found.append((name, type(value), value))
     return tuple(found)
@@ -88,7 +91,7 @@ def _method(plain: type, step: str) -> Callable:
 
 
 def _traced(node: nn.Module, plain: type, way: Way) -> Step:
-    run, like = _method(plain, way.step), twin(node, plain)
+    run, like = _method(plain, way.step), twin(node, _unscripted(plain))
     vars(like).update({"_step_mode": "s"} if way.mode else {})
     vars(like).update({"_store_v_seq": False} if "_store_v_seq" in vars(like) else {})
     states = _states(like, run)
@@ -97,7 +100,7 @@ def _traced(node: nn.Module, plain: type, way: Way) -> Step:
     }
 
     def step(*given, **named):
-        one = _copy(like, plain)
+        one = _copy(like)
         vars(one)["_memories"].update(zip(states, given[1:], strict=True))
         for name in tensors:
             kind = "_parameters" if name in one._parameters else "_buffers"
@@ -105,7 +108,8 @@ def _traced(node: nn.Module, plain: type, way: Way) -> Step:
         place = one._modules if "surrogate_function" in one._modules else vars(one)
         place["surrogate_function"] = spike
         before = dict(vars(one)), dict(one._memories)
-        s = run(one, given[0])
+        with OutOfPlace():
+            s = run(one, given[0])
         _refuse_writing(before, one, states)
         return s, *(one._memories[name] for name in states)
 
@@ -123,16 +127,29 @@ def _traced(node: nn.Module, plain: type, way: Way) -> Step:
     return Step(definition, states, tuple(tensors))
 
 
-def _copy(like: nn.Module, cls: type) -> nn.Module:
+@functools.cache
+def _unscripted(plain: type) -> type:
+    """``plain`` with its functions of TorchScript as they were written: compiled for a gradient
+    they hand their operations detached tensors."""
+    scripted = {k: getattr(plain, k) for k in dir(plain)}
+    functions = {
+        k: staticmethod(f._torchdynamo_inline)
+        for k, f in scripted.items()
+        if isinstance(f, torch.jit.ScriptFunction) and hasattr(f, "_torchdynamo_inline")
+    }
+    return type(plain.__name__, (plain,), functions)
+
+
+def _copy(like: nn.Module) -> nn.Module:
     """Another node that shares what is in ``like``, but not the dictionaries."""
-    one = object.__new__(cls)
+    one = object.__new__(type(like))
     vars(one).update({k: dict(v) if isinstance(v, dict) else v for k, v in vars(like).items()})
     return one
 
 
 def _states(like: nn.Module, run: Callable) -> tuple[str, ...]:
     """The memories that are tensors after a step."""
-    one, x = _copy(like, type(like)), numbers(like, 3, 5, 4)
+    one, x = _copy(like), numbers(like, *step_shape(like))
     try:
         with torch.no_grad():
             run(one, x)
