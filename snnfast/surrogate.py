@@ -8,8 +8,8 @@ gradients are exact (``spiking=False``, as in SpikingJelly). The same table stan
     >>> snnfast.lif(x, surrogate="atan")
     >>> snnfast.lif(x, surrogate=snnfast.surrogate.ATan(alpha=5.0))
 
-One of your own is a subclass with ``gradient``, and ``primitive`` if the smooth twin is wanted. No
-kernel knows it, so it runs on the reference, in plain PyTorch; see :class:`Surrogate`.
+One of your own is a subclass with ``gradient``, and ``primitive`` if the smooth twin is wanted; its
+formula becomes part of what is launched, see :class:`Surrogate`.
 """
 
 import math
@@ -24,8 +24,9 @@ from torch import Tensor
 class Surrogate:
     """Base of all surrogates. ``spiking=False`` puts the primitive in place of the step.
 
-    A subclass of your own runs on the reference backend, which ``auto`` then picks: several
-    operations a timestep instead of one launch a layer, and all of their results kept for backward.
+    The formula of a subclass of your own is traced and runs in the one launch of a layer; it may be
+    made of what ``snnfast.neuron`` has. Any other formula runs on the reference backend, which
+    ``auto`` then picks: several operations a timestep, and all of their results kept for backward.
     To pickle a module that has one, define the class in a module that can be imported.
 
         >>> @dataclass(frozen=True)

@@ -13,13 +13,27 @@ def state_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+def _inner_first(strides) -> list[int]:
+    """The axes in the order of their strides, of equal ones the last first."""
+    if not torch.compiler.is_compiling():
+        return sorted(range(len(strides)), key=lambda d: (strides[d], -d))
+    order: list[int] = []  # which is not told how to sort numbers that it made symbols
+    for d in range(len(strides)):
+        at = 0
+        while at < d and strides[order[at]] < strides[d]:
+            at += 1
+        order.insert(at, d)
+    return order
+
+
 def is_dense(sizes, strides) -> bool:
     """Whether elements fill a block of memory in some order of the axes, without gaps."""
     expected = 1
-    for stride, size in sorted((st, si) for st, si in zip(strides, sizes, strict=True) if si != 1):
-        if stride != expected:
-            return False
-        expected = expected * size
+    for d in _inner_first(strides):
+        if sizes[d] != 1:
+            if strides[d] != expected:
+                return False
+            expected = expected * sizes[d]
     return True
 
 
@@ -32,9 +46,8 @@ def with_dense_steps(x: Tensor, axis: int) -> Tensor:
 
 def dense_strides(sizes, strides) -> list[int]:
     """Strides in the same order, without gaps; 1 for an axis of one element."""
-    order = sorted(range(len(sizes)), key=lambda d: (strides[d], -d))
     dense, expected = [1] * len(sizes), 1
-    for d in order:
+    for d in _inner_first(strides):
         if sizes[d] != 1:
             dense[d] = expected
             expected = expected * sizes[d]

@@ -39,6 +39,8 @@ class Call(NamedTuple):
     backend: str
     direct: bool = False
     """Whether forward needs no dispatcher."""
+    name: str = "neuron"
+    """In messages."""
 
     @property
     def packed(self) -> tuple:
@@ -209,7 +211,7 @@ class Neuron(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *gradients):
-        layers.refuse_twice("neuron")
+        layers.refuse_twice(ctx.call.name)
         *tensors, borders = ctx.saved_tensors
         wanted = list(ctx.needs_input_grad[1:])
         made = backward(ctx.call, tensors, borders, gradients, wanted)

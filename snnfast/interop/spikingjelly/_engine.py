@@ -1,5 +1,5 @@
-"""What runs a SpikingJelly node by ``snnfast.lif``: all of its attributes are read at each call, and
-V is left as the node's own forward leaves it.
+"""What runs a SpikingJelly node by ``snnfast.lif``: all of its attributes are read at each call,
+and V is left as the node's own forward leaves it.
 
 A node is anything with SpikingJelly's names: ``_memories`` with "v", ``v_threshold``, ``v_reset``,
 ``detach_reset``, ``surrogate_function``, and what its charge reads (``tau`` and ``decay_input``, or
@@ -42,6 +42,7 @@ class Version(NamedTuple):
 V12 = Version("0.0.0.0.12", True, False, False)
 V14 = Version("0.0.0.0.14", True, True, False)
 V2 = Version("2.0.0", False, False, True)
+VERSIONS = (V12, V14, V2)
 
 Charge = Callable[[object, Tensor, bool], dict]
 """(node, x, whether V leaks as V (1 - 1/tau)) -> the arguments of ``lif`` that say how V leaks."""
@@ -81,32 +82,27 @@ _SILENT = surrogates.LeakyKReLU(leak=0.0, k=0.0)
 
 
 def multi_step(node, x: Tensor, version: Version, charge: Charge, every: bool):
-    """(spikes [T, ...] of x [T, ...], V after each step where ``every``, else None), from the node's
-    V on, which is left after the last step. Raises Unlike before anything has changed."""
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise Unlike(f"x is a {x.dtype if isinstance(x, Tensor) else type(x).__name__}")
-    if x.dim() == 0 or not x.shape[0]:
-        raise Unlike("x has no timestep")
+    """(spikes [T, ...] of x [T, ...], V after each step where ``every``, else None), from the
+    node's V on, which is left after the last step. Raises Unlike before anything has changed."""
+    check_sequence(x)
     theta, v_reset = node.v_threshold, node.v_reset
     for name, value in (("v_threshold", theta), ("v_reset", v_reset)):
         if value is not None and (type(value) not in (float, int) or not math.isfinite(value)):
             raise Unlike(f"{name} is {value!r}")
-    fires = firing(node.surrogate_function)
-    if fires.why_not is not None or fires.fire != ">=":
-        raise Unlike(fires.why_not or "it fires above the threshold, not at it")
+    surrogate = surrogate_of(node)
     evaluates = version.own_evaluation and charge is not learns and not node.training
     scaled = version.scales and (v_reset is None or (v_reset == 0 and not evaluates))
     arguments = charge(node, x, scaled)
-    v = _start(node, x, 0.0 if v_reset is None else float(v_reset), version)
+    v = start(node, "v", x, 0.0 if v_reset is None else float(v_reset), version.resizes)
     arguments.update(
         v_threshold=theta, v_reset=v_reset, detach_reset=bool(node.detach_reset),
-        surrogate=_SILENT if evaluates else fires.surrogate, return_state="all" if every else True,
+        surrogate=_SILENT if evaluates else surrogate, return_state="all" if every else True,
     )  # fmt: skip
     if "beta" in arguments:
         s, v = _scaled_lif(x, states=(v,), **arguments)
     else:
         s, v = lif(x, v, **arguments)
-    node._memories["v"] = v[-1].clone() if every else v
+    vars(node)["_memories"]["v"] = v[-1].clone() if every else v
     return s.detach() if evaluates else s, v if every else None
 
 
@@ -118,23 +114,39 @@ def single_step(node, x: Tensor, version: Version, charge: Charge) -> Tensor:
     return s.squeeze(0)
 
 
-def _start(node, x: Tensor, r: float, version: Version) -> Tensor | None:
-    """V before the first step; None where that is ``r`` everywhere."""
-    v, shape, dtype = node._memories["v"], x.shape[1:], state_dtype(x)
+def start(node, name: str, x: Tensor, r: float, resizes: bool) -> Tensor | None:
+    """The memory ``name`` before the first step of x [T, ...]; None where it is all ``r``."""
+    v, shape, dtype = vars(node)["_memories"][name], x.shape[1:], state_dtype(x)
     if type(v) in (float, int):
         return None if v == r else torch.full(shape, v, dtype=dtype, device=x.device)
     if not isinstance(v, Tensor):
-        raise Unlike(f"v is a {type(v).__name__}")
+        raise Unlike(f"{name} is a {type(v).__name__}")
     if v.shape != shape:
-        if version.resizes:
+        if resizes:
             return None
         if v.dim():
             raise ValueError(
-                f"{type(node).__name__}: v must have the shape of a timestep {tuple(shape)}, got "
-                f"{tuple(v.shape)} from the calls before; functional.reset_net(model) goes between "
-                "inputs of other sizes"
+                f"{type(node).__name__}: {name} must have the shape of a timestep {tuple(shape)}, "
+                f"got {tuple(v.shape)} from the calls before; functional.reset_net(model) goes "
+                "between inputs of other sizes"
             )
         v = v.expand(shape)
     if v.dtype != dtype or v.device != x.device:
         v = v.to(x.device, dtype)
     return v
+
+
+def check_sequence(x) -> None:
+    """Unlike for what is no current of floating point over time."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise Unlike(f"x is a {x.dtype if isinstance(x, Tensor) else type(x).__name__}")
+    if x.dim() == 0 or not x.shape[0]:
+        raise Unlike("x has no timestep")
+
+
+def surrogate_of(node) -> surrogates.Surrogate:
+    """That of a node which fires at its threshold; else Unlike."""
+    fires = firing(node.surrogate_function)
+    if fires.why_not is not None or fires.fire != ">=":
+        raise Unlike(fires.why_not or "it fires above the threshold, not at it")
+    return fires.surrogate

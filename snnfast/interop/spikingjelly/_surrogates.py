@@ -2,6 +2,7 @@
 other by its own backward; each compared with the original, once for each class and its numbers."""
 
 import copy
+import operator
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,19 +40,37 @@ class Theirs(surrogates.Surrogate):
     function: Callable = None
 
     def gradient(self, x: Tensor) -> Tensor:
-        with torch.enable_grad(), _OutOfPlace():
-            x = x.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(self.function(x), x, torch.ones_like(x))
-        return gradient
+        with torch.enable_grad(), OutOfPlace():
+            return _gradient(self.function, x.detach().requires_grad_())
 
 
-class _OutOfPlace(TorchFunctionMode):
-    """``y.pow_(2)`` as ``y.pow(2)``: a program has no operation in place. Where the result is taken
-    from y itself this gives another gradient, which the comparison sees."""
+class _Total(torch.autograd.Function):
+    """Of a sum the gradient alone: a scalar for autograd, and no sum for the program."""
+
+    @staticmethod
+    def forward(ctx, s):
+        ctx.save_for_backward(s)
+        return s.new_zeros(())
+
+    @staticmethod
+    def backward(ctx, _):
+        return torch.ones_like(ctx.saved_tensors[0])
+
+
+def _gradient(function, x: Tensor) -> Tensor:
+    # With a gradient of its own to start from, autograd imports the compiler, 2 s.
+    return torch.autograd.grad(_Total.apply(function(x)), x)[0]
+
+
+class OutOfPlace(TorchFunctionMode):
+    """``y.pow_(2)`` as ``y.pow(2)``, ``y += 1`` as ``y = y + 1``: a program has no operation in
+    place. Where the change is seen through another name, the result differs from the original's."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         name = getattr(function, "__name__", "")
-        if name.endswith("_") and not name.endswith("__") and name not in ("requires_grad_",):
+        if name.startswith("__i") and hasattr(operator, name):
+            function = getattr(operator, f"__{name[3:]}", function)
+        elif name.endswith("_") and not name.endswith("__") and name != "requires_grad_":
             function = getattr(Tensor, name.removesuffix("_"), function)
         return function(*args, **(kwargs or {}))
 
@@ -75,7 +94,8 @@ def firing(function) -> Firing:
 def _key(function):
     """What the gradient depends on; None where that cannot be told."""
     if not isinstance(function, nn.Module):
-        return getattr(function, "__self__", None) or function
+        owner = getattr(function, "__self__", None)  # of the apply of an autograd.Function
+        return function if owner is None else owner if isinstance(owner, type) else None
     own = vars(function)
     hooked = function._forward_hooks or function._forward_pre_hooks or function._backward_hooks
     if hooked or function._parameters or function._buffers or function._modules:
@@ -103,7 +123,7 @@ def _find(function) -> Firing:
         u = torch.cat([torch.arange(-60, 61, device="cpu") / 20, random]).requires_grad_()
         try:
             s = function(u)
-            gradient = torch.autograd.grad(s, u, torch.ones_like(s))[0] if s.requires_grad else None
+            gradient = _gradient(function, u) if s.requires_grad else None
         except Exception as error:  # it is somebody's: whatever it raises, it is not known here
             return Firing(None, ">=", f"{name} raises {type(error).__name__} on a vector")
         steps = {fire: step for fire, step in ((">=", u >= 0), (">", u > 0))}
