@@ -47,8 +47,8 @@ def install(*names: str) -> None:
     """Have ``import spikingjelly`` find :mod:`snnfast.interop.spikingjelly`.
 
     Args:
-        names: the packages that a script imports SpikingJelly as: ``"spikingjelly"``, and the places
-            of copies that it carries, such as ``"src.spikingjelly"``. A name that ends in
+        names: the packages that a script imports SpikingJelly as: ``"spikingjelly"``, and the
+            places of copies that it carries, such as ``"src.spikingjelly"``. A name that ends in
             ``clock_driven``, ``activation_based`` or ``cext`` stands for that part alone.
 
     Call it above all other imports; calling it again does nothing. What snnfast has no own one of

@@ -1,5 +1,5 @@
-"""The nodes by one path: ``LIFNode`` and its like are those of ``activation_based``, whose step mode
-is an argument, ``MultiStepLIFNode`` and its like those of ``clock_driven``."""
+"""The nodes by one path: ``LIFNode`` and its like are those of ``activation_based``, whose step
+mode is an argument, ``MultiStepLIFNode`` and its like those of ``clock_driven``."""
 
 from snnfast.interop.spikingjelly import peer
 from snnfast.interop.spikingjelly.activation_based.neuron import (

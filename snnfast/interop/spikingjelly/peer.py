@@ -57,7 +57,7 @@ def _import(name: str) -> ModuleType | None:
 
 
 def module(where: str) -> ModuleType:
-    """The peer's module ``where``, such as "datasets.cifar10_dvs", of the version that is installed.
+    """The peer's module ``where``, such as "datasets.cifar10_dvs", of what version is installed.
 
     Raises:
         ModuleNotFoundError: SpikingJelly is not installed, or has no such module.
@@ -67,8 +67,8 @@ def module(where: str) -> ModuleType:
     with _in_our_absence():
         if _import(PEER) is None:
             raise ModuleNotFoundError(
-                f"spikingjelly: snnfast has no {where} of its own, and passes it on to SpikingJelly, "
-                "which must be installed, got none; pip install spikingjelly",
+                f"spikingjelly: snnfast has no {where} of its own, and passes it on to "
+                "SpikingJelly, which must be installed, got none; pip install spikingjelly",
                 name=PEER,
             )
         found = _import(f"{PEER}.{where}")

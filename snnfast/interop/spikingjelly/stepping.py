@@ -33,8 +33,8 @@ def _chain(modules):
 
 
 class ContainerKeys(nn.Sequential):
-    """A container whose checkpoints may have the keys of the older form, too, which held its content
-    as ``module``: ``module.weight`` of one module, ``module.0.weight`` of several."""
+    """A container whose checkpoints may have the keys of the older form, too, which held its
+    content as ``module``: ``module.weight`` of one module, ``module.0.weight`` of several."""
 
     def _load_from_state_dict(self, state_dict, prefix, *rest):
         older = f"{prefix}module."

@@ -192,17 +192,25 @@ class _SpikingFirst(_Numbers):
         super().__init__(*numbers, spiking=spiking, **by_name)
 
 
-PiecewiseQuadratic, piecewise_quadratic = _OneNumber.of(formulas.PiecewiseQuadratic, "piecewise_quadratic")
+PiecewiseQuadratic, piecewise_quadratic = _OneNumber.of(
+    formulas.PiecewiseQuadratic, "piecewise_quadratic"
+)
 PiecewiseExp, piecewise_exp = _OneNumber.of(formulas.PiecewiseExp, "piecewise_exp")
 Sigmoid, sigmoid = _OneNumber.of(formulas.Sigmoid, "sigmoid")
 SoftSign, soft_sign = _OneNumber.of(formulas.SoftSign, "soft_sign")
 ATan, atan = _OneNumber.of(formulas.ATan, "atan")
-NonzeroSignLogAbs, nonzero_sign_log_abs = _OneNumber.of(formulas.NonzeroSignLogAbs, "nonzero_sign_log_abs")
+NonzeroSignLogAbs, nonzero_sign_log_abs = _OneNumber.of(
+    formulas.NonzeroSignLogAbs, "nonzero_sign_log_abs"
+)
 Erf, erf = _OneNumber.of(formulas.Erf, "erf")
 QPseudoSpike, q_pseudo_spike = _OneNumber.of(formulas.QPseudoSpike, "q_pseudo_spike")
-FakeNumericalGradient, fake_numerical_gradient = _OneNumber.of(_FakeNumericalGradient, "fake_numerical_gradient")
+FakeNumericalGradient, fake_numerical_gradient = _OneNumber.of(
+    _FakeNumericalGradient, "fake_numerical_gradient"
+)
 LogTailedReLU, log_tailed_relu = _OneNumber.of(_LogTailedReLU, "log_tailed_relu")
 S2NN, s2nn = _Numbers.of(formulas.S2NN, "s2nn")
 PiecewiseLeakyReLU, piecewise_leaky_relu = _Numbers.of(_PiecewiseLeakyReLU, "piecewise_leaky_relu")
-SquarewaveFourierSeries, squarewave_fourier_series = _Numbers.of(_SquarewaveFourierSeries, "squarewave_fourier_series")
+SquarewaveFourierSeries, squarewave_fourier_series = _Numbers.of(
+    _SquarewaveFourierSeries, "squarewave_fourier_series"
+)
 LeakyKReLU, leaky_k_relu = _SpikingFirst.of(formulas.LeakyKReLU, "leaky_k_relu")

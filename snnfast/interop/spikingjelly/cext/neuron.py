@@ -1,5 +1,6 @@
-"""``spikingjelly.cext.neuron`` (0.0.0.0.4 and before): the nodes of ``clock_driven`` with a surrogate
-that is named, ``alpha`` its number, and ``detach_input`` for an input that tau does not divide."""
+"""``spikingjelly.cext.neuron`` (0.0.0.0.4 and before): the nodes of ``clock_driven`` with a
+surrogate that is named, ``alpha`` its number, and ``detach_input`` for an input that tau does not
+divide."""
 
 from snnfast.interop.spikingjelly import peer, surrogate
 from snnfast.interop.spikingjelly.clock_driven import neuron
