@@ -1,12 +1,12 @@
-"""What can be made of a module of another package."""
+"""What a peer's ``judge`` says of a module."""
 
 from typing import NamedTuple
 
 
 class Verdict(NamedTuple):
     kind: str
-    """"replaced", "traced" or "left"."""
+    """"replaced", "traced", or "left"."""
     cls: type | None = None
-    """The subclass of its own class that the module becomes."""
-    reason: str = ""
-    """Of one that is left: what stands against it."""
+    """The subclass of its own class that the module becomes; None where it is left."""
+    reason: str | None = None
+    """Of one that is left: the method or argument that blocks it."""

@@ -9,6 +9,7 @@ import torch
 
 from snnfast import surrogate as surrogates
 from snnfast.backends.spec import Step
+from snnfast.program.adjoint import without_detach
 from snnfast.program.evaluate import evaluate
 from snnfast.program.ir import Program
 from snnfast.program.prelude import normalised, split
@@ -108,7 +109,7 @@ def _gradient(itself: _Itself) -> str | None:
     """The packed program of a surrogate that no kernel knows; None where it cannot be one."""
     own = itself.surrogate
     try:
-        return trace(type(own).__name__, own.gradient, 1, 0, (), {})[0].pack()
+        return without_detach(trace(type(own).__name__, own.gradient, 1, 0, (), {})[0]).pack()
     except (TypeError, ValueError, NotImplementedError):
         return None
 
