@@ -1,10 +1,10 @@
-"""Whole networks of snnTorch, layer by layer: ``multi_step(net, x)`` against the loop of net over x;
-and what ``accelerate`` is told of snnTorch's neurons."""
+"""Whole networks of snnTorch, layer by layer: ``multi_step(net, x)`` against the loop of net over
+x; and what ``accelerate`` is told of snnTorch's neurons."""
 
 import pytest
 import torch
+from over_time import close, equal, gradients, inputs, looped
 from peer_neurons import package
-from test_requirement_13_unroll import close, equal, gradients, inputs, looped
 from torch import nn
 
 import snnfast
@@ -68,10 +68,6 @@ def alike(make, data="random"):
     return nets
 
 
-def image(data, *leading):
-    return inputs(data, *leading, 4, 3, *((4, 4) if leading[-1:] == (0,) else ()))
-
-
 def example(name, data, *leading):
     shapes = {"convolutional": (4, 3, 4, 4), "single": (4, 6)}
     return inputs(data, *leading, *shapes.get(name, (4, 3, 4)))
@@ -106,10 +102,6 @@ def test_the_spikes_of_the_loop(name, data, mode):
         both = [[*net.buffers()] for net in (ours, theirs)]
         equal(tuple(both[0]), tuple(both[1]))
         for net in (theirs, ours):
-            for module in net.modules():
-                if hasattr(module, "mem"):
-                    module.detach_hidden()
-                    break
             for buffer in net.buffers():
                 buffer.detach_()
     assert isinstance(theirs[0], type(ours[0]))
