@@ -134,7 +134,7 @@ class _Triangle(torch.autograd.Function):
     @staticmethod
     def forward(ctx, u):
         ctx.save_for_backward(u)
-        return (u > 0).float()
+        return (u > 0).to(u.dtype)
 
     @staticmethod
     def backward(ctx, grad):

@@ -5,13 +5,19 @@ import importlib
 from functools import partial
 from types import SimpleNamespace
 
+import dropin_networks
 import networks
 import pytest
 import torch
 from live import live
+from peer_neurons import package
 from torch import nn
 
 import snnfast
+from snnfast.interop.snntorch import multi_step
+from snnfast.surrogate import PiecewiseQuadratic
+
+F32, F64 = torch.float32, torch.float64
 
 NETWORKS = {
     "transformer": (networks.spiking_transformer, "0.0.0.0.12"),
@@ -141,10 +147,12 @@ def test_spikes_are_equal(name, way, weights):
         assert torch.equal(a, b)
 
 
-def gradients(model, x):
-    y = model(x)
+def gradients(run, x, model=None):
+    """Of ``run(x)``; ``model``: whose parameters, if not its own."""
+    y = run(x)
     (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum().backward()
-    return {n: p.grad.double() for n, p in model.named_parameters()} | {"x": x.grad.double()}
+    parameters = (run if model is None else model).named_parameters()
+    return {n: p.grad.double() for n, p in parameters} | {"x": x.grad.double()}
 
 
 def within_twice_their_error(ours, theirs, exact):
@@ -161,7 +169,7 @@ def test_gradients_are_within_twice_their_own_error(name, way):
     exact = copy.deepcopy(theirs).double()
     watches = [watched(model) for model in (theirs, ours, exact)]
     found = []
-    for model, dtype in ((ours, None), (theirs, None), (exact, torch.float64)):
+    for model, dtype in ((ours, F32), (theirs, F32), (exact, F64)):
         torch.manual_seed(1)
         x = torch.randn(SHAPE).to(dtype).requires_grad_()
         torch.manual_seed(2)
@@ -183,3 +191,86 @@ def test_state_dict_round_trip(name, way):
     ours.load_state_dict(again.state_dict(), strict=True)
     for a, b in zip(ours.state_dict().values(), theirs.state_dict().values()):
         assert torch.equal(a, b)
+
+
+class Fires(nn.Module):
+    """The hand-written neuron as one call of ours."""
+
+    def forward(self, x):
+        return snnfast.lif(
+            x, beta=0.5, fire=">", v_reset=0.0, surrogate=PiecewiseQuadratic(1.0), time_axis=1
+        )
+
+
+@pytest.mark.parametrize("weights", ["random", "grid"])
+def test_a_hand_written_neuron_as_one_call(weights):
+    theirs = settle(networks.BatchFirst(networks.HandWritten()), weights)
+    ours = copy.deepcopy(theirs)
+    ours.spike = Fires()
+    with pytest.raises(ValueError, match="accelerate: model must have neurons"):
+        snnfast.accelerate(copy.deepcopy(theirs))
+    same_calls(theirs, ours, inputs(weights))
+    if weights == "random":
+        exact, x = copy.deepcopy(theirs).double(), torch.randn(SHAPE)
+        within_twice_their_error(
+            *(gradients(net, x.to(dtype, copy=True).requires_grad_()) for net, dtype in (
+                (ours, F32), (theirs, F32), (exact, F64)
+            ))
+        )  # fmt: skip
+
+
+def same_calls(theirs, ours, xs):
+    of_theirs, of_ours = watched(theirs), watched(ours)
+    for training in (False, True):
+        theirs.train(training)
+        ours.train(training)
+        for x in xs:
+            assert torch.equal(ours(x), theirs(x))
+            for (node, s), (_, found) in zip(of_theirs, of_ours, strict=True):
+                assert torch.equal(found, s), node
+            assert 0.01 < torch.cat([s.flatten() for _, s in of_theirs]).mean() < 0.7
+            of_theirs.clear()
+            of_ours.clear()
+
+
+def over_time(net, x):
+    """The caller's loop over a network of snnTorch."""
+    return tuple(map(torch.stack, zip(*[net(x_t) for x_t in x])))
+
+
+def from_rest(net):
+    for neuron in (module for module in net if hasattr(module, "reset_mem")):
+        neuron.reset_mem()
+
+
+def convolutional(weights):
+    return settle(dropin_networks.convolutional(package("snntorch"), (4, 8), side=16), weights)
+
+
+@pytest.mark.parametrize("weights", ["random", "grid"])
+def test_a_network_of_snntorch(weights):
+    theirs, ours = convolutional(weights), convolutional(weights)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    for training in (False, True):
+        theirs.train(training)
+        ours.train(training)
+        for call, x in enumerate(inputs(weights, (3 * networks.T, 2, 1, 16, 16))):
+            if call != 1:
+                from_rest(theirs)
+                from_rest(ours)
+            with torch.set_grad_enabled(training):
+                found, expected = multi_step(ours, 4 * x), over_time(theirs, 4 * x)
+            assert all(map(torch.equal, found, expected))
+            assert 0.01 < found[0].mean() < 0.9
+            for a, b in zip(ours.buffers(), theirs.buffers()):
+                assert torch.equal(a, b)  # the potentials, too
+
+
+def test_gradients_of_a_network_of_snntorch():
+    """Theirs give float32 spikes whatever their input is, so the exact ones are ours in float64."""
+    x, found = torch.randn(3 * networks.T, 2, 1, 16, 16), []
+    for run, dtype in ((multi_step, F32), (over_time, F32), (multi_step, F64)):
+        net = convolutional("random").to(dtype)
+        leaf = x.to(dtype, copy=True).requires_grad_()
+        found.append(gradients(lambda x, net=net, run=run: sum(run(net, x)), leaf, net))
+    within_twice_their_error(*found)
