@@ -244,7 +244,7 @@ def from_rest(net):
 
 
 def convolutional(weights):
-    return settle(dropin_networks.convolutional(package("snntorch"), (4, 8), side=16), weights)
+    return settle(dropin_networks.convolutional(package("snntorch"), (4, 48), side=16), weights)
 
 
 @pytest.mark.parametrize("weights", ["random", "grid"])
@@ -259,7 +259,7 @@ def test_a_network_of_snntorch(weights):
                 from_rest(theirs)
                 from_rest(ours)
             with torch.set_grad_enabled(training):
-                found, expected = multi_step(ours, 4 * x), over_time(theirs, 4 * x)
+                found, expected = multi_step(ours, x), over_time(theirs, x)
             assert all(map(torch.equal, found, expected))
             assert 0.01 < found[0].mean() < 0.9
             for a, b in zip(ours.buffers(), theirs.buffers()):
