@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from snnfast.interop.spikingjelly._check import numbers, step_shape, twin
-from snnfast.interop.spikingjelly._engine import Unlike, check_sequence, start, surrogate_of
+from snnfast.interop.spikingjelly._engine import Unlike, check_sequence, fires_by, row, start
 from snnfast.interop.spikingjelly._surrogates import OutOfPlace
 from snnfast.ops.neuron import Definition
-from snnfast.ops.validation import state_dtype
 from snnfast.reference.neuron import spike
 
 _CONSTANT = (bool, int, float, str, type(None), types.FunctionType, types.BuiltinFunctionType)
@@ -180,9 +179,11 @@ def run(node: nn.Module, x: Tensor, plain: type, way: Way, keeps: bool) -> Tenso
         merged, steps = x.shape, getattr(node, way.timesteps)
         x = x.view(steps, -1, *x.shape[1:])
     check_sequence(x)
-    surrogate = surrogate_of(node)
+    surrogate, fire = fires_by(node)
+    if fire != ">=":
+        raise Unlike("it fires above its threshold, not at it")
     step = step_of(node, plain, way)
-    named = {"p_" + name: _parameter(name, getattr(node, name), x) for name in step.tensors}
+    named = {"p_" + name: row(name, getattr(node, name), x) for name in step.tensors}
     if way.resets:
         node.reset()
     before = [start(node, name, x, 0.0, False) for name in step.states]
@@ -196,15 +197,3 @@ def run(node: nn.Module, x: Tensor, plain: type, way: Way, keeps: bool) -> Tenso
     if keeps:
         node.v_seq = after[step.states.index("v")]
     return s.squeeze(0) if way.layout == "step" else s.view(merged) if merged else s
-
-
-def _parameter(name: str, p: Tensor, x: Tensor) -> Tensor:
-    """A parameter that every neuron of x [T, B, C, ...] shares, or those of a channel, as [] or
-    [C]."""
-    p = p.to(state_dtype(x))
-    if p.numel() == 1:
-        return p.reshape(())
-    shape = (1,) * (x.dim() - 1 - p.dim()) + tuple(p.shape)
-    if len(shape) == x.dim() - 1 and len(shape) > 1 and shape[1] == p.numel() == x.shape[2]:
-        return p.reshape(-1)
-    raise Unlike(f"{name} is {list(p.shape)}, neither one number nor one for each channel")
