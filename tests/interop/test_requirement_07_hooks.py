@@ -250,3 +250,34 @@ def test_an_integrator_never_fires(version, training):
     assert not ours.train(training)(x).any()
     theirs.train(training)(x)
     assert torch.equal(ours.v, theirs.v) and not torch.isnan(ours.v).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("EIFNode", (2.0, 0.5, 0.7, 1.0, 0.1, -0.2)),
+        ("MultiStepEIFNode", ()),
+        ("QIFNode", (2.0, 0.7, 0.9, 1.0, 0.0, None)),
+        ("LIAFNode", (torch.relu, True, 3.0, False)),
+    ],
+)
+def test_the_other_nodes_of_the_older_namespace(name, arguments):
+    x = pairs.inputs("grid", (4, 3, 5))
+    theirs, ours = (
+        getattr(package.neuron, name)(*arguments)
+        for package in (live("0.0.0.0.12"), pairs.OURS["0.0.0.0.12"])
+    )
+    for node in (theirs, ours):
+        node.reset()
+    given = [x] if name.startswith("MultiStep") else x
+    for x_t in given:
+        assert torch.equal(ours(x_t), theirs(x_t)) and torch.equal(ours.v, theirs.v)
+
+
+def test_steps_one_after_the_other_are_said_once():
+    node = pairs.OURS["0.0.0.0.14"].neuron.LIFNode(step_mode="m")
+    node.v_threshold = torch.full((5,), 0.5)
+    x, plain = pairs.inputs("grid", (4, 3, 5)), pairs.OURS["0.0.0.0.14"].neuron.LIFNode
+    with pytest.warns(UserWarning, match="LIFNode: its steps run one after the other: v_thresho"):
+        s = node(x)
+    assert torch.equal(s, plain(v_threshold=0.5, step_mode="m")(x))

@@ -1,7 +1,9 @@
 """The nodes of both namespaces: the three hooks of a step, and all steps in one launch where no
 subclass has another one. A namespace adds its ``MemoryModule`` and who calls what."""
 
+import functools
 import math
+import warnings
 
 import torch
 from torch import Tensor, nn
@@ -101,7 +103,8 @@ class Node:
             return None
         try:
             return _engine.multi_step(self, x_seq, self.VERSION, self.CHARGE, every)
-        except _engine.Unlike:
+        except _engine.Unlike as why:
+            _say(type(self).__name__, str(why))
             return None
 
     def extra_repr(self):
@@ -109,6 +112,11 @@ class Node:
             f"v_threshold={self.v_threshold}, v_reset={self.v_reset}, "
             f"detach_reset={self.detach_reset}"
         )
+
+
+@functools.cache
+def _say(who: str, why: str) -> None:
+    warnings.warn(f"{who}: its steps run one after the other: {why}", stacklevel=5)
 
 
 class Integrates:
@@ -172,6 +180,39 @@ class Learns(_Leaks):
 
     def extra_repr(self):
         return f"{super().extra_repr()}, tau={1.0 / self.w.detach().sigmoid()}"
+
+
+class Grows:
+    """H = V + (X + v_rest - V + delta_T exp((V - theta_rh) / delta_T)) / tau."""
+
+    def _set_growth(self, tau, delta_T, theta_rh, v_rest) -> None:
+        self.tau = _check_tau(self, "tau", tau)
+        self.delta_T, self.theta_rh, self.v_rest = delta_T, theta_rh, v_rest
+
+    def neuronal_charge(self, x):
+        v = torch.as_tensor(self.v, device=x.device)
+        growth = self.delta_T * torch.exp((v - self.theta_rh) / self.delta_T)
+        self.v = v + (x + self.v_rest - v + growth) / self.tau
+
+    def extra_repr(self):
+        own = f"tau={self.tau}, delta_T={self.delta_T}, theta_rh={self.theta_rh}"
+        return f"{super().extra_repr()}, {own}"
+
+
+class Squares:
+    """H = V + (X + a0 (V - v_rest)(V - v_c)) / tau."""
+
+    def _set_square(self, tau, v_c, a0, v_rest) -> None:
+        self.tau = _check_tau(self, "tau", tau)
+        self.v_c, self.a0, self.v_rest = v_c, a0, v_rest
+
+    def neuronal_charge(self, x):
+        v = self.v
+        self.v = v + (x + self.a0 * (v - self.v_rest) * (v - self.v_c)) / self.tau
+
+    def extra_repr(self):
+        own = f"tau={self.tau}, v_c={self.v_c}, a0={self.a0}, v_rest={self.v_rest}"
+        return f"{super().extra_repr()}, {own}"
 
 
 def _check_tau(node, name: str, value) -> float:

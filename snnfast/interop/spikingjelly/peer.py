@@ -32,17 +32,16 @@ def _of_peer() -> list[str]:
 def _in_our_absence():
     """``sys.modules`` without our aliases, which come back over what was imported meanwhile."""
     global _looking
-    if not is_ours(sys.modules.get(PEER)):
-        yield
-        return
-    ours, before = {name: sys.modules.pop(name) for name in _of_peer()}, _looking
-    sys.modules.update(_theirs)
-    _looking = True
+    aliased = is_ours(sys.modules.get(PEER))
+    ours = {name: sys.modules.pop(name) for name in _of_peer()} if aliased else {}
+    sys.modules.update(_theirs if aliased else {})
+    before, _looking = _looking, True
     try:
         yield
     finally:
         _looking = before
-        _theirs.update({name: sys.modules[name] for name in _of_peer()})
+        if aliased:
+            _theirs.update({name: sys.modules[name] for name in _of_peer()})
         sys.modules.update(ours)
 
 

@@ -9,12 +9,16 @@ from snnfast.interop.spikingjelly.clock_driven import base
 
 __all__ = [
     "BaseNode",
+    "EIFNode",
     "IFNode",
+    "LIAFNode",
     "LIFNode",
+    "MultiStepEIFNode",
     "MultiStepIFNode",
     "MultiStepLIFNode",
     "MultiStepParametricLIFNode",
     "ParametricLIFNode",
+    "QIFNode",
     "check_backend",
 ]
 
@@ -81,6 +85,54 @@ class ParametricLIFNode(node.Learns, BaseNode):
     ):
         super().__init__(v_threshold, v_reset, surrogate_function, detach_reset)
         self._set_tau(init_tau, decay_input)
+
+
+class EIFNode(node.Grows, BaseNode):
+    def __init__(
+        self,
+        tau: float = 2.0,
+        delta_T: float = 1.0,
+        theta_rh: float = 0.8,
+        v_threshold: float = 1.0,
+        v_rest: float = 0.0,
+        v_reset: float | None = -0.1,
+        surrogate_function=None,
+        detach_reset: bool = False,
+    ):
+        super().__init__(v_threshold, v_reset, surrogate_function, detach_reset)
+        self._set_growth(tau, delta_T, theta_rh, v_rest)
+
+
+class QIFNode(node.Squares, BaseNode):
+    def __init__(
+        self,
+        tau: float = 2.0,
+        v_c: float = 0.8,
+        a0: float = 1.0,
+        v_threshold: float = 1.0,
+        v_rest: float = 0.0,
+        v_reset: float | None = -0.1,
+        surrogate_function=None,
+        detach_reset: bool = False,
+    ):
+        super().__init__(v_threshold, v_reset, surrogate_function, detach_reset)
+        self._set_square(tau, v_c, a0, v_rest)
+
+
+class LIAFNode(LIFNode):
+    """Gives ``act(H - v_threshold)``, or ``act(H)`` where not ``threshold_related``; it resets as
+    LIF does."""
+
+    def __init__(self, act, threshold_related: bool, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.act = act
+        self.threshold_related = threshold_related
+
+    def forward(self, x: torch.Tensor):
+        self.neuronal_charge(x)
+        y = self.act(self.v - self.v_threshold if self.threshold_related else self.v)
+        self.neuronal_reset(self.neuronal_fire())
+        return y
 
 
 class _MultiStep:
@@ -155,6 +207,25 @@ class MultiStepParametricLIFNode(_MultiStep, ParametricLIFNode):
     ):
         super().__init__(
             init_tau, decay_input, v_threshold, v_reset, surrogate_function, detach_reset
+        )
+        self._over_time(backend)
+
+
+class MultiStepEIFNode(_MultiStep, EIFNode):
+    def __init__(
+        self,
+        tau: float = 2.0,
+        delta_T: float = 1.0,
+        theta_rh: float = 0.8,
+        v_threshold: float = 1.0,
+        v_rest: float = 0.0,
+        v_reset: float | None = -0.1,
+        surrogate_function=None,
+        detach_reset: bool = False,
+        backend: str = "torch",
+    ):
+        super().__init__(
+            tau, delta_T, theta_rh, v_threshold, v_rest, v_reset, surrogate_function, detach_reset
         )
         self._over_time(backend)
 
