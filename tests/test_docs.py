@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from peer_neurons import package
 
 PAGES = sorted((Path(__file__).resolve().parent.parent / "docs").glob("*.md"))
 BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.M | re.S)
@@ -13,6 +14,8 @@ BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.M | re.S)
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_page_does_what_it_says(page):
+    if "import snntorch" in page.read_text():
+        package("snntorch")
     names, printed = {"__name__": "docs"}, ""
     for found in BLOCK.finditer(page.read_text()):
         kind, block = found.groups()
