@@ -169,6 +169,17 @@ class Window(torch.autograd.Function):
         return grad * 0.5 * (torch.abs(x) < 0.7).float()
 
 
+class Twice(Window):
+    """Has another gradient at its second call."""
+
+    calls = 0
+
+    @staticmethod
+    def backward(ctx, grad):
+        Twice.calls += 1
+        return grad * (1.0 if Twice.calls > 2 else 2.0)
+
+
 class AtZero(Window):
     @staticmethod
     def forward(ctx, x):
@@ -208,6 +219,26 @@ def test_requirement_13_knows_the_surrogate(name):
     wanted, found = looped(theirs, x), ours(x)
     equal(found, wanted)
     close(gradients((found,), [x]), gradients(wanted, [x]))
+
+
+class Slope:
+    """A spike function whose number may change."""
+
+    def __init__(self, slope):
+        self.slope = slope
+
+    def __call__(self, x):
+        return surrogate.fast_sigmoid(self.slope)(x)
+
+
+def test_requirement_13_reads_the_surrogate_s_number_at_each_call():
+    theirs, ours = pair("Leaky", beta=0.5, init_hidden=True, spike_grad=Slope(2.0))
+    x = inputs("random", 9, 4).requires_grad_()
+    for slope in (2.0, 20.0):
+        theirs.spike_grad.slope = ours.spike_grad.slope = slope
+        wanted, found = looped(theirs, x), ours(x)
+        close(gradients((found,), [x]), gradients(wanted, [x]))
+        theirs.reset_mem(), ours.reset_mem()
 
 
 def test_requirement_13_no_surrogate_no_gradient():
@@ -258,6 +289,7 @@ LEFT = {
     "spike_grad=LSO, which fails": lambda: snn.Leaky(beta=0.5, spike_grad=surrogate.LSO()),
     "does not give 1 where": lambda: snn.Leaky(beta=0.5, spike_grad=AtZero.apply),
     "is not a factor": lambda: snn.Leaky(beta=0.5, spike_grad=Clipped.apply),
+    "not a function of its argument alone": lambda: snn.Leaky(beta=0.5, spike_grad=Twice.apply),
     "cannot be fused": lambda: snn.Leaky(
         beta=0.5, spike_grad=surrogate.custom_surrogate(lambda x, g, s: g * x.mean())
     ),
