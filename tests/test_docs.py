@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from peer_neurons import package
 
 PAGES = sorted((Path(__file__).resolve().parent.parent / "docs").glob("*.md"))
 BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.M | re.S)
@@ -36,6 +37,8 @@ def test_a_page_does_what_it_says(page):
     text = page.read_text()
     if "from spikingjelly" in text:
         pytest.importorskip("spikingjelly", reason="make peers installs it")
+    if "import snntorch" in text:
+        package("snntorch")
     parts = text.split(NEW_PROCESS)
     if len(parts) == 1:
         follow(text, page.name)

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from snnfast import neurons
-from snnfast.backends.layout import state_dtype
-from snnfast.nn.spike_functions import name_of, surrogate_of
 from snnfast.ops.neuron import Definition
-from snnfast.ops.validation import type_name
+from snnfast.ops.spike_functions import name_of, surrogate_of
+from snnfast.ops.validation import state_dtype, type_name
 
 VERSION = "1.0"
 

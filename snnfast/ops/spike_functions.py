@@ -1,5 +1,7 @@
 """Spike functions with a gradient of their own, as other libraries have them, as surrogates."""
 
+import functools
+import types
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,16 +28,8 @@ class Traced(surrogates.Surrogate):
         return evaluate(self.program, {"input": [x]})[0]
 
 
-def _spike_rate_escape(beta, slope):
-    return lambda x: slope * torch.exp(-beta * torch.abs(x - 1))
-
-
-def _sparse_fast_sigmoid(slope, b):
-    return lambda x: 1 / (slope * torch.abs(x) + 1.0) ** 2 * (x > b).to(x.dtype)
-
-
-# Those of snnTorch 1.0 whose formula is in the table; by the names of the functions that make them,
-# from the numbers that they hold. Their heaviside has no gradient at 0, where ours would have one.
+# Those of snnTorch 1.0 that no program is read from, or whose formula kernels know: by the names of
+# the functions that make them, from the numbers that these hold.
 _OF_SNNTORCH = {
     "atan": lambda alpha: surrogates.ATan(alpha=alpha),
     "fast_sigmoid": lambda slope: surrogates.FastSigmoid(slope=slope),
@@ -43,10 +37,6 @@ _OF_SNNTORCH = {
     "straight_through_estimator": surrogates.StraightThrough,
     "triangular": lambda threshold: surrogates.LeakyKReLU(leak=threshold, k=-threshold),
     "heaviside": lambda: _as_program("heaviside", lambda x: (x > 0).to(x.dtype)),
-    "spike_rate_escape": lambda beta, slope: _as_program(
-        "spike_rate_escape", _spike_rate_escape(beta, slope)
-    ),
-    "SFS": lambda slope, B: _as_program("SFS", _sparse_fast_sigmoid(slope, B)),
 }
 _known: "weakref.WeakKeyDictionary[Callable, surrogates.Surrogate]" = weakref.WeakKeyDictionary()
 
@@ -58,15 +48,15 @@ def surrogate_of(function: Callable) -> surrogates.Surrogate:
         ValueError: in words that may follow its name: it fires elsewhere, or has a gradient that
             no program can hold.
     """
-    try:
-        return _known[function]
-    except (KeyError, TypeError):
-        found = _found(function)
-    try:
-        _known[function] = found
-    except TypeError:
-        pass  # not hashable, or without weak references
-    return found
+    # What an object holds may change from call to call.
+    fixed = isinstance(getattr(function, "__self__", None), type) or isinstance(
+        function, types.FunctionType
+    )
+    if not fixed:
+        return _found(function)
+    if function not in _known:
+        _known[function] = _found(function)
+    return _known[function]
 
 
 def name_of(function: Callable) -> str:
@@ -76,40 +66,46 @@ def name_of(function: Callable) -> str:
 
 
 def _found(function: Callable) -> surrogates.Surrogate:
-    name = name_of(function)
-    if getattr(function, "__module__", None) == "snntorch.surrogate":
+    name, numbers = name_of(function), {}
+    theirs = getattr(function, "__module__", None) == "snntorch.surrogate"
+    if theirs:
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-        held = {key: cell.cell_contents for key, cell in cells}
-        if name in _OF_SNNTORCH and all(isinstance(v, (int, float)) for v in held.values()):
-            return _OF_SNNTORCH[name](**held)
+        numbers = {key: cell.cell_contents for key, cell in cells}
         if name == "SSO":
             raise ValueError("has a gradient that is drawn at random")
-        if name == "custom_surrogate":
-            return _as_program(name, lambda x: _custom(held["func"], x))
+    plain = all(type(value) in (int, float) for value in numbers.values())
     with in_no_mode():
-        differentiable = _check(function)
-    if not differentiable:
-        return surrogates.LeakyKReLU(leak=0.0, k=0.0)
-    return _as_program(name, lambda x: _gradient(function, x))
+        x = torch.tensor(_TRIED, requires_grad=True)
+        wanted = _tried(function, x)
+        if wanted is None:
+            return surrogates.LeakyKReLU(leak=0.0, k=0.0)
+        if theirs and plain and name in _OF_SNNTORCH:
+            return _OF_SNNTORCH[name](**numbers)
+        custom = theirs and name == "custom_surrogate"
+        gradient = _custom(numbers["func"]) if custom else functools.partial(_gradient, function)
+        found = _as_program(name, gradient)
+        if not torch.allclose(found.gradient(x.detach()), wanted, equal_nan=True):
+            raise ValueError("has a gradient that is not a function of its argument alone")
+    return found
 
 
-def _check(function: Callable) -> bool:
-    """Whether it has a gradient at all, once it has fired and passed gradients as it must."""
-    x = torch.tensor(_TRIED, requires_grad=True)
+def _tried(function: Callable, x: Tensor) -> Tensor | None:
+    """Its gradient at x, None where it has none; once it has fired, and passed gradients, as it
+    must."""
     try:
         s = function(x)
-    except Exception as error:
+        if not torch.equal(s.detach().float(), (x > 0).float()):
+            raise ValueError("does not give 1 where its argument is > 0 and 0 elsewhere")
+        if not s.requires_grad:
+            return None
+        along = torch.linspace(-2.0, 3.0, len(x))
+        (ones,) = torch.autograd.grad(s, x, torch.ones_like(s), retain_graph=True)
+        (found,) = torch.autograd.grad(s, x, along)
+    except (TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"fails with {type(error).__name__}: {error}") from error
-    if not isinstance(s, Tensor) or not torch.equal(s.detach().float(), (x > 0).float()):
-        raise ValueError("does not give 1 where its argument is > 0 and 0 elsewhere")
-    if not s.requires_grad:
-        return False
-    along = torch.linspace(-2.0, 3.0, len(_TRIED))
-    (ones,) = torch.autograd.grad(s, x, torch.ones_like(s), retain_graph=True)
-    (found,) = torch.autograd.grad(s, x, along)
     if not torch.allclose(found, along * ones, equal_nan=True):
         raise ValueError("has a gradient that is not a factor of the one behind it")
-    return True
+    return ones
 
 
 def _gradient(function: Callable, x: Tensor) -> Tensor:
@@ -117,9 +113,9 @@ def _gradient(function: Callable, x: Tensor) -> Tensor:
     return torch.autograd.grad(s, x, torch.ones_like(s))[0]
 
 
-def _custom(function: Callable, x: Tensor) -> Tensor:
+def _custom(function: Callable) -> Callable:
     """The gradient of ``snntorch.surrogate.custom_surrogate(function)``."""
-    return function(x, torch.ones_like(x), (x > 0).to(x.dtype))
+    return lambda x: function(x, torch.ones_like(x), (x > 0).to(x.dtype))
 
 
 def _as_program(name: str, gradient: Callable) -> Traced:
