@@ -16,10 +16,7 @@ from torch import Tensor
 from snnfast import surrogate as surrogates
 from snnfast.interop.spikingjelly._surrogates import firing
 from snnfast.ops.lif import lif
-from snnfast.ops.neuron import neuron
 from snnfast.ops.validation import state_dtype
-from snnfast.reference.lif import reset
-from snnfast.reference.neuron import spike
 
 
 class Unlike(Exception):
@@ -71,13 +68,6 @@ def learns(node, x: Tensor, scaled: bool) -> dict:
     return {"beta": (1.0 - rate).to(state_dtype(x))}
 
 
-@neuron
-def _scaled_lif(x, v, *, beta, v_threshold=1.0, v_reset=0.0, detach_reset=False):
-    h = v * beta + x
-    s = spike(h - v_threshold)
-    return s, reset(h, s, v_threshold, v_reset, detach_reset)
-
-
 _SILENT = surrogates.LeakyKReLU(leak=0.0, k=0.0)
 
 
@@ -86,22 +76,21 @@ def multi_step(node, x: Tensor, version: Version, charge: Charge, every: bool):
     node's V on, which is left after the last step. Raises Unlike before anything has changed."""
     check_sequence(x)
     theta, v_reset = node.v_threshold, node.v_reset
-    for name, value in (("v_threshold", theta), ("v_reset", v_reset)):
-        if value is not None and (type(value) not in (float, int) or not math.isfinite(value)):
-            raise Unlike(f"{name} is {value!r}")
-    surrogate = surrogate_of(node)
+    theta = row("v_threshold", theta, x) if isinstance(theta, Tensor) else theta
+    if type(theta) in (float, int) and not -math.inf < theta < math.inf:
+        if theta != math.inf or v_reset is None:
+            raise Unlike(f"v_threshold is {theta}, v_reset {v_reset}")
+    if type(v_reset) not in (float, int, type(None)):
+        raise Unlike(f"v_reset is {v_reset!r}")
+    surrogate, fire = fires_by(node)
     evaluates = version.own_evaluation and charge is not learns and not node.training
     scaled = version.scales and (v_reset is None or (v_reset == 0 and not evaluates))
-    arguments = charge(node, x, scaled)
+    leak = charge(node, x, scaled)
     v = start(node, "v", x, 0.0 if v_reset is None else float(v_reset), version.resizes)
-    arguments.update(
-        v_threshold=theta, v_reset=v_reset, detach_reset=bool(node.detach_reset),
-        surrogate=_SILENT if evaluates else surrogate, return_state="all" if every else True,
+    s, v = lif(
+        x, v, v_threshold=theta, v_reset=v_reset, detach_reset=bool(node.detach_reset), fire=fire,
+        surrogate=_SILENT if evaluates else surrogate, return_state="all" if every else True, **leak
     )  # fmt: skip
-    if "beta" in arguments:
-        s, v = _scaled_lif(x, states=(v,), **arguments)
-    else:
-        s, v = lif(x, v, **arguments)
     vars(node)["_memories"]["v"] = v[-1].clone() if every else v
     return s.detach() if evaluates else s, v if every else None
 
@@ -144,9 +133,21 @@ def check_sequence(x) -> None:
         raise Unlike("x has no timestep")
 
 
-def surrogate_of(node) -> surrogates.Surrogate:
-    """That of a node which fires at its threshold; else Unlike."""
+def fires_by(node) -> tuple[surrogates.Surrogate, str]:
+    """(the surrogate, ">=" or ">") of a node; Unlike where kernels have none such."""
     fires = firing(node.surrogate_function)
-    if fires.why_not is not None or fires.fire != ">=":
-        raise Unlike(fires.why_not or "it fires above the threshold, not at it")
-    return fires.surrogate
+    if fires.why_not is not None:
+        raise Unlike(fires.why_not)
+    return fires.surrogate, fires.fire
+
+
+def row(name: str, p: Tensor, x: Tensor) -> Tensor:
+    """A parameter that every neuron of x [T, B, C, ...] shares, or those of a channel, as [] or
+    [C]."""
+    p = p.to(state_dtype(x))
+    if p.numel() == 1:
+        return p.reshape(())
+    shape = (1,) * (x.dim() - 1 - p.dim()) + tuple(p.shape)
+    if len(shape) == x.dim() - 1 and len(shape) > 1 and shape[1] == p.numel() == x.shape[2]:
+        return p.reshape(-1)
+    raise Unlike(f"{name} is {list(p.shape)}, neither one number nor one for each channel")

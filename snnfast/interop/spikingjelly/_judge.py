@@ -10,7 +10,7 @@ from torch import nn
 
 from snnfast.interop.spikingjelly import _nodes, _traced
 from snnfast.interop.spikingjelly._check import difference, twin
-from snnfast.interop.spikingjelly._engine import VERSIONS, Unlike, surrogate_of
+from snnfast.interop.spikingjelly._engine import VERSIONS, Unlike, fires_by
 from snnfast.interop.spikingjelly._traced import Way
 from snnfast.interop.verdict import Verdict
 
@@ -34,7 +34,7 @@ def judge(module: nn.Module) -> Verdict | None:
     if "v" not in vars(module).get("_memories", ()) or hasattr(cls, "v"):
         return _left(f"{base.__name__} keeps no v among its memories")
     try:
-        surrogate_of(module)
+        fires_by(module)
         with _nodes.strictly():
             return _as_lif(module, cls, base) or _by_steps(module, cls, base)
     except Unlike as why:
@@ -105,7 +105,7 @@ def _compared(module, base: type) -> str | None:
 def _by_steps(module, cls: type, base: type) -> Verdict:
     """Of a node whose step is traced."""
     node = twin(module, cls)
-    key = cls, getattr(node, "step_mode", None), _traced.constants(node, ()), surrogate_of(node)
+    key = cls, getattr(node, "step_mode", None), _traced.constants(node, ()), fires_by(node)
     key += tuple((name, p.shape) for name, p in node.named_parameters())
     if key not in _judged:
         _judged[key] = _first_that_agrees(node, cls, base)

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from snnfast.interop.spikingjelly._check import numbers, step_shape, twin
-from snnfast.interop.spikingjelly._engine import Unlike, check_sequence, start, surrogate_of
+from snnfast.interop.spikingjelly._engine import Unlike, check_sequence, fires_by, row, start
 from snnfast.interop.spikingjelly._surrogates import OutOfPlace
 from snnfast.ops.neuron import Definition
-from snnfast.ops.validation import state_dtype
+from snnfast.program.trace import in_no_mode
 from snnfast.reference.neuron import spike
 
 _CONSTANT = (bool, int, float, str, type(None), types.FunctionType, types.BuiltinFunctionType)
@@ -52,6 +52,8 @@ class Step(NamedTuple):
     states: tuple[str, ...]
     tensors: tuple[str, ...]
     """Its parameters and buffers."""
+    differentiable: bool
+    """Whether its output has a gradient, which that of 0.0.0.0.14 has not in evaluation."""
 
 
 _known: dict[tuple, dict[tuple, Step]] = {}
@@ -65,7 +67,8 @@ def step_of(node: nn.Module, plain: type, way: Way) -> Step:
     if found is None:
         if len(kept) > PROGRAMS:
             raise Unlike("its numbers change from call to call")
-        found = _traced(node, plain, way)
+        with in_no_mode():
+            found = _traced(node, plain, way)
         kept["states"] = found.states
         kept[constants(node, found.states)] = found
     return found
@@ -94,7 +97,7 @@ def _traced(node: nn.Module, plain: type, way: Way) -> Step:
     run, like = _method(plain, way.step), twin(node, _unscripted(plain))
     vars(like).update({"_step_mode": "s"} if way.mode else {})
     vars(like).update({"_store_v_seq": False} if "_store_v_seq" in vars(like) else {})
-    states = _states(like, run)
+    states, differentiable = _states(like, run)
     tensors = {
         k: t for k, t in (*like._parameters.items(), *like._buffers.items()) if t is not None
     }
@@ -124,7 +127,7 @@ def _traced(node: nn.Module, plain: type, way: Way) -> Step:
         definition.listing()
     except Exception as error:  # of somebody's code, which was not written to be traced
         raise Unlike(str(error).removeprefix(f"{plain.__name__}: ")) from error
-    return Step(definition, states, tuple(tensors))
+    return Step(definition, states, tuple(tensors), differentiable)
 
 
 @functools.cache
@@ -147,19 +150,18 @@ def _copy(like: nn.Module) -> nn.Module:
     return one
 
 
-def _states(like: nn.Module, run: Callable) -> tuple[str, ...]:
-    """The memories that are tensors after a step."""
+def _states(like: nn.Module, run: Callable) -> tuple[tuple[str, ...], bool]:
+    """The memories that are tensors after a step, and whether its output has a gradient."""
     one, x = _copy(like), numbers(like, *step_shape(like))
     try:
-        with torch.no_grad():
-            run(one, x)
+        differentiable = run(one, x.requires_grad_()).requires_grad
     except Exception as error:
         raise Unlike(f"its step raises {type(error).__name__}: {error}") from error
     states = tuple(k for k, v in vars(one)["_memories"].items() if isinstance(v, Tensor))
     for name in states:
         if vars(one)["_memories"][name].shape != x.shape:
             raise Unlike(f"its memory {name} has another shape than x")
-    return states
+    return states, differentiable
 
 
 def _refuse_writing(before, one, states) -> None:
@@ -180,15 +182,18 @@ def run(node: nn.Module, x: Tensor, plain: type, way: Way, keeps: bool) -> Tenso
         merged, steps = x.shape, getattr(node, way.timesteps)
         x = x.view(steps, -1, *x.shape[1:])
     check_sequence(x)
-    surrogate = surrogate_of(node)
+    surrogate, fire = fires_by(node)
+    if fire != ">=":
+        raise Unlike("it fires above its threshold, not at it")
     step = step_of(node, plain, way)
-    named = {"p_" + name: _parameter(name, getattr(node, name), x) for name in step.tensors}
+    named = {"p_" + name: row(name, getattr(node, name), x) for name in step.tensors}
     if way.resets:
         node.reset()
     before = [start(node, name, x, 0.0, False) for name in step.states]
     s, after = step.definition(
         x, states=before, surrogate=surrogate, return_state="all" if keeps else True, **named
     )
+    s = s if step.differentiable else s.detach()
     after = after if isinstance(after, tuple) else (after,)
     memories = vars(node)["_memories"]
     for name, v in zip(step.states, after, strict=True):
@@ -196,15 +201,3 @@ def run(node: nn.Module, x: Tensor, plain: type, way: Way, keeps: bool) -> Tenso
     if keeps:
         node.v_seq = after[step.states.index("v")]
     return s.squeeze(0) if way.layout == "step" else s.view(merged) if merged else s
-
-
-def _parameter(name: str, p: Tensor, x: Tensor) -> Tensor:
-    """A parameter that every neuron of x [T, B, C, ...] shares, or those of a channel, as [] or
-    [C]."""
-    p = p.to(state_dtype(x))
-    if p.numel() == 1:
-        return p.reshape(())
-    shape = (1,) * (x.dim() - 1 - p.dim()) + tuple(p.shape)
-    if len(shape) == x.dim() - 1 and len(shape) > 1 and shape[1] == p.numel() == x.shape[2]:
-        return p.reshape(-1)
-    raise Unlike(f"{name} is {list(p.shape)}, neither one number nor one for each channel")
