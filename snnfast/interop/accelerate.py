@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-_JUDGES = ("snnfast.interop.spikingjelly._judge",)
+_JUDGES = ("snnfast.interop.spikingjelly._judge", "snnfast.interop.snntorch")
 
 
 KINDS = ("replaced", "traced", "fused", "left")
