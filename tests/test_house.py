@@ -24,7 +24,6 @@ MAY_IMPORT = {
     "distill": {"ops"},
     "models": {"nn"},
     "data": set(),
-    "interop": {"nn", "neurons", "ops", "reference", "program"},
     "train": {"models", "distill", "data", "nn", "ops", "recipes"},
     "recipes": set(),
     "cli": {"train", "_info", "info", "recipes"},
