@@ -34,8 +34,9 @@ def follow(text: str, page: str) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_page_does_what_it_says(page):
     text = page.read_text()
-    if "from spikingjelly" in text:
-        pytest.importorskip("spikingjelly", reason="make peers installs it")
+    for peer in ("spikingjelly", "snntorch"):
+        if f"from {peer}" in text or f"import {peer}" in text:
+            pytest.importorskip(peer, reason="make peers installs it")
     parts = text.split(NEW_PROCESS)
     if len(parts) == 1:
         follow(text, page.name)
