@@ -178,3 +178,32 @@ def test_requirement_03_integrators(version):
     for model in models:
         model(currents(5, 8, 5))
     check_states(*models)
+
+
+def test_requirement_03_a_closure_takes_effect():
+    """A function over a number that changes later is another surrogate then."""
+
+    def cauchy(width):
+        class fires(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x, w):
+                ctx.save_for_backward(x)
+                ctx.w = w
+                return (x >= 0).to(x)
+
+            @staticmethod
+            def backward(ctx, grad):
+                return grad / (1 + (ctx.saved_tensors[0] / ctx.w).square()), None
+
+        def use(value):
+            nonlocal width
+            width = value
+
+        return lambda x: fires.apply(x, width), use
+
+    surrogate, use = cauchy(1.0)
+    models = [nn.Sequential(node("2.0.0", surrogate_function=surrogate)) for _ in range(2)]
+    assert len(snnfast.accelerate(models[0]).replaced) == 1
+    for width in (1.0, 0.3):
+        use(width)
+        check_same(*models, currents(5, 8, 5))

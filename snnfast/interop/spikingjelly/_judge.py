@@ -106,6 +106,7 @@ def _compared(module, base: type) -> str | None:
 
 def _by_steps(module, cls: type, base: type) -> Verdict:
     """Of a node whose step is traced."""
+    _traced.constants(module, tuple(vars(module)["_memories"]))  # refused before it is tried
     node = twin(module, cls)
     key = cls, getattr(node, "step_mode", None), _traced.constants(node, ()), fires_by(node)
     key += tuple((name, p.shape) for name, p in node.named_parameters())

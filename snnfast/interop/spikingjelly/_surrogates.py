@@ -93,7 +93,11 @@ def _key(function):
     """What the gradient depends on; None where that cannot be told."""
     if not isinstance(function, nn.Module):
         owner = getattr(function, "__self__", None)  # of the apply of an autograd.Function
-        return function if owner is None else owner if isinstance(owner, type) else None
+        if owner is not None:
+            return owner if isinstance(owner, type) else None
+        cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+        known = all(type(v) in _CONSTANTS or isinstance(v, type) for v in cells)
+        return (function, *cells) if known else None
     cls, own = type(function), vars(function)
     for part in _MUST_BE_EMPTY:
         if own[part]:
@@ -152,7 +156,16 @@ def _candidates(function, name: str):
             yield known(**numbers)
         except (TypeError, ValueError):
             pass
-    yield Theirs(function=copy.deepcopy(function))  # whose numbers may change until backward
+    yield Theirs(function=_as_it_is_now(function))  # its numbers may change until backward
+
+
+def _as_it_is_now(function):
+    cells = getattr(function, "__closure__", None)
+    if not cells or isinstance(function, nn.Module):
+        return copy.deepcopy(function)
+    cells = tuple(types.CellType(cell.cell_contents) for cell in cells)
+    code, defaults = function.__code__, function.__defaults__
+    return types.FunctionType(code, function.__globals__, function.__name__, defaults, cells)
 
 
 def _is_gradient(candidate, u: Tensor, wanted: Tensor) -> bool:

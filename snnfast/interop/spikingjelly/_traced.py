@@ -24,7 +24,7 @@ from snnfast.reference.neuron import spike
 _CONSTANT = (bool, int, float, str, type(None), types.FunctionType, types.BuiltinFunctionType)
 _PARTS_OF_A_MODULE = frozenset(vars(nn.Module()))
 _OF_THE_CALL = ("_memories", "_memories_rv", "v_seq", "_store_v_seq", "surrogate_function")
-PROGRAMS = 32
+PROGRAMS = 256
 """Of a class; a number that is another one in every call is no constant."""
 
 
