@@ -4,12 +4,16 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from snnfast.interop import spikingjelly
+    from snnfast.interop import snntorch, spikingjelly
     from snnfast.interop.spikingjelly.aliases import install
 
-__all__ = ["install", "spikingjelly"]
+__all__ = ["install", "snntorch", "spikingjelly"]
 
-_HOMES = {"install": "snnfast.interop.spikingjelly.aliases", "spikingjelly": None}
+_HOMES = {
+    "install": "snnfast.interop.spikingjelly.aliases",
+    "snntorch": None,
+    "spikingjelly": None,
+}
 """Imported at first use; None: a submodule."""
 
 

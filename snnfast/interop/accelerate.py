@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-_JUDGES = ("snnfast.interop.spikingjelly._judge",)
+_JUDGES = ("snnfast.interop.spikingjelly._judge", "snnfast.interop.snntorch")
 
 
 KINDS = ("replaced", "traced", "fused", "left")
@@ -99,6 +99,13 @@ def accelerate(model: nn.Module) -> Report:
         raise ValueError(
             f"accelerate: model must have neurons of SpikingJelly that can run here, got {found}"
         )
-    for module, cls in becomes:
-        module.__class__ = cls
+    before = [type(module) for module, _ in becomes]
+    try:
+        for module, cls in becomes:
+            module.__class__ = cls
+    except BaseException:
+        for (module, _), cls in zip(becomes, before, strict=True):
+            if type(module) is not cls:
+                module.__class__ = cls
+        raise
     return report

@@ -226,9 +226,10 @@ def test_surrogates(name):
 
 def test_surrogates_by_function_and_position():
     x = torch.linspace(-2, 2, 41, requires_grad=True)
-    s = ab.surrogate.sigmoid.apply(x, 3.0)
-    gradient = torch.autograd.grad(s.sum(), x)[0]
-    torch.testing.assert_close(gradient, snnfast.surrogate.Sigmoid(alpha=3.0).gradient(x.detach()))
+    wanted = snnfast.surrogate.Sigmoid(alpha=3.0).gradient(x.detach())
+    for alpha in (3.0, torch.tensor(3.0)):
+        s = ab.surrogate.sigmoid.apply(x, alpha)
+        torch.testing.assert_close(torch.autograd.grad(s.sum(), x)[0], wanted)
     assert torch.equal(s, ab.surrogate.heaviside(x.detach()))
     assert ab.surrogate.ATan(3.0, False).spiking is False
     leaky = ab.surrogate.LeakyKReLU(True, 0.1, 2.0)

@@ -67,13 +67,14 @@ def test_one_clear_error_where_none_is_installed():
 
 
 PASSED_ON = """
+import importlib
 import snnfast
 from snnfast.interop.spikingjelly import activation_based as ab
 if %r:
     snnfast.interop.install("spikingjelly", "src.spikingjelly")
     from spikingjelly import activation_based as ab
     import spikingjelly.activation_based.rnn as rnn
-    from src.spikingjelly.activation_based import rnn as again
+    again = importlib.import_module("src.spikingjelly.activation_based.rnn")
     from spikingjelly.clock_driven import rnn as older
     assert rnn is again is older and rnn.__spec__.name == rnn.__name__
     assert sys.modules["spikingjelly.activation_based.rnn"] is rnn

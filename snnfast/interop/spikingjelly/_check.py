@@ -13,14 +13,14 @@ _STEPS = 4
 
 
 def twin(node: nn.Module, cls: type) -> nn.Module:
-    """A node of class ``cls`` with the parameters and numbers of ``node``, after a reset, on its
-    own; hooks stay behind."""
-    other = object.__new__(cls)
-    inside = vars(nn.Module())
-    own = {k: v for k, v in vars(node).items() if k not in inside and k != "_memories"}
-    own |= {k: vars(node)[k] for k in ("training", "_parameters", "_buffers", "_modules")}
-    vars(other).update(inside | copy.deepcopy(own))
-    vars(other)["_memories"] = copy.deepcopy(vars(node)["_memories_rv"])
+    """A node of class ``cls`` with copies of the parameters, buffers, submodules and memories of
+    ``node``, as after a reset, and with its other attributes; hooks stay behind."""
+    other, fresh, own = object.__new__(cls), vars(nn.Module()), vars(node)
+    vars(other).update({k: v for k, v in own.items() if k not in fresh} | fresh)
+    for name in ("training", "_parameters", "_buffers", "_modules"):
+        vars(other)[name] = copy.deepcopy(own[name])
+    for name, rest in (("_memories", "_memories_rv"), ("_memories_rv", "_memories_rv")):
+        vars(other)[name] = copy.deepcopy(own[rest])
     return other
 
 

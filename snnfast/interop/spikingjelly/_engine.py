@@ -60,9 +60,10 @@ def leaks(node, x: Tensor, scaled: bool) -> dict:
 
 
 def learns(node, x: Tensor, scaled: bool) -> dict:
-    if node.w.dim():
-        raise Unlike(f"w is {list(node.w.shape)}, not []")
-    rate = node.w.sigmoid()
+    w = node.w
+    if w.dim():
+        raise Unlike(f"w is {list(w.shape)}, not []")
+    rate = w.sigmoid()
     if node.decay_input or not scaled:
         return {"inv_tau": rate.to(state_dtype(x)), "decay_input": bool(node.decay_input)}
     return {"beta": (1.0 - rate).to(state_dtype(x))}
@@ -75,7 +76,11 @@ def multi_step(node, x: Tensor, version: Version, charge: Charge, every: bool):
     """(spikes [T, ...] of x [T, ...], V after each step where ``every``, else None), from the
     node's V on, which is left after the last step. Raises Unlike before anything has changed."""
     check_sequence(x)
-    theta, v_reset = node.v_threshold, node.v_reset
+    memories = vars(node)["_memories"]
+    if "v_threshold" in memories:
+        theta, v_reset = memories["v_threshold"], memories["v_reset"]
+    else:
+        theta, v_reset = node.v_threshold, node.v_reset
     theta = row("v_threshold", theta, x) if isinstance(theta, Tensor) else theta
     if type(theta) in (float, int) and not -math.inf < theta < math.inf:
         if theta != math.inf or v_reset is None:
@@ -91,7 +96,7 @@ def multi_step(node, x: Tensor, version: Version, charge: Charge, every: bool):
         x, v, v_threshold=theta, v_reset=v_reset, detach_reset=bool(node.detach_reset), fire=fire,
         surrogate=_SILENT if evaluates else surrogate, return_state="all" if every else True, **leak
     )  # fmt: skip
-    vars(node)["_memories"]["v"] = v[-1].clone() if every else v
+    memories["v"] = v[-1].clone() if every else v
     return s.detach() if evaluates else s, v if every else None
 
 
@@ -135,7 +140,8 @@ def check_sequence(x) -> None:
 
 def fires_by(node) -> tuple[surrogates.Surrogate, str]:
     """(the surrogate, ">=" or ">") of a node; Unlike where kernels have none such."""
-    fires = firing(node.surrogate_function)
+    function = vars(node)["_modules"].get("surrogate_function")
+    fires = firing(node.surrogate_function if function is None else function)
     if fires.why_not is not None:
         raise Unlike(fires.why_not)
     return fires.surrogate, fires.fire

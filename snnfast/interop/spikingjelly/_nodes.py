@@ -27,8 +27,8 @@ from snnfast.interop.spikingjelly._engine import (
     single_step,
 )  # fmt: skip
 
-_HOME = re.compile(r"(?!snnfast\.).*\b(clock_driven|activation_based)\.neuron(\.\w+)*")
-"""Modules of nodes, in a release or in a copy that a repository carries."""
+_HOME = re.compile(r".*\b(clock_driven|activation_based)\.neuron(\.\w+)*")
+"""Modules of nodes: of a release, of a copy that a repository carries, or ours of these names."""
 _CHARGES = {"IFNode": integrates, "LIFNode": leaks, "ParametricLIFNode": learns}
 _HARMLESS = frozenset(
     "__init__ __module__ __doc__ __dict__ __weakref__ __annotations__ __abstractmethods__ "
@@ -168,6 +168,11 @@ def base_of(cls: type) -> type | None:
     return next((c for c in found if not issubclass(c, Accelerated)), None)
 
 
+def is_ours(base: type) -> bool:
+    """Whether a class of that name runs by ``lif`` from the start."""
+    return base.__module__.startswith("snnfast.")
+
+
 def overridden(cls: type, base: type) -> list[str]:
     """What ``cls`` overrides of what ``base`` computes."""
     order = cls.__mro__
@@ -184,6 +189,8 @@ def made(plain: type) -> type | None:
     charge = _CHARGES.get(kind.removeprefix("MultiStep"))
     if charge is None:
         return None
+    if is_ours(base):
+        return plain
     if hasattr(base, "single_step_functional_forward"):
         mixin, version = _Both2, V2
     elif hasattr(base, "single_step_forward"):

@@ -19,7 +19,12 @@ _KNOWN = {cls.__name__: cls for cls in surrogates.TABLE.values()} | {
     "DeterministicPass": surrogates.StraightThrough
 }
 _PARTS_OF_A_MODULE = frozenset(vars(nn.Module()))
-_CONSTANTS = (bool, int, float, str, type(None), types.FunctionType, torch.jit.ScriptFunction)
+_MUST_BE_EMPTY = (
+    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_parameters", "_buffers", "_modules"
+)  # fmt: skip
+_CONSTANTS = frozenset(
+    (bool, int, float, str, type(None), types.FunctionType, torch.jit.ScriptFunction)
+)
 REMEMBERED = 256
 
 
@@ -44,22 +49,12 @@ class Theirs(surrogates.Surrogate):
             return _gradient(self.function, x.detach().requires_grad_())
 
 
-class _Total(torch.autograd.Function):
-    """Of a sum the gradient alone: a scalar for autograd, and no sum for the program."""
-
-    @staticmethod
-    def forward(ctx, s):
-        ctx.save_for_backward(s)
-        return s.new_zeros(())
-
-    @staticmethod
-    def backward(ctx, _):
-        return torch.ones_like(ctx.saved_tensors[0])
-
-
 def _gradient(function, x: Tensor) -> Tensor:
-    # With a gradient of its own to start from, autograd imports the compiler, 2 s.
-    return torch.autograd.grad(_Total.apply(function(x)), x)[0]
+    s = function(x)
+    # What torch.autograd.grad does in the end: it is called out of the mode, and imports the
+    # compiler (2 s) for a gradient to start from.
+    run = torch.autograd.Variable._execution_engine.run_backward
+    return run((s,), (torch.ones_like(s),), False, False, (x,), False, accumulate_grad=False)[0]
 
 
 class OutOfPlace(TorchFunctionMode):
@@ -76,6 +71,9 @@ class OutOfPlace(TorchFunctionMode):
 
 
 _found: dict = {}
+_own_names: dict[type, tuple[int, tuple[str, ...]]] = {}
+"""By class how many attributes an object has, and the names of those that are no part of every
+module."""
 
 
 def firing(function) -> Firing:
@@ -95,22 +93,29 @@ def _key(function):
     """What the gradient depends on; None where that cannot be told."""
     if not isinstance(function, nn.Module):
         owner = getattr(function, "__self__", None)  # of the apply of an autograd.Function
-        return function if owner is None else owner if isinstance(owner, type) else None
-    own = vars(function)
-    hooked = function._forward_hooks or function._forward_pre_hooks or function._backward_hooks
-    if hooked or function._parameters or function._buffers or function._modules:
-        return None
-    values = [type(function)]
-    for name, value in own.items():
-        if name in _PARTS_OF_A_MODULE:
-            continue
-        if type(value) is tuple:
-            if not all(type(one) in _CONSTANTS for one in value):
-                return None
-        elif type(value) not in _CONSTANTS:
+        if owner is not None:
+            return owner if isinstance(owner, type) else None
+        cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+        known = all(type(v) in _CONSTANTS or isinstance(v, type) for v in cells)
+        return (function, *cells) if known else None
+    cls, own = type(function), vars(function)
+    for part in _MUST_BE_EMPTY:
+        if own[part]:
             return None
-        values.append(value)
-    return tuple(values)
+    count, names = _own_names.get(cls, (0, ()))
+    if count != len(own):
+        names = tuple(name for name in own if name not in _PARTS_OF_A_MODULE)
+        _own_names[cls] = len(own), names
+    try:
+        values = [own[name] for name in names]
+    except KeyError:  # other names of the same number
+        del _own_names[cls]
+        return _key(function)
+    for value in values:
+        if type(value) not in _CONSTANTS:
+            if type(value) is not tuple or not all(type(one) in _CONSTANTS for one in value):
+                return None
+    return cls, *values
 
 
 def _find(function) -> Firing:
@@ -151,7 +156,16 @@ def _candidates(function, name: str):
             yield known(**numbers)
         except (TypeError, ValueError):
             pass
-    yield Theirs(function=copy.deepcopy(function))  # whose numbers may change until backward
+    yield Theirs(function=_as_it_is_now(function))  # its numbers may change until backward
+
+
+def _as_it_is_now(function):
+    cells = getattr(function, "__closure__", None)
+    if not cells or isinstance(function, nn.Module):
+        return copy.deepcopy(function)
+    cells = tuple(types.CellType(cell.cell_contents) for cell in cells)
+    code, defaults = function.__code__, function.__defaults__
+    return types.FunctionType(code, function.__globals__, function.__name__, defaults, cells)
 
 
 def _is_gradient(candidate, u: Tensor, wanted: Tensor) -> bool:

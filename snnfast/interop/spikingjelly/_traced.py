@@ -24,7 +24,7 @@ from snnfast.reference.neuron import spike
 _CONSTANT = (bool, int, float, str, type(None), types.FunctionType, types.BuiltinFunctionType)
 _PARTS_OF_A_MODULE = frozenset(vars(nn.Module()))
 _OF_THE_CALL = ("_memories", "_memories_rv", "v_seq", "_store_v_seq", "surrogate_function")
-PROGRAMS = 32
+PROGRAMS = 256
 """Of a class; a number that is another one in every call is no constant."""
 
 
@@ -88,9 +88,12 @@ def constants(node: nn.Module, states: tuple[str, ...]) -> tuple:
 
 
 def _method(plain: type, step: str) -> Callable:
-    if step != "super":
-        return getattr(plain, step)
-    return [vars(c)["forward"] for c in plain.__mro__ if "forward" in vars(c)][1]
+    if step == "super":
+        function = [vars(c)["forward"] for c in plain.__mro__ if "forward" in vars(c)][1]
+    else:
+        function = getattr(plain, step)
+    # Ours tries the engine first.
+    return plain._by_hooks if function.__module__.startswith("snnfast.") else function
 
 
 def _traced(node: nn.Module, plain: type, way: Way) -> Step:

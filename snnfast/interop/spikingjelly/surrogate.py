@@ -116,6 +116,11 @@ def _numbers(formula) -> dict:
     return {field.name: field.default for field in fields(formula) if field.name != "spiking"}
 
 
+def _with(formula, numbers) -> formulas.Surrogate:
+    values = (n.item() if isinstance(n, Tensor) else n for n in numbers)
+    return formula(**dict(zip(_numbers(formula), values)))
+
+
 def _function(name: str, formula) -> type[torch.autograd.Function]:
     """``apply(x, *numbers)``: 1 where x >= 0, with the gradient of ``formula``."""
 
@@ -123,7 +128,7 @@ def _function(name: str, formula) -> type[torch.autograd.Function]:
         @staticmethod
         def forward(ctx, x, *numbers):
             ctx.save_for_backward(x)
-            ctx.formula = formula(**dict(zip(_numbers(formula), numbers)))
+            ctx.formula = _with(formula, numbers)
             ctx.numbers = len(numbers)
             return heaviside(x)
 
@@ -144,10 +149,10 @@ class _Made:
         """(the module, the function that is its spike)"""
 
         def primitive(x, *numbers):
-            return formula(**dict(zip(_numbers(formula), numbers))).primitive(x)
+            return _with(formula, numbers).primitive(x)
 
         def backward(grad, x, *numbers):
-            return grad * formula(**dict(zip(_numbers(formula), numbers))).gradient(x)
+            return grad * _with(formula, numbers).gradient(x)
 
         name, function = formula.__name__.removeprefix("_"), _function(function_name, formula)
         members = {
