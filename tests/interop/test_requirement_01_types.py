@@ -240,3 +240,38 @@ def test_requirement_01_a_copy_that_computes_otherwise_is_not_taken_for_theirs()
         if not replaced:
             assert "differs from those known" in report.left[0].reason
         check_same(ours, theirs, currents(5, 8, 7), steps=True)
+
+
+def test_requirement_01_what_is_patched_is_compared(monkeypatch):
+    """A method of the installed release that something else has put in the place of theirs."""
+    from snnfast.interop.spikingjelly import _judge
+
+    kind = module("2.0.0").IFNode
+    monkeypatch.setattr(kind, "multi_step_forward", lambda self, x: x)
+    monkeypatch.setattr(_judge, "_known", {})
+    _judge._is_released.cache_clear()
+    report = snnfast.accelerate(nn.Sequential(node("2.0.0", "IFNode"), node("2.0.0")))
+    assert [e.path for e in report.replaced] == ["1"]
+    assert "differs from those known: outputs" in report.left[0].reason
+    _judge._is_released.cache_clear()
+
+
+def test_requirement_01_a_call_that_is_not_ours_now_is_left():
+    odd = node("2.0.0")
+    odd._neuron_precision = ("fp16", "fp32", "fp32")
+    (left,) = snnfast.accelerate(nn.Sequential(odd, node("2.0.0"))).left
+    assert left.reason == "it has a precision of its own"
+
+    class Registered(module("2.0.0").LIFNode):
+        names = set()
+
+        def __init_subclass__(cls):
+            if cls.__name__ in cls.names:
+                raise TypeError("registered already")
+            cls.names.add(cls.__name__)
+
+    class Own(Registered):
+        pass
+
+    (left,) = snnfast.accelerate(nn.Sequential(Own(), node("2.0.0"))).left
+    assert left.reason == "no subclass can be made of it: registered already"

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from snnfast.interop.spikingjelly import _nodes, _traced
-from snnfast.interop.spikingjelly._check import difference, twin
+from snnfast.interop.spikingjelly._check import difference, numbers, step_shape, twin
 from snnfast.interop.spikingjelly._engine import VERSIONS, Unlike, fires_by
 from snnfast.interop.spikingjelly._traced import Way
 from snnfast.interop.verdict import Verdict
@@ -39,6 +39,8 @@ def judge(module: nn.Module) -> Verdict | None:
             return _as_lif(module, cls, base) or _by_steps(module, cls, base)
     except Unlike as why:
         return _left(str(why))
+    except TypeError as error:  # of its __init_subclass__, say
+        return _left(f"no subclass can be made of it: {error}")
 
 
 def _left(reason: str) -> Verdict:
@@ -57,7 +59,12 @@ def _as_lif(module, cls: type, base: type) -> Verdict | None:
         return None
     if base not in _known:
         _known[base] = None if _is_released(base) else _compared(module, base)
-    return Verdict("replaced", ours) if _known[base] is None else _left(_known[base])
+    if _known[base] is not None:
+        return _left(_known[base])
+    if not changed:
+        node = twin(module, ours)
+        node.forward(numbers(node, 1, *step_shape(node)))  # as it is set now: raises Unlike
+    return Verdict("replaced", ours)
 
 
 @functools.cache
@@ -74,7 +81,14 @@ def _is_released(base: type) -> bool:
         return False
     file = sys.modules[base.__module__].__file__ or ""
     inside = Path(str(installed.locate_file("spikingjelly"))) in Path(file).parents
-    return inside and installed.version in [version.name for version in VERSIONS]
+    known = installed.version in [version.name for version in VERSIONS]
+    return inside and known and all(map(_is_unpatched, base.__mro__))
+
+
+def _is_unpatched(cls: type) -> bool:
+    """Whether the methods of a class come from where it does."""
+    methods = [f for f in vars(cls).values() if isinstance(f, types.FunctionType)]
+    return cls is nn.Module or all(f.__module__ == cls.__module__ for f in methods)
 
 
 def _goes_on(cls: type, base: type) -> bool:
