@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from snnfast import surrogate as surrogates
+from snnfast.interop.spikingjelly._later import Later
 from snnfast.interop.spikingjelly._surrogates import firing
 from snnfast.ops.lif import lif
 from snnfast.ops.validation import state_dtype
@@ -69,12 +70,14 @@ def learns(node, x: Tensor, scaled: bool) -> dict:
     return {"beta": (1.0 - rate).to(state_dtype(x))}
 
 
+LATER = "later"
 _SILENT = surrogates.LeakyKReLU(leak=0.0, k=0.0)
 
 
-def multi_step(node, x: Tensor, version: Version, charge: Charge, every: bool):
+def multi_step(node, x: Tensor, version: Version, charge: Charge, every: "bool | str"):
     """(spikes [T, ...] of x [T, ...], V after each step where ``every``, else None), from the
-    node's V on, which is left after the last step. Raises Unlike before anything has changed."""
+    node's V on, which is left after the last step. With LATER these are made when they are read.
+    Raises Unlike before anything has changed."""
     check_sequence(x)
     memories = vars(node)["_memories"]
     if "v_threshold" in memories:
@@ -92,12 +95,15 @@ def multi_step(node, x: Tensor, version: Version, charge: Charge, every: bool):
     scaled = version.scales and (v_reset is None or (v_reset == 0 and not evaluates))
     leak = charge(node, x, scaled)
     v = start(node, "v", x, 0.0 if v_reset is None else float(v_reset), version.resizes)
-    s, v = lif(
-        x, v, v_threshold=theta, v_reset=v_reset, detach_reset=bool(node.detach_reset), fire=fire,
-        surrogate=_SILENT if evaluates else surrogate, return_state="all" if every else True, **leak
-    )  # fmt: skip
-    memories["v"] = v[-1].clone() if every else v
-    return s.detach() if evaluates else s, v if every else None
+    arguments = {
+        "v_threshold": theta, "v_reset": v_reset, "detach_reset": bool(node.detach_reset),
+        "fire": fire, "surrogate": _SILENT if evaluates else surrogate, **leak,
+    }  # fmt: skip
+    later = Later(x, v, arguments) if every == LATER and not x.is_inference() else None
+    whole = bool(every) and later is None
+    s, v = lif(x, v, return_state="all" if whole else True, **arguments)
+    memories["v"] = v[-1].clone() if whole else v
+    return s.detach() if evaluates else s, v if whole else later
 
 
 def single_step(node, x: Tensor, version: Version, charge: Charge) -> Tensor:
