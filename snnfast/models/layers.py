@@ -106,7 +106,7 @@ class Neurons:
                     f"create_model: {neuron} neurons take {', '.join(sorted(known))}, "
                     f"got {name}{hint(name, known)}"
                 )
-        if "decay_input" in known:
+        if "decay_input" in known and arguments.get("beta") is None:
             arguments.setdefault("decay_input", False)
         self.neuron()  # what it refuses is refused before weights are drawn
 
