@@ -197,8 +197,9 @@ def lif(
         detach_state: V_{t-1} passes no gradient on: none flows through time.
         timesteps: T, for a static ``x``. The gradient of x is then summed over time.
         time_axis: of x and of what is returned: 1 for [B, T, ...], -1 for time last, or "merged"
-            for [T B, ...] with ``timesteps`` T. The results are views. What is not merged is copied
-            as a layout that is not dense.
+            for [T B, ...] with ``timesteps`` T. The results are views. [B, T, ...] is read and
+            written as it lies on the CPU, where a step of a sample has 4096 elements at least; what
+            else is not merged is copied.
         return_state: True also returns V after the last step, "all" V after every step [T, ...].
         backend: auto, reference, cpu, triton or cuda; see ``snnfast.backend``.
 
