@@ -99,7 +99,7 @@ class Neurons:
         if neuron == "plif" and "tau" in arguments:
             arguments["init_tau"] = arguments.pop("tau")
         # A network needs spikes, and one tau for each channel needs to know how many there are.
-        known = set(arguments_of(self._make)) - {"return_state", "channels"}
+        known = set(arguments_of(self._make)) - {"return_state", "channels", "time_axis"}
         for name in arguments:
             if name not in known:
                 raise TypeError(
