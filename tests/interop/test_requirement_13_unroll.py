@@ -338,6 +338,7 @@ def test_requirement_13_another_version_is_named(monkeypatch):
 
 def test_requirement_13_choices_are_read_at_each_call():
     theirs, ours = pair("Leaky", beta=0.9, init_hidden=True)
+    equal(ours(torch.ones(3, 4)), looped(theirs, torch.ones(3, 4)))
     for neuron in (theirs, ours):
         neuron.beta = torch.tensor(0.4)
         neuron.threshold.fill_(0.3)
