@@ -18,11 +18,16 @@ def spiking_transformer(jelly):
     return SpikingTransformer(node, width=16, heads=2, depth=1, steps=T)
 
 
-def element_wise(jelly):
+def element_wise(jelly, node="MultiStepIFNode", **more):
     """Spikes that are added onto in place, layers in containers."""
-    surrogate = jelly.surrogate.ATan()
-    node = partial(jelly.neuron.MultiStepIFNode, detach_reset=True, surrogate_function=surrogate)
+    more |= {"detach_reset": True, "surrogate_function": jelly.surrogate.ATan()}
+    node = partial(getattr(jelly.neuron, node), **more)
     return SpikeElementWise(node, jelly.layer.SeqToANNContainer, [8, 16], T, stem=3)
+
+
+def learning(jelly):
+    """The same with a leak that is learned."""
+    return element_wise(jelly, "MultiStepParametricLIFNode", init_tau=1.5, decay_input=False)
 
 
 def merged_node(jelly):

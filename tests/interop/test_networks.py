@@ -22,6 +22,7 @@ F32, F64 = torch.float32, torch.float64
 NETWORKS = {
     "transformer": (networks.spiking_transformer, "0.0.0.0.12"),
     "element-wise": (networks.element_wise, "0.0.0.0.12"),
+    "element-wise, learning": (networks.learning, "0.0.0.0.12"),
     "merged": (networks.Merged, "0.0.0.0.14"),
     "merged, soft": (partial(networks.Merged, tau=1.25, v_reset=None), "0.0.0.0.14"),
     "online": (networks.OnlineInTime, "0.0.0.0.12"),
