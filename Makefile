@@ -11,6 +11,8 @@ SOURCES := $(shell git ls-files 'csrc/*.h' 'csrc/*.cuh' 'csrc/*.cu' 'csrc/*.cpp'
 TRITON := 3.8.0
 OLDEST_TRITON := 3.6.0
 SENTRYWARD := 0.1.1
+# The releases that published networks ask for, beside the one among the peers.
+OLD_JELLIES := $(foreach version,0.0.0.0.12 0.0.0.0.14,build/spikingjelly-$(version)/.installed)
 TRITON_TESTS := $(addprefix tests/,test_triton_aot.py test_norm_triton_aot.py \
 	test_distill_triton_aot.py test_neuron_triton_aot.py ops/test_lif.py ops/test_norm_lif.py \
 	ops/test_norm_sums.py ops/test_spikes.py ops/test_neuron.py ops/test_neuron_triton.py \
@@ -22,7 +24,7 @@ demo: $(STAMP)
 	$(BIN)/snnfast train digits_twkd --output runs/demo --overwrite
 
 # Three processes on two cores: many tests wait for processes of their own.
-test: $(STAMP) peers build/triton-$(TRITON)/.installed
+test: $(STAMP) peers build/triton-$(TRITON)/.installed $(OLD_JELLIES)
 	PYTHONPATH=$(CURDIR)/build/triton-$(TRITON) OMP_WAIT_POLICY=PASSIVE \
 		$(BIN)/pytest -n 3 --dist loadfile
 
@@ -38,6 +40,11 @@ prove: $(STAMP) build/triton-$(TRITON)/.installed build/sentryward-$(SENTRYWARD)
 build/sentryward-%/.installed: | $(STAMP)
 	rm -rf $(@D)
 	$(BIN)/pip install --quiet --no-deps --target $(@D) sentryward==$*
+	touch $@
+
+build/spikingjelly-%/.installed: | $(STAMP)
+	rm -rf $(@D)
+	$(BIN)/pip install --quiet --no-deps --target $(@D) spikingjelly==$*
 	touch $@
 
 fuzz: $(STAMP)

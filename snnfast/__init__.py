@@ -4,8 +4,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from snnfast import distill, models, neurons, nn, surrogate
+    from snnfast import distill, interop, models, neurons, nn, surrogate
     from snnfast._info import info
+    from snnfast.interop.accelerate import accelerate
     from snnfast.nn.streaming import streaming
     from snnfast.ops.distill import (
         mean_cross_entropy,
@@ -28,10 +29,12 @@ __version__ = "0.2.0"
 __all__ = [
     "BackendUnavailable",
     "__version__",
+    "accelerate",
     "backend",
     "distill",
     "explain",
     "info",
+    "interop",
     "lif",
     "load",
     "mean_cross_entropy",
@@ -57,10 +60,12 @@ __all__ = [
 # Imported at first use, so that `snnfast --help` need not wait for torch. None: a submodule.
 _HOMES = {
     "BackendUnavailable": "snnfast.ops.select",
+    "accelerate": "snnfast.interop.accelerate",
     "backend": "snnfast.ops.select",
     "distill": None,
     "explain": "snnfast.ops.select",
     "info": "snnfast._info",
+    "interop": None,
     "lif": "snnfast.ops.lif",
     "load": "snnfast.train.load",
     "mean_cross_entropy": "snnfast.ops.distill",

@@ -13,14 +13,49 @@ def state_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+def _inner_first(strides) -> list[int]:
+    """The axes in the order of their strides, of equal ones the last first."""
+    if not torch.compiler.is_compiling():
+        return sorted(range(len(strides)), key=lambda d: (strides[d], -d))
+    order: list[int] = []  # which is not told how to sort numbers that it made symbols
+    for d in range(len(strides)):
+        at = 0
+        while at < d and strides[order[at]] < strides[d]:
+            at += 1
+        order.insert(at, d)
+    return order
+
+
 def is_dense(sizes, strides) -> bool:
     """Whether elements fill a block of memory in some order of the axes, without gaps."""
     expected = 1
-    for stride, size in sorted((st, si) for st, si in zip(strides, sizes, strict=True) if si != 1):
-        if stride != expected:
-            return False
-        expected = expected * size
+    for d in _inner_first(strides):
+        if sizes[d] != 1:
+            if strides[d] != expected:
+                return False
+            expected = expected * sizes[d]
     return True
+
+
+SAMPLE = 4096
+"""Elements of one sample's timestep from which on a launch for each sample costs less than a
+copy."""
+
+
+def is_batch_first(x: Tensor) -> bool:
+    """Whether ``x`` [T, B, ...] lies in memory as a dense [B, T, ...] of large samples."""
+    if x.dim() < 3 or x.is_contiguous():
+        return False
+    sizes, strides = x.shape[2:], x.stride()
+    count = sizes.numel()
+    beside = strides[0] == count and strides[1] == count * x.shape[0]
+    large = count >= SAMPLE and x.shape[0] > 1 and x.shape[1] > 1
+    return large and beside and is_dense(sizes, strides[2:])
+
+
+def of_sample(t: Tensor | None, x: Tensor, n: int) -> Tensor | None:
+    """The part of ``t`` [..., B, ...], beside ``x`` [T, B, ...], that belongs to a sample."""
+    return None if t is None else t.narrow(t.dim() - x.dim() + 1, n, 1)
 
 
 def with_dense_steps(x: Tensor, axis: int) -> Tensor:
@@ -32,9 +67,8 @@ def with_dense_steps(x: Tensor, axis: int) -> Tensor:
 
 def dense_strides(sizes, strides) -> list[int]:
     """Strides in the same order, without gaps; 1 for an axis of one element."""
-    order = sorted(range(len(sizes)), key=lambda d: (strides[d], -d))
     dense, expected = [1] * len(sizes), 1
-    for d in order:
+    for d in _inner_first(strides):
         if sizes[d] != 1:
             dense[d] = expected
             expected = expected * sizes[d]
@@ -47,7 +81,8 @@ def step_strides(x: Tensor, axis: int) -> list[int]:
 
 
 def empty_steps(x: Tensor, axis: int, leading: list[int], dtype: torch.dtype) -> Tensor:
-    """Uninitialised [*leading, ...] with the memory layout of x within a timestep."""
+    """Uninitialised [*leading, ...] with the memory layout of x within a timestep; batch-first
+    where x is."""
     if x.is_contiguous():
         shape = (*leading, *x.shape[axis:])
         # Without a keyword it takes half the time.
@@ -57,6 +92,8 @@ def empty_steps(x: Tensor, axis: int, leading: list[int], dtype: torch.dtype) ->
     for size in sizes:
         count = count * size
     outer = [count] if leading else []
+    if leading and axis == 1 and is_batch_first(x):
+        outer, strides[0] = [strides[0]], strides[0] * leading[0]
     return torch.empty_strided(leading + sizes, outer + strides, dtype=dtype, device=x.device)
 
 

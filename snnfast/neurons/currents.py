@@ -1,9 +1,8 @@
 """Neurons with a second variable: a current, a threshold that adapts."""
 
-from snnfast.neurons.parts import strict_spike
 from snnfast.ops.neuron import neuron
 from snnfast.reference.lif import reset
-from snnfast.reference.neuron import spike
+from snnfast.reference.neuron import spike, strict_spike
 
 
 @neuron

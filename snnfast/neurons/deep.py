@@ -2,28 +2,12 @@
 
 import torch
 
-from snnfast.neurons.parts import at_reset
+from snnfast.ops.lif_definition import at_reset
 from snnfast.ops.neuron import neuron
-from snnfast.reference.lif import charge, lif_step, reset
+from snnfast.reference.lif import charge, reset
 from snnfast.reference.neuron import spike
 
 _ACTIVATIONS = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
-
-
-@neuron(rest=at_reset)
-def lif(
-    x, v, *, tau=2.0, v_threshold=1.0, v_reset=0.0, decay_input=True, detach_reset=False,
-    inv_tau=None,
-):  # fmt: skip
-    r"""Leaky integrate-and-fire, the neuron of ``snnfast.lif``, which is this one tuned::
-
-        H = V[t-1] + (X[t] - (V[t-1] - r)) / tau, or without decay_input V - (V - r) / tau + X
-        S[t] = [H >= v_threshold]        V[t] = r where S else H (hard), H - v_threshold S (soft)
-
-    r = ``v_reset``, and 0 where that is None (soft). ``inv_tau`` multiplies instead of ``tau``.
-    """
-    rate = tau if inv_tau is None else inv_tau
-    return lif_step(x, v, rate, inv_tau is None, v_threshold, v_reset, decay_input, detach_reset)
 
 
 @neuron

@@ -2,10 +2,10 @@
 
 import torch
 
-from snnfast.neurons.parts import at_reset, strict_spike
+from snnfast.ops.lif_definition import at_reset
 from snnfast.ops.neuron import neuron
 from snnfast.reference.lif import reset
-from snnfast.reference.neuron import spike
+from snnfast.reference.neuron import spike, strict_spike
 
 
 @neuron(rest=at_reset)

@@ -14,8 +14,8 @@ import math
 import torch
 from torch import Tensor
 
-from snnfast.neurons.parts import strict_spike
 from snnfast.ops.neuron import neuron
+from snnfast.reference.neuron import strict_spike
 
 
 def _unit(number):

@@ -24,6 +24,7 @@ from snnfast.nn.family import (
 )
 from snnfast.nn.fuse import Fusion, fuse
 from snnfast.nn.neuron import IF, LIF, Neuron, ParametricLIF
+from snnfast.nn.unroll import unroll
 
 __all__ = [
     "CLIF",
@@ -53,4 +54,5 @@ __all__ = [
     "TernaryLIF",
     "checkpoint_spikes",
     "fuse",
+    "unroll",
 ]

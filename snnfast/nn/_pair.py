@@ -31,6 +31,8 @@ def refusal(module: nn.Module, kinds: tuple) -> str | None:
         return f"{name} has a forward of its own"
     if isinstance(module, Neuron) and len(module.neuron.inputs) > 1:
         return f"{name} has {len(module.neuron.inputs)} inputs"
+    if getattr(module, "time_axis", 0) != 0:
+        return f"{name} has time_axis={module.time_axis!r}"
     if isinstance(module, Stateful):
         return f"{name} returns its state" if module.return_state else None
     if not module.eps > 0:

@@ -106,7 +106,9 @@ class BatchNormNeuron(_NormBase):
         return self.neuron._run(op, (y,), states, timesteps)
 
     def _check_channels(self, y: Tensor, timesteps: int | None) -> None:
-        axis = 2 if timesteps is None else 1
+        time = getattr(self.neuron, "time_axis", 0)
+        in_front = timesteps is None and time != "merged" and time % max(y.dim(), 1) < 2
+        axis = 2 if in_front else 1
         if y.dim() <= axis or y.shape[axis] != self.num_features:
             raise ValueError(
                 f"{type(self).__name__}: y must have {self.num_features} channels on axis {axis} "
@@ -130,8 +132,7 @@ class BatchNormLIF(BatchNormNeuron):
             learnable tau, whose key is then ``neuron.w``.
         process_group: ranks of torch.distributed that share the statistics in training. None:
             every rank has its own.
-        tau, decay_input, v_threshold, v_reset, detach_reset, surrogate, return_state, backend: as
-            in ``snnfast.nn.LIF``. As attributes they are those of ``neuron``.
+        the others: those of ``snnfast.nn.LIF``. As attributes they are those of ``neuron``.
 
     Statistics and state are float32 for float16 and bfloat16 input, so do not cast this module to
     half precision: autocast casts the convolution before it, which is enough.

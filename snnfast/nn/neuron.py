@@ -11,7 +11,9 @@ from snnfast.nn.arguments import arguments_of, hint
 from snnfast.nn.stateful import Stateful
 from snnfast.ops.layer import check_options, check_tau
 from snnfast.ops.lif import lif
+from snnfast.ops.lif_definition import check_modes
 from snnfast.ops.neuron import Definition
+from snnfast.ops.time_axis import check_time_axis
 from snnfast.ops.validation import check_bool, check_int, check_number, state_dtype
 
 
@@ -21,10 +23,13 @@ class BaseNeuron(Stateful):
     def __init__(
         self,
         *,
-        v_threshold: float = 1.0,
+        v_threshold: float | Tensor = 1.0,
         v_reset: float | None = 0.0,
+        fire: str = ">=",
         detach_reset: bool = False,
+        detach_state: bool = False,
         surrogate: "str | surrogates.Surrogate" = "sigmoid",
+        time_axis: "int | str" = 0,
         return_state: "bool | str" = False,
         backend: str | None = None,
         **unknown,
@@ -40,12 +45,24 @@ class BaseNeuron(Stateful):
             who, v_threshold=v_threshold, v_reset=v_reset, detach_reset=detach_reset,
             surrogate=surrogate, return_state=return_state, backend=backend,
         )  # fmt: skip
-        self.v_threshold = v_threshold
+        check_modes(who, fire=fire, detach_state=detach_state)
+        check_time_axis(who, time_axis)
+        self._hold("v_threshold", v_threshold)
         self.v_reset = v_reset
+        self.fire = fire
         self.detach_reset = detach_reset
+        self.detach_state = detach_state
         self.surrogate = surrogate
+        self.time_axis = time_axis
         self.return_state = return_state
         self.backend = backend
+
+    def _hold(self, name: str, value) -> None:
+        """As an attribute: an nn.Parameter is one of the module, any other tensor a buffer."""
+        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+            self.register_buffer(name, value)
+        else:
+            setattr(self, name, value)
 
     def _rate(self, x: Tensor) -> dict:
         """The arguments of ``lif`` that say how the membrane leaks."""
@@ -66,11 +83,14 @@ class BaseNeuron(Stateful):
             return op(
                 x,
                 v0=state,
-                v_threshold=self.v_threshold,
+                v_threshold=_in_state_dtype(self.v_threshold, x),
                 v_reset=self.v_reset,
+                fire=self.fire,
                 detach_reset=self.detach_reset,
+                detach_state=self.detach_state,
                 surrogate=self.surrogate,
                 timesteps=timesteps,
+                time_axis=self.time_axis,
                 return_state=return_state,
                 backend=self.backend,
                 **self._rate(x),
@@ -78,15 +98,28 @@ class BaseNeuron(Stateful):
 
         result = self._step_on(run, v0)
         watched = not self._streaming and v0 is None and timesteps is None
-        if watched and not torch.compiler.is_compiling():
+        if watched and self.time_axis == 0 and not torch.compiler.is_compiling():
             _single_steps.watch(self, x, result[0] if self.return_state else result)
         return result
 
     def extra_repr(self) -> str:
-        return (
-            f"v_threshold={self.v_threshold}, v_reset={self.v_reset}, "
-            f"detach_reset={self.detach_reset}, surrogate={self.surrogate}"
-        )
+        shown = {"v_threshold": self.v_threshold, "v_reset": self.v_reset}
+        shown |= {"detach_reset": self.detach_reset, "surrogate": self.surrogate}
+        rare = {"fire": ">=", "detach_state": False, "time_axis": 0}
+        shown |= {k: getattr(self, k) for k, usual in rare.items() if getattr(self, k) != usual}
+        return _shown(shown)
+
+
+def _in_state_dtype(value, x: Tensor):
+    """A tensor in the state's dtype also where the module was cast to half precision."""
+    return value.to(state_dtype(x)) if isinstance(value, Tensor) else value
+
+
+def _shown(values: dict) -> str:
+    """Of a tensor its shape: its numbers may lie on a GPU."""
+    return ", ".join(
+        f"{k}={list(v.shape) if isinstance(v, Tensor) else v}" for k, v in values.items()
+    )
 
 
 class LIF(BaseNeuron):
@@ -94,20 +127,38 @@ class LIF(BaseNeuron):
     :func:`snnfast.models.create_model` and the recipes have the papers' False.
 
     The arguments, equations and shapes are those of ``snnfast.lif``. ``tau`` is a float >= 1 in
-    timesteps. The module has no parameters and no entry in the state_dict.
+    timesteps; ``beta`` (H = beta V + X, instead of ``tau`` and ``decay_input``) and ``v_threshold``
+    may be tensors: an nn.Parameter [] or [C] is one of the module and learns, any other tensor a
+    buffer. Else the module has no entry in the state_dict.
     """
 
-    def __init__(self, tau: float = 2.0, *, decay_input: bool = True, **neuron):
+    def __init__(
+        self,
+        tau: float = 2.0,
+        *,
+        decay_input: bool = True,
+        beta: float | Tensor | None = None,
+        v_rest: float | None = None,
+        **neuron,
+    ):
         super().__init__(**neuron)
         self.tau = check_tau("LIF", tau)
         check_bool("LIF", "decay_input", decay_input)
+        check_modes("LIF", tau=self.tau, decay_input=decay_input, beta=beta, v_rest=v_rest)
         self.decay_input = decay_input
+        self._hold("beta", beta)
+        self.v_rest = v_rest
 
     def _rate(self, x):
-        return {"tau": self.tau, "decay_input": self.decay_input}
+        if self.beta is not None:
+            return {"beta": _in_state_dtype(self.beta, x)}
+        return {"tau": self.tau, "decay_input": self.decay_input, "v_rest": self.v_rest}
 
     def extra_repr(self):
-        return f"tau={self.tau}, decay_input={self.decay_input}, {super().extra_repr()}"
+        leak = {"tau": self.tau, "decay_input": self.decay_input}
+        leak |= {} if self.v_rest is None else {"v_rest": self.v_rest}
+        leak = leak if self.beta is None else {"beta": self.beta}
+        return f"{_shown(leak)}, {super().extra_repr()}"
 
 
 class IF(BaseNeuron):
@@ -124,7 +175,7 @@ class ParametricLIF(BaseNeuron):
         init_tau: tau at the start, > 1; w = -log(init_tau - 1).
         channels: None for one tau per layer (``w`` []), as in SpikingJelly; C for one per channel
             (``w`` [C], axis 2 of [T, B, C, ...]).
-        decay_input and the rest: as in ``snnfast.lif``.
+        decay_input and the rest: as in ``snnfast.nn.LIF``.
     """
 
     def __init__(
@@ -133,6 +184,7 @@ class ParametricLIF(BaseNeuron):
         *,
         channels: int | None = None,
         decay_input: bool = True,
+        v_rest: float | None = None,
         **neuron,
     ):
         super().__init__(**neuron)
@@ -140,18 +192,22 @@ class ParametricLIF(BaseNeuron):
         if not init_tau > 1.0:
             raise ValueError(f"ParametricLIF: init_tau must be > 1, got {init_tau}")
         check_bool("ParametricLIF", "decay_input", decay_input)
+        check_modes("ParametricLIF", v_rest=v_rest)
         if channels is not None:
             check_int("ParametricLIF", "channels", channels, 1)
         self.decay_input = decay_input
+        self.v_rest = v_rest
         shape = () if channels is None else (channels,)
         self.w = nn.Parameter(torch.full(shape, -math.log(init_tau - 1.0)))
 
     def _rate(self, x):
-        # In the state's dtype also where the module was cast to half precision.
-        return {"inv_tau": self.w.to(state_dtype(x)).sigmoid(), "decay_input": self.decay_input}
+        inv_tau = _in_state_dtype(self.w, x).sigmoid()
+        return {"inv_tau": inv_tau, "decay_input": self.decay_input, "v_rest": self.v_rest}
 
     def extra_repr(self):
-        return f"decay_input={self.decay_input}, {super().extra_repr()}"
+        leak = {"decay_input": self.decay_input}
+        leak |= {} if self.v_rest is None else {"v_rest": self.v_rest}
+        return f"{_shown(leak)}, {super().extra_repr()}"
 
 
 class Neuron(Stateful):
@@ -235,14 +291,9 @@ class Neuron(Stateful):
         precision."""
         parameters = {name: getattr(self, name) for name in self._names}
         if isinstance(x, Tensor):
-            for name, value in parameters.items():
-                if isinstance(value, Tensor):
-                    parameters[name] = value.to(state_dtype(x))
+            return {name: _in_state_dtype(value, x) for name, value in parameters.items()}
         return parameters
 
     def extra_repr(self) -> str:
-        shown = []
-        for name in self._names:
-            value = getattr(self, name)
-            shown.append(f"{name}={list(value.shape) if isinstance(value, Tensor) else value}")
-        return ", ".join((self.neuron.__name__, *shown, f"surrogate={self.surrogate}"))
+        shown = {name: getattr(self, name) for name in self._names} | {"surrogate": self.surrogate}
+        return f"{self.neuron.__name__}, {_shown(shown)}"

@@ -13,7 +13,7 @@ from snnfast.backends import spec as specs
 from snnfast.backends.spec import LifLayer
 from snnfast.ops import validation as check
 from snnfast.ops.direct import is_direct
-from snnfast.ops.select import check_name, implementation, named, select
+from snnfast.ops.select import check_name, implementation, named, select, takes_samples
 
 STATE_NONE, STATE_LAST, STATE_ALL = 0, 1, 2
 DEFAULT_TAU = 2.0
@@ -71,11 +71,18 @@ def check_tau(op: str, tau) -> float:
     return tau
 
 
+def _check_threshold(op: str, value):
+    """A number, inf among them, or a tensor whose shape is not looked at yet."""
+    if isinstance(value, Tensor) or value == math.inf:
+        return value
+    return check.check_number(op, "v_threshold", value, hint=" or a tensor [] or [C]")
+
+
 def check_options(op, *, v_threshold, v_reset, detach_reset, surrogate, return_state, backend,
                   decay_input=True):  # fmt: skip
     """What can be said of a neuron's arguments before its input is known: (theta, reset, surrogate,
     which state is wanted)."""
-    theta = check.check_number(op, "v_threshold", v_threshold)
+    theta = _check_threshold(op, v_threshold)
     soft = " (hard reset) or None (soft)"
     reset = 0.0 if v_reset is None else check.check_number(op, "v_reset", v_reset, hint=soft)
     check.check_bool(op, "decay_input", decay_input)
@@ -88,7 +95,7 @@ def check_options(op, *, v_threshold, v_reset, detach_reset, surrogate, return_s
     return theta, reset, surrogates.resolve(surrogate, op), state
 
 
-def _check_rate(op, x, shape, tau, inv_tau) -> Tensor:
+def check_rate(op, x, shape, tau, inv_tau) -> Tensor:
     """Which of them is a rate tensor."""
     if inv_tau is None:
         check.check_rate(op, "tau", tau, x, shape)
@@ -112,10 +119,8 @@ def _layer(rate, divide, static, theta, reset, hard, decay_input, detach_reset, 
     charge = specs.DECAY_INPUT if decay_input else specs.DECAY_STATE
     if rate == math.inf:
         charge = specs.INTEGRATE
-    known = surrogate.ID is not None
-    number, (a, b) = (surrogate.ID, surrogate.params()) if known else (-1, (0.0, 0.0))
-    choices = (charge, divide, hard, detach_reset, number, surrogate.spiking, static)
-    return LifLayer(*choices, rate, theta, reset, a, b)
+    choices = (charge, divide, hard, detach_reset, surrogate.ID, surrogate.spiking, static)
+    return LifLayer(*choices, rate, theta, reset, *surrogate.params())
 
 
 def lif_layer(
@@ -134,9 +139,8 @@ def lif_layer(
 
 def _checked(tensors, own_check, op, tau, divide, timesteps, v_threshold, v_reset, decay_input,
              detach_reset, surrogate, return_state, backend, *own_options):  # fmt: skip
-    """(the layer, packed, which state is wanted, the surrogate, the name of one's own, what
-    ``own_check`` says of the op's other arguments). ``divide`` is None for a rate that is a
-    number, ``tau``."""
+    """(the layer, packed, which state is wanted, the surrogate, what ``own_check`` says of the op's
+    other arguments). ``divide`` is None for a rate that is a number, ``tau``."""
     x, v0, *others = tensors
     found = own_check and own_check(x, *others, timesteps, *own_options)
     if timesteps is None:
@@ -155,8 +159,7 @@ def _checked(tensors, own_check, op, tau, divide, timesteps, v_threshold, v_rese
         check.check_state(op, "v0", v0, x, shape)
     choices = (v_reset is not None, decay_input, detach_reset)
     layer = _layer(rate, divide, timesteps is not None, theta, reset, *choices, chosen)
-    own = type(chosen).__name__ if chosen.ID is None else None
-    return layer.over(steps), (steps, *layer.pack()), state, chosen, own, found
+    return layer.over(steps), (steps, *layer.pack()), state, chosen, found
 
 
 _remembered = check.by_kind(_checked)
@@ -171,16 +174,14 @@ def checked_call(op, x, v0, *others, tau, v_threshold, v_reset, decay_input, det
     given, rate = (x, v0, *others), None
     by_tensor = inv_tau is not None or isinstance(tau, Tensor)
     number, divide = (None, inv_tau is None) if by_tensor else (tau, None)
-    # A surrogate of one's own may be equal to another one whose formula is different.
-    in_table = isinstance(surrogate, str) or getattr(surrogate, "ID", None) is not None
-    layer, packed, state, chosen, own, found = (_remembered if in_table else _checked)(
+    layer, packed, state, chosen, found = _remembered(
         given, own_check, op, number, divide, timesteps, v_threshold, v_reset, decay_input,
         detach_reset, surrogate, return_state, backend, *own_options,
     )  # fmt: skip
     if by_tensor:
-        rate = _check_rate(op, x, x.shape[timesteps is None :], tau, inv_tau)
+        rate = check_rate(op, x, x.shape[timesteps is None :], tau, inv_tau)
     check.refuse_transforms(op, rate, *given)
-    name = select(op, backend, x.device.type, x.dtype, not chosen.spiking, own)
+    name = select(op, backend, x.device.type, x.dtype, not chosen.spiking)
     direct = is_direct(x, v0, rate, *others)
     return Call(layer, state, chosen, name, (*packed, name), direct), rate, found
 
@@ -265,6 +266,23 @@ def as_launched(x: Tensor, rate: Tensor | None, layer: LifLayer):
             inner = layout.step_strides(x, axis(layer))[1]
             layer = layer._replace(channels=rate.shape[0], inner=inner)
     return x, sequence, rate, layer
+
+
+def by_sample(x: Tensor, layer) -> bool:
+    """Whether every sample of ``x`` is launched by itself."""
+    return not layer.static and layout.is_batch_first(x)
+
+
+def with_dense_steps(x: Tensor, layer, backend: str) -> Tensor:
+    """``x`` as an op on that backend reads it, without a copy where it can."""
+    if by_sample(x, layer) and takes_samples(backend):
+        return x
+    return layout.with_dense_steps(x, axis(layer))
+
+
+def summed(parts: list[Tensor]) -> Tensor:
+    """A gradient that every sample has a part of."""
+    return torch.stack(parts).sum(0, dtype=torch.float64).to(parts[0].dtype)
 
 
 def gradients_as_launched(x: Tensor, layer: LifLayer, v0, borders, ds, dv):

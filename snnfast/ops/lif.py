@@ -5,6 +5,8 @@ function, in that order. An op is defined once and implemented once; which backe
 its arguments, chosen before the call.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,10 @@ from snnfast.backends import layout
 from snnfast.ops import layer as layers
 from snnfast.ops import validation as check
 from snnfast.ops.direct import applied, is_direct
+from snnfast.ops.lif_definition import by_program
+from snnfast.ops.lif_definition import lif as definition
 from snnfast.ops.packed import mark_spikes
+from snnfast.ops.time_axis import FIRST, along
 
 _library = torch.library.Library("snnfast", "FRAGMENT")
 _library.define(
@@ -43,6 +48,8 @@ def _(x, v0, rate, borders, ds, dv, steps, choices, numbers, backend, want_dv0, 
 
 
 def _forward(x, v0, rate, layer, kernels, state, keep):
+    if not x.is_contiguous() and layers.by_sample(x, layer):
+        return _forward_by_sample(x, v0, rate, layer, kernels, state, keep)
     x, sequence, rate, layer = layers.as_launched(x, rate, layer)
     s, v, borders = layers.empty_forward(x, layer, state, keep)
     if s.numel():
@@ -53,7 +60,19 @@ def _forward(x, v0, rate, layer, kernels, state, keep):
     return s, v, borders
 
 
+def _forward_by_sample(x, v0, rate, layer, kernels, state, keep):
+    made = layers.empty_forward(x, layer, state, keep)
+    for n in range(x.shape[1]):
+        own, start, *to = (layout.of_sample(t, x, n) for t in (x, v0, *made))
+        own, sequence, rate, one = layers.as_launched(own, rate, layer)
+        kernels.lif_forward(one, sequence, layout.like_steps(start, own, 1), rate, *to)
+    return made
+
+
 def _backward(x, v0, rate, borders, ds, dv, layer, kernels, want_dv0, want_drate):
+    if not x.is_contiguous() and layers.by_sample(x, layer):
+        given = (x, v0, borders, ds, dv)
+        return _backward_by_sample(*given, rate, layer, kernels, want_dv0, want_drate)
     x, sequence, rate, layer = layers.as_launched(x, rate, layer)
     dx = layers.empty_input(x, layer)
     dv0, drate = layers.empty_backward(x, rate, layer, want_dv0, want_drate)
@@ -67,6 +86,21 @@ def _backward(x, v0, rate, borders, ds, dv, layer, kernels, want_dv0, want_drate
     if want_dv0:
         dv0.copy_(dv) if dv is not None and dv.shape == dv0.shape else dv0.zero_()
     return dx, dv0, drate
+
+
+def _backward_by_sample(x, v0, borders, ds, dv, rate, layer, kernels, want_dv0, want_drate):
+    dx = layers.empty_input(x, layer)
+    dv0, _ = layers.empty_backward(x, rate, layer, want_dv0, False)
+    borders = borders if borders is not None and borders.numel() else None
+    drates = []
+    for n in range(x.shape[1]):
+        own, *given = (layout.of_sample(t, x, n) for t in (x, v0, borders, ds, dv))
+        own, sequence, rate, one = layers.as_launched(own, rate, layer)
+        start, *kept = layers.gradients_as_launched(own, one, *given)
+        drates += [torch.empty_like(rate)] if want_drate else [None]
+        to = (layout.of_sample(dx, x, n), layout.of_sample(dv0, x, n), drates[-1])
+        kernels.lif_backward(one, sequence, start, rate, *kept, *to)
+    return dx, dv0, layers.summed(drates) if want_drate else None
 
 
 for _device in ("CPU", "CUDA"):
@@ -107,13 +141,18 @@ def lif(
     v0: Tensor | None = None,
     *,
     tau: float | Tensor = layers.DEFAULT_TAU,
-    v_threshold: float = 1.0,
+    v_threshold: float | Tensor = 1.0,
     v_reset: float | None = 0.0,
     decay_input: bool = True,
     detach_reset: bool = False,
     surrogate: "str | surrogates.Surrogate" = "sigmoid",
     inv_tau: Tensor | None = None,
+    beta: float | Tensor | None = None,
+    v_rest: float | None = None,
+    fire: str = ">=",
+    detach_state: bool = False,
     timesteps: int | None = None,
+    time_axis: "int | str" = 0,
     return_state: "bool | str" = False,
     backend: str | None = None,
 ):
@@ -124,7 +163,8 @@ def lif(
         charge   H_t = V_{t-1} + (X_t - (V_{t-1} - r)) / tau          decay_input=True
                  H_t = V_{t-1} - (V_{t-1} - r) / tau + X_t            decay_input=False
                  H_t = V_{t-1} + X_t                                  tau = inf (IF)
-        fire     S_t = 1 where H_t >= theta, else 0
+                 H_t = beta V_{t-1} + X_t                             beta
+        fire     S_t = 1 where H_t >= theta, else 0                   fire=">=", or ">"
         reset    V_t = r where S_t = 1, else H_t                      v_reset a number (hard)
                  V_t = H_t - theta S_t                                v_reset=None (soft)
 
@@ -141,21 +181,34 @@ def lif(
         tau: membrane time constant in timesteps, >= 1: a float, or a float32 tensor [] or [C] with
             one value per channel (axis 2 of [T, B, C, ...]), which may require gradient. The values
             of a tensor are checked on the CPU only.
-        v_threshold: firing threshold.
+        v_threshold: firing threshold: a number, inf for an integrator that never fires; or a tensor
+            as tau may be one, which may require gradient.
         v_reset: where V goes after a spike; None subtracts the threshold instead.
         decay_input: whether the input is divided by tau, too.
         detach_reset: leave the reset out of the gradient.
         surrogate: a name or an object of ``snnfast.surrogate``; ``spiking=False`` there gives the
-            smooth twin, whose S is the surrogate's primitive. A subclass of your own runs on the
-            reference.
+            smooth twin, whose S is the surrogate's primitive.
         inv_tau: 1/tau as a tensor [] or [C] in 0..1 that multiplies, instead of ``tau``
             (ParametricLIF's sigmoid(w)).
+        beta: what is left of V after a step, a number or a tensor [] or [C], instead of ``tau``,
+            ``inv_tau``, ``decay_input`` and ``v_rest``; it multiplies as it is.
+        v_rest: where V leaks to, where that is not r.
+        fire: ">" for no spike at the threshold itself.
+        detach_state: V_{t-1} passes no gradient on: none flows through time.
         timesteps: T, for a static ``x``. The gradient of x is then summed over time.
+        time_axis: of x and of what is returned: 1 for [B, T, ...], -1 for time last, or "merged"
+            for [T B, ...] with ``timesteps`` T. The results are views. [B, T, ...] is read and
+            written as it lies on the CPU, where a step of a sample has 4096 elements at least; what
+            else is not merged is copied.
         return_state: True also returns V after the last step, "all" V after every step [T, ...].
         backend: auto, reference, cpu, triton or cuda; see ``snnfast.backend``.
 
     Returns:
         s [T, ...] in x's dtype and memory layout, or (s, v) with v as v0's dtype.
+
+    With ``beta``, ``v_rest``, ``fire``, ``detach_state``, v_threshold as a tensor or inf, or a
+    surrogate of your own, it is the program of ``snnfast.neurons.lif`` that runs, see
+    ``snnfast.neuron``: one launch as well, on the same backends.
 
     State and arithmetic are float32 whatever x's dtype, and autocast casts nothing. Kept for
     backward: x, and 4 bytes per neuron for every 8 steps beyond the first 8. Differentiable once.
@@ -167,6 +220,29 @@ def lif(
     Example:
         >>> s = snnfast.lif(torch.randn(4, 32, 64), surrogate="atan")
     """
+    if type(time_axis) is not int or time_axis != FIRST:
+        return along(
+            time_axis, lif, {"x": x}, v0=v0, tau=tau, v_threshold=v_threshold, v_reset=v_reset,
+            decay_input=decay_input, detach_reset=detach_reset, surrogate=surrogate,
+            inv_tau=inv_tau, beta=beta, v_rest=v_rest, fire=fire, detach_state=detach_state,
+            timesteps=timesteps, return_state=return_state, backend=backend,
+        )  # fmt: skip
+    # What no tuned kernel has, or is wrong.
+    if (
+        beta is not None
+        or v_rest is not None
+        or detach_state is not False
+        or fire != ">="
+        or isinstance(v_threshold, Tensor)
+        or v_threshold == math.inf
+        or (type(surrogate) is not str and getattr(surrogate, "ID", 0) is None)
+    ):
+        return by_program(
+            "lif", definition, x, v0, tau=tau, v_threshold=v_threshold, v_reset=v_reset,
+            decay_input=decay_input, detach_reset=detach_reset, surrogate=surrogate,
+            inv_tau=inv_tau, beta=beta, v_rest=v_rest, fire=fire, detach_state=detach_state,
+            timesteps=timesteps, return_state=return_state, backend=backend,
+        )  # fmt: skip
     call, rate, _ = layers.checked_call(
         "lif", x, v0, tau=tau, v_threshold=v_threshold, v_reset=v_reset, decay_input=decay_input,
         detach_reset=detach_reset, surrogate=surrogate, inv_tau=inv_tau, timesteps=timesteps,
@@ -175,7 +251,8 @@ def lif(
     if call.backend == "reference":
         return call.results(*reference.lif(x, v0, **call.in_plain_words(rate)))
 
-    x = layout.with_dense_steps(x, layers.axis(call.layer))
+    if not x.is_contiguous():
+        x = layers.with_dense_steps(x, call.layer, call.backend)
     inputs = (x, v0, rate)
     if layers.want_gradient(*inputs):
         result = applied(_Lif, call.direct, *inputs, call)

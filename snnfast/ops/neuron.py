@@ -55,6 +55,12 @@ class Definition:
     def __reduce__(self):  # by name, as a function is
         return self.__qualname__
 
+    def named(self, name: str) -> "Definition":
+        """The same under another name, for messages and ``explain``."""
+        other = object.__new__(Definition)  # what copy gives is found by its name, and so itself
+        vars(other).update(vars(self), name=name)
+        return other
+
     @property
     def program(self) -> Listing:
         """The program with the defaults, to be printed; parameters without one are tensors."""
@@ -85,7 +91,7 @@ class Definition:
             return looped(self, bound)
         call, params = prepared(bound)
         step = call.layer.step
-        inputs = [layout.with_dense_steps(inputs[0], layers.axis(call.layer)), *inputs[1:]]
+        inputs = [layers.with_dense_steps(inputs[0], call.layer, call.backend), *inputs[1:]]
         given = (*inputs, *bound.states, *params)
         if layers.want_gradient(*given):
             results = neuron_op.Neuron.apply(call, *given)
@@ -121,7 +127,18 @@ class Definition:
         name = select(self.name, backend, x.device.type, x.dtype, False, unknown, "neuron_forward")
         static = timesteps is not None
         return Bound(
-            plan, inputs, states, rest, tensors, options, chosen, steps, static, return_state, name
+            self.name,
+            plan,
+            inputs,
+            states,
+            rest,
+            tensors,
+            options,
+            chosen,
+            steps,
+            static,
+            return_state,
+            name,
         )
 
     def check_names(self, parameters) -> None:
@@ -238,6 +255,7 @@ def _along_channels(value: Tensor, shape) -> Tensor:
 class Bound(NamedTuple):
     """The checked arguments of a call."""
 
+    name: str
     plan: Plan
     inputs: Sequence[Tensor]
     states: list[Tensor | None]
@@ -279,7 +297,7 @@ def prepared(bound: Bound) -> tuple[neuron_op.Call, list[Tensor]]:
     layer = NeuronLayer(plan.step, number, bound.static, a, b, bound.rest, bound.steps)
     state = layers.STATE_ALL if bound.return_state == "all" else int(bool(bound.return_state))
     direct = is_direct(*bound.inputs, *bound.states, *params)
-    return neuron_op.Call(layer, state, bound.backend, direct), params
+    return neuron_op.Call(layer, state, bound.backend, direct, bound.name), params
 
 
 def returned(bound: Bound, outputs, states):

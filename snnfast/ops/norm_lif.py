@@ -5,6 +5,7 @@ order. Kept for backward are y, the residual and a few numbers per channel: X an
 again from them.
 """
 
+import math
 from functools import partial
 
 import torch
@@ -16,11 +17,13 @@ from snnfast.backends import layout
 from snnfast.backends import spec as specs
 from snnfast.ops import layer as layers
 from snnfast.ops import norm as norms
-from snnfast.ops import norm_checks
+from snnfast.ops import norm_checks, norm_neuron
 from snnfast.ops import validation as check
 from snnfast.ops.direct import applied, is_direct
+from snnfast.ops.lif_definition import by_program, lif
 from snnfast.ops.packed import mark_spikes
 from snnfast.ops.select import recomputes_dx
+from snnfast.ops.time_axis import FIRST, along
 
 _library = torch.library.Library("snnfast", "FRAGMENT")
 _NORM = "Tensor stats, Tensor bias"
@@ -168,6 +171,7 @@ class _NormLif(torch.autograd.Function):
 
 
 _check = partial(norm_checks.check, "norm_lif")
+_definition = lif.named("norm_lif")
 
 
 def _on_the_reference(call, rate, y, residual, v0, weight, bias, statistics, update, eps):
@@ -203,13 +207,18 @@ def norm_lif(
     eps: float = 1e-5,
     v0: Tensor | None = None,
     tau: "float | Tensor" = layers.DEFAULT_TAU,
-    v_threshold: float = 1.0,
+    v_threshold: "float | Tensor" = 1.0,
     v_reset: float | None = 0.0,
     decay_input: bool = True,
     detach_reset: bool = False,
     surrogate: "str | surrogates.Surrogate" = "sigmoid",
     inv_tau: Tensor | None = None,
+    beta: "float | Tensor | None" = None,
+    v_rest: float | None = None,
+    fire: str = ">=",
+    detach_state: bool = False,
     timesteps: int | None = None,
+    time_axis: "int | str" = 0,
     return_state: "bool | str" = False,
     process_group=None,
     backend: str | None = None,
@@ -239,7 +248,7 @@ def norm_lif(
         momentum: in 0..1.
         eps: > 0.
         process_group: ranks of torch.distributed that share statistics and their gradients.
-        v0 to return_state, and backend: as in :func:`snnfast.lif`.
+        v0 to return_state, time_axis and backend: as in :func:`snnfast.lif`.
 
     Returns s [T, B, C, ...] in y's dtype, or (s, v).
 
@@ -252,6 +261,37 @@ def norm_lif(
             a channel has one value only.
         BackendUnavailable: the backend asked for cannot run here.
     """
+    if type(time_axis) is not int or time_axis != FIRST:
+        return along(
+            time_axis, norm_lif, {"y": y, "residual": residual}, weight=weight, bias=bias,
+            running_mean=running_mean, running_var=running_var, training=training,
+            momentum=momentum, eps=eps, v0=v0, tau=tau, v_threshold=v_threshold, v_reset=v_reset,
+            decay_input=decay_input, detach_reset=detach_reset, surrogate=surrogate,
+            inv_tau=inv_tau, beta=beta, v_rest=v_rest, fire=fire, detach_state=detach_state,
+            timesteps=timesteps, return_state=return_state, process_group=process_group,
+            backend=backend,
+        )  # fmt: skip
+    # What no tuned kernel has, or is wrong.
+    if (
+        beta is not None
+        or v_rest is not None
+        or detach_state is not False
+        or fire != ">="
+        or isinstance(v_threshold, Tensor)
+        or v_threshold == math.inf
+        or (type(surrogate) is not str and getattr(surrogate, "ID", 0) is None)
+    ):
+        run = partial(
+            norm_neuron.run, "norm_lif", _definition, residual=residual, weight=weight, bias=bias,
+            running_mean=running_mean, running_var=running_var, training=training,
+            momentum=momentum, eps=eps, process_group=process_group,
+        )  # fmt: skip
+        return by_program(
+            "norm_lif", run, y, v0, tau=tau, v_threshold=v_threshold, v_reset=v_reset,
+            decay_input=decay_input, detach_reset=detach_reset, surrogate=surrogate,
+            inv_tau=inv_tau, beta=beta, v_rest=v_rest, fire=fire, detach_state=detach_state,
+            timesteps=timesteps, return_state=return_state, backend=backend,
+        )  # fmt: skip
     call, rate, (use_batch, count, momentum, eps) = layers.checked_call(
         "norm_lif", y, v0, residual, weight, bias, running_mean, running_var, tau=tau,
         v_threshold=v_threshold, v_reset=v_reset, decay_input=decay_input,

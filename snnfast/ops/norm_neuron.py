@@ -37,7 +37,7 @@ class _NormNeuron(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *gradients):
-        layers.refuse_twice("norm_neuron")
+        layers.refuse_twice(ctx.call.name)
         stats, *tensors, borders = ctx.saved_tensors
         call, count, y = ctx.call, ctx.count, tensors[0]
         wanted = [*ctx.needs_input_grad[6:], False, True, True]
@@ -84,7 +84,20 @@ def norm_neuron(
     Moves what ``norm_lif`` moves, and 3b bytes an element more where the statistics are those of
     the batch; keeps y and the residual, and the states at the borders of segments.
     """
-    who = f"norm_neuron of {neuron.name}"
+    return run(
+        f"norm_neuron of {neuron.name}", neuron, y, residual, weight=weight, bias=bias,
+        running_mean=running_mean, running_var=running_var, training=training, momentum=momentum,
+        eps=eps, process_group=process_group, states=states, surrogate=surrogate,
+        timesteps=timesteps, return_state=return_state, backend=backend, **parameters,
+    )  # fmt: skip
+
+
+def run(
+    who: str, neuron: Definition, y, residual=None, *, weight, bias, running_mean, running_var,
+    training, momentum, eps, process_group, states, surrogate, timesteps, return_state, backend,
+    **parameters,
+):  # fmt: skip
+    """The same under the name ``who``."""
     if len(neuron.inputs) != 1:
         raise ValueError(f"{who}: neuron must have one input, got {len(neuron.inputs)}")
     static = timesteps is not None

@@ -177,6 +177,13 @@ def check_row(op: str, name: str, value: Tensor, x: Tensor, shape: torch.Size) -
         )
 
 
+def check_finite(op: str, name: str, value: Tensor) -> None:
+    """On the CPU only; elsewhere that would wait for the device."""
+    if value.device.type == "cpu" and not torch.compiler.is_compiling():
+        if not bool(value.detach().isfinite().all()):
+            raise ValueError(f"{op}: {name} must be finite, got {value.tolist()}")
+
+
 def check_rate(op: str, name: str, rate: Tensor, x: Tensor, shape: torch.Size) -> None:
     """A tensor tau or inv_tau.
 

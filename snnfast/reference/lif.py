@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from snnfast.reference.neuron import fire, spike
+from snnfast.reference.neuron import fire
 from snnfast.surrogate import Surrogate
 
 
@@ -44,15 +44,6 @@ def reset(h: Tensor, s: Tensor, threshold, v_reset, detach_reset: bool = False) 
     if isinstance(v_reset, Tensor) or v_reset:
         return s * v_reset + (1 - s) * h
     return (1 - s) * h
-
-
-def lif_step(x, v, rate, divide, v_threshold, v_reset, decay_input, detach_reset):
-    """One timestep as a neuron is defined, of which fused code is made; :func:`lif` is the same,
-    and also where H is not finite."""
-    r = 0.0 if v_reset is None else v_reset
-    h = charge(x, v, r, rate, divide, decay_input)
-    s = spike(h - v_threshold)
-    return s, reset(h, s, v_threshold, v_reset, detach_reset)
 
 
 def lif(

@@ -80,6 +80,11 @@ def spike(u: Tensor, levels: int = 1) -> Tensor:
     return s
 
 
+def strict_spike(u: Tensor) -> Tensor:
+    """1 where u > 0, not where u = 0; the gradient is g(u) of the surrogate everywhere."""
+    return spike(u) - (u == 0).to(u.dtype)
+
+
 def ternary_spike(u: Tensor, threshold: float = 1.0) -> Tensor:
     """1 where u >= threshold, -1 where u <= -threshold, else 0 (Guo et al. 2024, arXiv 2312.06372);
     the gradient is g(u - threshold) + g(-u - threshold)."""

@@ -63,6 +63,15 @@ class Cauchy(snnfast.surrogate.Surrogate):
         return 1 / (3.0 * (1 + x * x))
 
 
+class Detaching(snnfast.surrogate.Surrogate):
+    def gradient(self, x):
+        return 1 / (3.0 * (1 + x.detach() * x))
+
+
+def test_a_surrogate_of_ones_own_may_detach(backend):
+    check(backend, surrogate=Detaching())
+
+
 def test_a_surrogate_of_ones_own_is_fused(backend):
     check(backend, surrogate=Cauchy())
     x = torch.randn(4, 3, device=backend.device)

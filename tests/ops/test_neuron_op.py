@@ -236,7 +236,7 @@ def test_lazily_negative_tensors_are_what_they_are():
 
 def test_backward_twice_is_refused():
     x = torch.randn(4, 8, requires_grad=True)
-    with pytest.raises(RuntimeError, match="neuron: gradients must be taken once"):
+    with pytest.raises(RuntimeError, match="adaptive: gradients must be taken once"):
         torch.autograd.grad(adaptive(x).sum(), x, create_graph=True)
 
 

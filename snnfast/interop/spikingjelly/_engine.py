@@ -1,0 +1,165 @@
+"""What runs a SpikingJelly node by ``snnfast.lif``: all of its attributes are read at each call,
+and V is left as the node's own forward leaves it.
+
+A node is anything with SpikingJelly's names: ``_memories`` with "v", ``v_threshold``, ``v_reset``,
+``detach_reset``, ``surrogate_function``, and what its charge reads (``tau`` and ``decay_input``, or
+``w``). State and arithmetic are float32 whatever the input's dtype.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from snnfast import surrogate as surrogates
+from snnfast.interop.spikingjelly._later import Later
+from snnfast.interop.spikingjelly._surrogates import firing
+from snnfast.ops.lif import lif
+from snnfast.ops.validation import state_dtype
+
+
+class Unlike(Exception):
+    """Says why a call is not one of ``lif``: the node's own forward is to run instead."""
+
+
+class Version(NamedTuple):
+    """What the versions of SpikingJelly differ in."""
+
+    name: str
+    scales: bool
+    """Without decay_input, and where V resets to 0 or softly, V leaks as V (1 - 1/tau)."""
+    own_evaluation: bool
+    """In evaluation a hard reset leaks as V - (V - r)/tau all the same, and spikes have no
+    gradient (but for ParametricLIFNode)."""
+    resizes: bool
+    """A V of another shape than the input's starts anew; elsewhere it is an error."""
+
+
+V12 = Version("0.0.0.0.12", True, False, False)
+V14 = Version("0.0.0.0.14", True, True, False)
+V2 = Version("2.0.0", False, False, True)
+VERSIONS = (V12, V14, V2)
+
+Charge = Callable[[object, Tensor, bool], dict]
+"""(node, x, whether V leaks as V (1 - 1/tau)) -> the arguments of ``lif`` that say how V leaks."""
+
+
+def integrates(node, x: Tensor, scaled: bool) -> dict:
+    return {"tau": math.inf}
+
+
+def leaks(node, x: Tensor, scaled: bool) -> dict:
+    tau, decay_input = node.tau, bool(node.decay_input)
+    if type(tau) not in (float, int) or not 1 <= tau < math.inf:
+        raise Unlike(f"tau is {tau!r}")
+    # For a power of two both ways of the leak round alike.
+    if decay_input or not scaled or math.frexp(tau)[0] == 0.5:
+        return {"tau": tau, "decay_input": decay_input}
+    return {"beta": 1.0 - 1.0 / tau}
+
+
+def learns(node, x: Tensor, scaled: bool) -> dict:
+    w = node.w
+    if w.dim():
+        raise Unlike(f"w is {list(w.shape)}, not []")
+    rate = w.sigmoid()
+    if node.decay_input or not scaled:
+        return {"inv_tau": rate.to(state_dtype(x)), "decay_input": bool(node.decay_input)}
+    return {"beta": (1.0 - rate).to(state_dtype(x))}
+
+
+LATER = "later"
+_SILENT = surrogates.LeakyKReLU(leak=0.0, k=0.0)
+
+
+def multi_step(node, x: Tensor, version: Version, charge: Charge, every: "bool | str"):
+    """(spikes [T, ...] of x [T, ...], V after each step where ``every``, else None), from the
+    node's V on, which is left after the last step. With LATER these are made when they are read.
+    Raises Unlike before anything has changed."""
+    check_sequence(x)
+    memories = vars(node)["_memories"]
+    if "v_threshold" in memories:
+        theta, v_reset = memories["v_threshold"], memories["v_reset"]
+    else:
+        theta, v_reset = node.v_threshold, node.v_reset
+    theta = row("v_threshold", theta, x) if isinstance(theta, Tensor) else theta
+    if type(theta) in (float, int) and not -math.inf < theta < math.inf:
+        if theta != math.inf or v_reset is None:
+            raise Unlike(f"v_threshold is {theta}, v_reset {v_reset}")
+    if type(v_reset) not in (float, int, type(None)):
+        raise Unlike(f"v_reset is {v_reset!r}")
+    surrogate, fire = fires_by(node)
+    evaluates = version.own_evaluation and charge is not learns and not node.training
+    scaled = version.scales and (v_reset is None or (v_reset == 0 and not evaluates))
+    leak = charge(node, x, scaled)
+    v = start(node, "v", x, 0.0 if v_reset is None else float(v_reset), version.resizes)
+    arguments = {
+        "v_threshold": theta, "v_reset": v_reset, "detach_reset": bool(node.detach_reset),
+        "fire": fire, "surrogate": _SILENT if evaluates else surrogate, **leak,
+    }  # fmt: skip
+    later = Later(x, v, arguments) if every == LATER and not x.is_inference() else None
+    whole = bool(every) and later is None
+    s, v = lif(x, v, return_state="all" if whole else True, **arguments)
+    memories["v"] = v[-1].clone() if whole else v
+    return s.detach() if evaluates else s, v if whole else later
+
+
+def single_step(node, x: Tensor, version: Version, charge: Charge) -> Tensor:
+    """Spikes of one timestep."""
+    if not isinstance(x, Tensor):
+        raise Unlike(f"x is a {type(x).__name__}")
+    s, _ = multi_step(node, x.unsqueeze(0), version, charge, False)
+    return s.squeeze(0)
+
+
+def start(node, name: str, x: Tensor, r: float, resizes: bool) -> Tensor | None:
+    """The memory ``name`` before the first step of x [T, ...]; None where it is all ``r``."""
+    v, shape, dtype = vars(node)["_memories"][name], x.shape[1:], state_dtype(x)
+    if type(v) in (float, int):
+        return None if v == r else torch.full(shape, v, dtype=dtype, device=x.device)
+    if not isinstance(v, Tensor):
+        raise Unlike(f"{name} is a {type(v).__name__}")
+    if v.shape != shape:
+        if resizes:
+            return None
+        if v.dim():
+            raise ValueError(
+                f"{type(node).__name__}: {name} must have the shape of a timestep {tuple(shape)}, "
+                f"got {tuple(v.shape)} from the calls before; functional.reset_net(model) goes "
+                "between inputs of other sizes"
+            )
+        v = v.expand(shape)
+    if v.dtype != dtype or v.device != x.device:
+        v = v.to(x.device, dtype)
+    return v
+
+
+def check_sequence(x) -> None:
+    """Unlike for what is no current of floating point over time."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise Unlike(f"x is a {x.dtype if isinstance(x, Tensor) else type(x).__name__}")
+    if x.dim() == 0 or not x.shape[0]:
+        raise Unlike("x has no timestep")
+
+
+def fires_by(node) -> tuple[surrogates.Surrogate, str]:
+    """(the surrogate, ">=" or ">") of a node; Unlike where kernels have none such."""
+    function = vars(node)["_modules"].get("surrogate_function")
+    fires = firing(node.surrogate_function if function is None else function)
+    if fires.why_not is not None:
+        raise Unlike(fires.why_not)
+    return fires.surrogate, fires.fire
+
+
+def row(name: str, p: Tensor, x: Tensor) -> Tensor:
+    """A parameter that every neuron of x [T, B, C, ...] shares, or those of a channel, as [] or
+    [C]."""
+    p = p.to(state_dtype(x))
+    if p.numel() == 1:
+        return p.reshape(())
+    shape = (1,) * (x.dim() - 1 - p.dim()) + tuple(p.shape)
+    if len(shape) == x.dim() - 1 and len(shape) > 1 and shape[1] == p.numel() == x.shape[2]:
+        return p.reshape(-1)
+    raise Unlike(f"{name} is {list(p.shape)}, neither one number nor one for each channel")

@@ -1,0 +1,252 @@
+"""The subclasses that ``accelerate`` gives SpikingJelly's nodes.
+
+A node keeps its class's place in the order of methods: ours stand right before those of
+SpikingJelly's class, so that whatever a subclass overrides still comes first.
+"""
+
+import functools
+import re
+import threading
+import warnings
+from contextlib import contextmanager
+
+from torch import nn
+
+from snnfast.interop.spikingjelly import _traced
+from snnfast.interop.spikingjelly._engine import (
+    LATER,
+    V2,
+    V12,
+    V14,
+    Charge,
+    Unlike,
+    Version,
+    integrates,
+    leaks,
+    learns,
+    multi_step,
+    single_step,
+)  # fmt: skip
+from snnfast.interop.spikingjelly._later import read
+
+_HOME = re.compile(r".*\b(clock_driven|activation_based)\.neuron(\.\w+)*")
+"""Modules of nodes: of a release, of a copy that a repository carries, or ours of these names."""
+_CHARGES = {"IFNode": integrates, "LIFNode": leaks, "ParametricLIFNode": learns}
+_HARMLESS = frozenset(
+    "__init__ __module__ __doc__ __dict__ __weakref__ __annotations__ __abstractmethods__ "
+    "_abc_impl extra_repr reset detach step_mode backend supported_backends supported_step_mode "
+    "store_v_seq __repr__ __dir__ to_lava".split()
+)
+"""What no forward depends on."""
+
+
+class Accelerated:
+    """Of every class made here."""
+
+    _plain: type
+    """The class that the module had."""
+
+    def __reduce_ex__(self, protocol):
+        return blank, (self._plain,), self.__getstate__()
+
+
+def blank(plain: type, ways=None) -> nn.Module:
+    """An empty module of the class that nodes of class ``plain`` are given."""
+    return object.__new__(traced(plain, ways) if ways else made(plain))
+
+
+class _Node(Accelerated):
+    _version: Version
+    _charge: Charge
+
+    def _one(self, x):
+        return single_step(self, x, self._version, type(self)._charge)
+
+    def _all(self, x, every: "bool | str"):
+        return multi_step(self, x, self._version, type(self)._charge, every)
+
+
+class _Single12(_Node):
+    def forward(self, x):
+        try:
+            return self._one(x)
+        except Unlike as why:
+            say(self, why)
+        return super().forward(x)
+
+
+class _Multi12(_Node):
+    def forward(self, x_seq):
+        try:
+            if x_seq.dim() < 2 or self.backend == "lava":
+                raise Unlike(f"x is {list(x_seq.shape)}, backend {self.backend!r}")
+            s, self.v_seq = self._all(x_seq, LATER)
+            return s
+        except Unlike as why:
+            say(self, why)
+        return super().forward(x_seq)
+
+    def __getattr__(self, name):
+        memories = vars(self).get("_memories", ())
+        return read(memories, name) if name in memories else super().__getattr__(name)
+
+
+class _Both14(_Node):
+    def single_step_forward(self, x):
+        try:
+            return self._one(x)
+        except Unlike as why:
+            say(self, why)
+        return super().single_step_forward(x)
+
+    def multi_step_forward(self, x_seq):
+        try:
+            s, every = self._all(x_seq, bool(self.store_v_seq))
+            if self.store_v_seq:
+                self.v_seq = every
+            return s
+        except Unlike as why:
+            say(self, why)
+        return super().multi_step_forward(x_seq)
+
+
+class _Both2(_Node):
+    def single_step_forward(self, x, *args, **kwargs):
+        try:
+            _check_plain(self, args, kwargs)
+            s = self._one(x)
+            if self.store_v_seq:
+                self._append_v_seq(self.v)
+            return s
+        except Unlike as why:
+            say(self, why)
+        return super().single_step_forward(x, *args, **kwargs)
+
+    def multi_step_forward(self, x_seq, *args, **kwargs):
+        try:
+            _check_plain(self, args, kwargs)
+            s, self.v_seq = self._all(x_seq, bool(self.store_v_seq))
+            return s
+        except Unlike as why:
+            say(self, why)
+        return super().multi_step_forward(x_seq, *args, **kwargs)
+
+
+def _check_plain(node, args, kwargs) -> None:
+    if args or kwargs:
+        raise Unlike("it is called with more than x")
+    if node._neuron_precision is not None:
+        raise Unlike("it has a precision of its own")
+
+
+class _Local(threading.local):
+    strict = False
+
+
+_local = _Local()
+_said: set = set()
+
+
+@contextmanager
+def strictly():
+    """In the block Unlike is raised where a node would else run as SpikingJelly has it."""
+    _local.strict = True
+    try:
+        yield
+    finally:
+        _local.strict = False
+
+
+def say(node, why: Unlike) -> None:
+    """That a node runs as SpikingJelly has it, once for each class and reason."""
+    if _local.strict:
+        raise why
+    if (type(node), str(why)) not in _said:
+        _said.add((type(node), str(why)))
+        warnings.warn(
+            f"accelerate: {type(node).__name__} runs as SpikingJelly has it: {why}", stacklevel=4
+        )
+
+
+def base_of(cls: type) -> type | None:
+    """The class of SpikingJelly's that ``cls`` is, or is made of."""
+    found = (c for c in cls.__mro__ if issubclass(c, nn.Module) and _HOME.fullmatch(c.__module__))
+    return next((c for c in found if not issubclass(c, Accelerated)), None)
+
+
+def is_ours(base: type) -> bool:
+    """Whether a class of that name runs by ``lif`` from the start."""
+    return base.__module__.startswith("snnfast.")
+
+
+def overridden(cls: type, base: type) -> list[str]:
+    """What ``cls`` overrides of what ``base`` computes."""
+    order = cls.__mro__
+    theirs = {k for c in base.__mro__[: base.__mro__.index(nn.Module)] for k in vars(c)}
+    own = [k for c in order[: order.index(base)] for k in vars(c)]
+    return [k for k in dict.fromkeys(own) if k in theirs and k not in _HARMLESS]
+
+
+@functools.cache
+def made(plain: type) -> type | None:
+    """The subclass of ``plain`` whose nodes run by ``lif``; None where it is no such node."""
+    base = base_of(plain)
+    kind = base.__name__
+    charge = _CHARGES.get(kind.removeprefix("MultiStep"))
+    if charge is None:
+        return None
+    if is_ours(base):
+        return plain
+    if hasattr(base, "single_step_functional_forward"):
+        mixin, version = _Both2, V2
+    elif hasattr(base, "single_step_forward"):
+        mixin, version = _Both14, V14
+    else:
+        mixin, version = (_Multi12 if kind.startswith("MultiStep") else _Single12), V12
+    ours = named(base, (mixin, base), {"_version": version, "_charge": staticmethod(charge)})
+    return ours if plain is base else named(plain, (plain, ours), {})
+
+
+def named(plain: type, bases: tuple, namespace: dict) -> type:
+    """A subclass that is called as ``plain`` is."""
+    like = {k: getattr(plain, k) for k in ("__module__", "__qualname__", "__doc__")}
+    return type(plain.__name__, bases, like | namespace | {"_plain": plain})
+
+
+class Traced(Accelerated):
+    _ways: tuple[_traced.Way, ...]
+
+    def __reduce_ex__(self, protocol):
+        return blank, (self._plain, self._ways), self.__getstate__()
+
+
+@functools.cache
+def traced(plain: type, ways: tuple[_traced.Way, ...]) -> type:
+    """The subclass of ``plain`` whose methods run in these ways, and else as they are."""
+    entries = {way.entry: _entry(plain, way.entry, ways) for way in ways}
+    return named(plain, (Traced, plain), entries | {"_ways": ways})
+
+
+def _entry(plain: type, name: str, ways):
+    ways, theirs = {way.mode: way for way in ways if way.entry == name}, getattr(plain, name)
+
+    def method(self, *args, **kwargs):
+        way = ways.get(self.step_mode if None not in ways else None)
+        if way is None:
+            return theirs(self, *args, **kwargs)
+        try:
+            if len(args) != 1 or kwargs:
+                raise Unlike("it is called with more than x")
+            keeps = way.layout != "step" and _keeps_v(self)
+            return _traced.run(self, args[0], plain, way, keeps)
+        except Unlike as why:
+            say(self, why)
+        return theirs(self, *args, **kwargs)
+
+    method.__name__ = name
+    return method
+
+
+def _keeps_v(node) -> bool:
+    """Whether a sequence leaves V of every step: asked for, or always."""
+    return node.store_v_seq if hasattr(node, "store_v_seq") else hasattr(node, "v_seq")

@@ -1,0 +1,5 @@
+"""``spikingjelly.cext``."""
+
+from snnfast.interop.spikingjelly import peer
+
+__getattr__ = peer.names(__name__)
