@@ -90,6 +90,21 @@ class _Multi12(_Node):
         memories = vars(self).get("_memories", ())
         return read(memories, name) if name in memories else super().__getattr__(name)
 
+    def named_memories(self):
+        read(self._memories, "v_seq")
+        return super().named_memories()
+
+    def memories(self):
+        return (value for _, value in self.named_memories())
+
+    def detach(self):
+        read(self._memories, "v_seq")
+        super().detach()
+
+    def _apply(self, *args, **kwargs):
+        read(self._memories, "v_seq")
+        return super()._apply(*args, **kwargs)
+
 
 class _Both14(_Node):
     def single_step_forward(self, x):
