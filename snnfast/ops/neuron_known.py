@@ -36,7 +36,7 @@ def exactly(value) -> tuple:
 def outside(function) -> tuple:
     """What ``function`` reads from its closure and its globals, and the functions there from
     theirs: numbers and their like, exactly; and those of the object whose method it is. Raises
-    ``Changing`` where it reads a list or its like. Modules, classes and other objects are not
+    ``Changing`` where that holds what may change without being another. Modules, classes and other objects are not
     looked into."""
     own = getattr(getattr(function, "__self__", None), "__dict__", {})
     found = [exactly(value) for value in own.values() if type(value) in _SIMPLE]
@@ -58,8 +58,17 @@ def outside(function) -> tuple:
             elif type(value) in _SIMPLE or isinstance(value, (numbers.Number, tuple, *_FIXED)):
                 found.append(exactly(value))
             elif isinstance(value, (list, dict, set)):
-                raise Changing
+                found.append(_contents(value))
     return tuple(found)
+
+
+def _contents(value) -> tuple:
+    """Of a list or its like, which may hold others."""
+    if isinstance(value, dict):
+        return dict, *map(_contents, value.items())
+    if isinstance(value, (list, set, tuple)):
+        return type(value), *map(_contents, value)
+    return exactly(value)
 
 
 _LIBRARIES = ("torch.", "snnfast.")

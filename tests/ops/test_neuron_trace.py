@@ -203,6 +203,14 @@ def test_a_number_that_changes_is_read_again(made):
     assert neuron(x).sum() == 3
 
 
+@pytest.mark.parametrize("name", snnfast.neurons.__all__)
+def test_a_neuron_is_traced_once(name, monkeypatch):
+    neuron, x = getattr(snnfast.neurons, name), torch.randn(3, 2, 4)
+    first = neuron(x, backend="cpu")
+    monkeypatch.setattr("snnfast.ops.neuron_plan.trace", None)
+    assert torch.equal(neuron(x, backend="cpu"), first)
+
+
 def test_a_surrogate_reads_its_numbers_again():
     scale = 1.0
 
