@@ -14,7 +14,7 @@ BUSY, DISTURBED = 0.5, 0.1
 """Load average at the start, and cores that others kept busy during the timings, from which these
 are not to be trusted."""
 
-CASE = ("measurement", "objective", "neuron", "shape", "side", "batch", "dtype", "steps")
+CASE = ("network", "measurement", "objective", "neuron", "shape", "side", "batch", "dtype", "steps")
 """The columns that name a case, in as far as a benchmark has them."""
 
 # Okabe and Ito's colours, which the colour-blind can tell apart.
@@ -38,13 +38,13 @@ def best_ours(rows: list[dict]) -> float | None:
 
 def where(row: dict) -> str:
     """The case of a row, in words."""
-    words = [row.get("objective"), row.get("neuron"), row.get("shape"), row["dtype"]]
+    words = [*map(row.get, ("objective", "network", "neuron", "shape")), row["dtype"]]
     if "objective" not in row:
         words.append(f"T = {row['steps']}")
     case = " ".join(word for word in words if word)
     if "side" in row:
-        return f"{case}, {row['batch']} images of {row['side']}x{row['side']}"
-    return f"{row['measurement']}, {case}"
+        case = f"{case}, {row['batch']} images of {row['side']}x{row['side']}"
+    return f"{row['measurement']}, {case}" if "measurement" in row else case
 
 
 def distinct(rows: list[dict], *keys: str) -> list:

@@ -1,6 +1,6 @@
 """Every surrogate's gradient g(x), x = H - theta, on a tile of float32.
 
-The table, its identifiers and the sources of the formulas stand in snnfast/surrogate.py. Exponents
+The table, its identifiers and the sources of the formulas stand in snnfast/surrogate/. Exponents
 are <= 0, so that nothing overflows. These are gradients, so the hardware's approximate reciprocal
 and 2^x will do: one instruction each, where Triton's own division and exp take five, most of them
 to keep denormals. The interpreter knows no assembly, and gets the plain form.

@@ -20,15 +20,15 @@ class Live:
     """Modules of one release by name, imported at first use: ``live("0.0.0.0.12").neuron``."""
 
     def __init__(self, version: str, namespace: str):
-        self.version, self._namespace = version, namespace
+        self.version, self.namespace = version, namespace
         self._root = f"spikingjelly_{version.replace('.', '_')}"
         _package(self._root, BUILD / f"spikingjelly-{version}" / "spikingjelly")
 
     def __getattr__(self, name: str):
         if name.startswith("__"):
             raise AttributeError(name)
-        with _known_as_spikingjelly(self._root, self._namespace):
-            module = importlib.import_module(f"{self._root}.{self._namespace}.{name}")
+        with _known_as_spikingjelly(self._root, self.namespace):
+            module = importlib.import_module(f"{self._root}.{self.namespace}.{name}")
         setattr(self, name, module)
         return module
 

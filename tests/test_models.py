@@ -108,6 +108,10 @@ def test_the_default_neuron_is_the_papers(name):
                 neurons = [m for m in model.modules() if isinstance(m, kind)]
                 assert neurons and all(m.decay_input is expected for m in neurons)
         assert LIF().decay_input and ParametricLIF().decay_input
+        model = build(name, image_size=32, beta=0.9, fire=">")
+        assert all(m.beta == 0.9 and m.fire == ">" for m in model.modules() if isinstance(m, LIF))
+        with pytest.raises(TypeError, match="lif neurons take .*, got time_axis"):
+            build(name, image_size=32, time_axis=1)
 
 
 def test_other_neurons():

@@ -5,11 +5,13 @@ import math
 import pickle
 import warnings
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
 
 import snnfast
+from snnfast import surrogate
 from snnfast.ops import select
 from snnfast.surrogate import ATan, Surrogate
 
@@ -202,3 +204,62 @@ def test_two_of_a_class_have_each_its_own_formula():
     for value in (1.0, 100.0):
         s = snnfast.lif(x, surrogate=Constant(value), backend="reference")
         assert torch.autograd.grad(s.sum(), x)[0].item() == value / 2
+
+
+WINDOWS = [
+    surrogate.InclusiveRect(alpha=0.8),
+    surrogate.TanhWindow(),
+    surrogate.InverseQuadratic(alpha=7.0),
+    surrogate.MultiGaussian(),
+    surrogate.Scaled(surrogate.PiecewiseQuadratic(), 0.3),
+    surrogate.Scaled(surrogate.Rect(), offset=0.2),
+    surrogate.Scaled(surrogate.MultiGaussian(gamma=0.7), 0.5, 0.1),
+]
+
+
+@pytest.mark.parametrize("window", WINDOWS, ids=repr)
+def test_a_window_is_fused_and_has_its_primitive(window):
+    u = torch.linspace(-2, 2, 4001, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(window.primitive(u).sum(), u)
+    edge = (slope - window.gradient(u.detach())).abs() > 1e-9
+    assert edge.sum() <= 4 and window.gradient(u.detach()).max() > 0.1
+    x = data(9, 3, 4)
+    runs = [
+        gradients(partial(snnfast.lif, surrogate=window, backend=name), x)
+        for name in ("cpu", "reference")
+    ]
+    assert torch.equal(runs[0][0], runs[1][0])
+    torch.testing.assert_close(runs[0][1], runs[1][1], rtol=1e-4, atol=1e-5)
+    assert pickle.loads(pickle.dumps(window)) == window == copy.deepcopy(window)
+
+
+def test_what_windows_are():
+    """At points that tell them from each other."""
+    u = torch.tensor([-0.7, -0.5, 0.0, 0.3, 0.5])
+    expected = {
+        surrogate.Rect(): [0, 0, 1, 1, 0],
+        surrogate.InclusiveRect(): [0, 1, 1, 1, 1],
+        surrogate.Scaled(surrogate.Rect(), 0.5, 0.2): [0, 0.5, 0.5, 0, 0],
+        surrogate.Scaled(surrogate.PiecewiseQuadratic(2.0), 0.5): [0, 0, 1, 0.4, 0],
+        surrogate.InverseQuadratic(4.0): [1 / 2.96, 0.5, 1, 1 / 1.36, 0.5],
+    }
+    for window, values in expected.items():
+        torch.testing.assert_close(window.gradient(u), torch.tensor(values, dtype=torch.float32))
+    assert surrogate.TanhWindow().gradient(torch.tensor(0.51)) == 0
+    ends = surrogate.TanhWindow().primitive(torch.tensor([-0.5, 0.5]))
+    torch.testing.assert_close(ends, torch.tensor([0.0, 1.0]))
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: surrogate.Scaled("rect"), TypeError, "of must be a snnfast.surrogate object"),
+        (lambda: surrogate.Scaled(ATan(), amplitude="1"), TypeError, "amplitude must be a number"),
+        (lambda: surrogate.InclusiveRect(0.0), ValueError, "inclusive_rect must be > 0, got 0"),
+        (lambda: surrogate.MultiGaussian(sigma=-1.0), ValueError, "multi_gaussian must be > 0"),
+        (lambda: surrogate.TanhWindow(math.inf), ValueError, "t must be finite"),
+    ],
+)
+def test_windows_refuse(make, error, message):
+    with pytest.raises(error, match=f"surrogate: .*{message}"):
+        make()

@@ -1,5 +1,5 @@
 // Every surrogate: its gradient g(x), x = H - theta, and its primitive for the smooth twin.
-// The table, its identifiers and the sources of the formulas stand in snnfast/surrogate.py.
+// The table, its identifiers and the sources of the formulas stand in snnfast/surrogate/.
 //
 // gradient() is written in ways that neither overflow nor lose the sign of zero: exponentials take
 // arguments <= 0 only, so that they need no upper range and end in 0.

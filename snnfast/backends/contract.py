@@ -27,8 +27,13 @@ class Backend:
     devices. So what depends on these is checked and computed once.
     """
 
-    def __init__(self, functions: ModuleType, *, recomputes_dx: tuple[dtype, ...] = ()):
+    def __init__(
+        self, functions: ModuleType, *, recomputes_dx: tuple[dtype, ...] = (), samples: bool = False
+    ):
         self.functions = functions
+        self.samples = samples
+        """Whether a launch for each sample is cheap, so that [B, T, ...] is read and written as it
+        lies."""
         self.recomputes_dx = recomputes_dx
         """Of which dtypes memory is slow and arithmetic is not: ``norm_lif_dy`` computes the
         gradient of X again instead of reading what the first pass wrote, 5b bytes an element

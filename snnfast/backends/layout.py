@@ -37,6 +37,27 @@ def is_dense(sizes, strides) -> bool:
     return True
 
 
+SAMPLE = 4096
+"""Elements of one sample's timestep from which on a launch for each sample costs less than a
+copy."""
+
+
+def is_batch_first(x: Tensor) -> bool:
+    """Whether ``x`` [T, B, ...] lies in memory as a dense [B, T, ...] of large samples."""
+    if x.dim() < 3 or x.is_contiguous():
+        return False
+    sizes, strides = x.shape[2:], x.stride()
+    count = sizes.numel()
+    beside = strides[0] == count and strides[1] == count * x.shape[0]
+    large = count >= SAMPLE and x.shape[0] > 1 and x.shape[1] > 1
+    return large and beside and is_dense(sizes, strides[2:])
+
+
+def of_sample(t: Tensor | None, x: Tensor, n: int) -> Tensor | None:
+    """The part of ``t`` [..., B, ...], beside ``x`` [T, B, ...], that belongs to a sample."""
+    return None if t is None else t.narrow(t.dim() - x.dim() + 1, n, 1)
+
+
 def with_dense_steps(x: Tensor, axis: int) -> Tensor:
     """``x``, or a contiguous copy where one timestep (the axes from ``axis`` on) is not dense."""
     if x.is_contiguous() or is_dense(x.shape[axis:], x.stride()[axis:]):
@@ -60,7 +81,8 @@ def step_strides(x: Tensor, axis: int) -> list[int]:
 
 
 def empty_steps(x: Tensor, axis: int, leading: list[int], dtype: torch.dtype) -> Tensor:
-    """Uninitialised [*leading, ...] with the memory layout of x within a timestep."""
+    """Uninitialised [*leading, ...] with the memory layout of x within a timestep; batch-first
+    where x is."""
     if x.is_contiguous():
         shape = (*leading, *x.shape[axis:])
         # Without a keyword it takes half the time.
@@ -70,6 +92,8 @@ def empty_steps(x: Tensor, axis: int, leading: list[int], dtype: torch.dtype) ->
     for size in sizes:
         count = count * size
     outer = [count] if leading else []
+    if leading and axis == 1 and is_batch_first(x):
+        outer, strides[0] = [strides[0]], strides[0] * leading[0]
     return torch.empty_strided(leading + sizes, outer + strides, dtype=dtype, device=x.device)
 
 

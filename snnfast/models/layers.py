@@ -99,14 +99,14 @@ class Neurons:
         if neuron == "plif" and "tau" in arguments:
             arguments["init_tau"] = arguments.pop("tau")
         # A network needs spikes, and one tau for each channel needs to know how many there are.
-        known = set(arguments_of(self._make)) - {"return_state", "channels"}
+        known = set(arguments_of(self._make)) - {"return_state", "channels", "time_axis"}
         for name in arguments:
             if name not in known:
                 raise TypeError(
                     f"create_model: {neuron} neurons take {', '.join(sorted(known))}, "
                     f"got {name}{hint(name, known)}"
                 )
-        if "decay_input" in known:
+        if "decay_input" in known and arguments.get("beta") is None:
             arguments.setdefault("decay_input", False)
         self.neuron()  # what it refuses is refused before weights are drawn
 

@@ -37,6 +37,7 @@ _KINDS = {
         neurons.alpha, ("syn_exc", "syn_inh", "mem"), ("alpha", "beta", "threshold")
     ),
 }  # fmt: skip
+_NAMED = f"{', '.join(_KINDS)} of snnTorch {VERSION} that takes all timesteps at once"
 _MECHANISMS = {"_base_sub": "subtract", "_base_zero": "zero", "_base_int": "none"}
 _FREE = {"reset_mem", "reset_hidden", "detach_hidden", "extra_repr", "instances"}
 """What a subclass may have its own of: forward does not call it."""
@@ -67,7 +68,7 @@ def unroll(neuron: nn.Module) -> nn.Module:
     reason = refusal(neuron)
     if reason is not None:
         error = ValueError if peer_of(type(neuron)) in _KINDS else TypeError
-        raise error(f"unroll: neuron must be one that takes all timesteps at once, {reason}")
+        raise error(f"unroll: neuron must be one of {_NAMED}, got {reason}")
     if not is_unrolled(neuron):
         neuron.__class__ = unrolled_class(type(neuron))
     return neuron
@@ -110,21 +111,20 @@ def _is_peer(cls: type) -> bool:
 
 
 def refusal(neuron) -> str | None:
-    """Why ``neuron`` cannot be unrolled, to be read behind what it should be; None: it can."""
+    """What ``neuron`` is that cannot be unrolled; None: it can."""
     peer = peer_of(type(neuron))
     if peer is None:
-        known = ", ".join(_KINDS)
-        return f"which are {known} of snnTorch {VERSION}, got {type_name(neuron)}"
+        return type_name(neuron)
     if peer not in _KINDS:
         if peer in ("RLeaky", "RSynaptic"):
-            return f"got {peer}, whose recurrent connection needs the spikes of the step before"
-        return f"got {peer}, of which snnfast.neurons has no like"
+            return f"{peer}, whose recurrent connection needs the spikes of the step before"
+        return f"{peer}, of which snnfast.neurons has no like"
     version = getattr(sys.modules.get("snntorch"), "__version__", "an unknown version")
     if not version.startswith(f"{VERSION}."):
-        return f"which are those of snnTorch {VERSION}, got {version}"
+        return f"one of snnTorch {version}"
     own = _overridden(neuron)
     if own is not None:
-        return f"got {type(neuron).__name__}, which has its own {own}"
+        return f"{type(neuron).__name__}, which has its own {own}"
     return _configured(neuron)
 
 
@@ -143,20 +143,20 @@ def _overridden(neuron) -> str | None:
 def _configured(neuron) -> str | None:
     """What of its choices stands against it."""
     if neuron.inhibition:
-        return "got inhibition=True, which looks at all neurons of a step"
+        return "inhibition=True, which looks at all neurons of a step"
     if neuron.state_quant:
-        return f"got state_quant={name_of(neuron.state_quant)}, a function of every step's state"
+        return f"state_quant={name_of(neuron.state_quant)}, a function of every step's state"
     step = getattr(neuron.state_function, "__name__", None)
     if step not in _MECHANISMS:
-        return f"got a state_function of its own, {step}"
+        return f"a state_function of its own, {step}"
     if not getattr(neuron, "reset_delay", True):
         names = tuple(_MECHANISMS.values())
         if names[int(neuron.reset_mechanism_val)] != _MECHANISMS[step]:
-            return "got a reset_mechanism that was changed after it was made, without reset_delay"
+            return "a reset_mechanism that was changed after it was made, without reset_delay"
     try:
         surrogate_of(neuron.spike_grad)
     except ValueError as error:
-        return f"got spike_grad={name_of(neuron.spike_grad)}, which {error}"
+        return f"spike_grad={name_of(neuron.spike_grad)}, which {error}"
     return None
 
 
@@ -185,7 +185,7 @@ def _over_time(neuron, x: Tensor, given: dict, timesteps: int | None):
     kind = _KINDS[peer_of(type(neuron))]
     reason = _configured(neuron)
     if reason is not None:
-        raise ValueError(f"unroll: neuron must take all timesteps at once, {reason}")
+        raise ValueError(f"unroll: neuron must be one of {_NAMED}, got {reason}")
     if not isinstance(x, Tensor):
         raise TypeError(f"unroll: input_ must be a tensor, got {type_name(x)}")
     if timesteps is None and not x.dim():
@@ -195,7 +195,7 @@ def _over_time(neuron, x: Tensor, given: dict, timesteps: int | None):
     numbers, lead = _rows(neuron, kind.numbers, x, shape, dtype)
     states = [given.get(name, getattr(neuron, name)) for name in kind.states]
     # Where the shape is another one snnTorch starts at 0, and so does None.
-    states = [v.to(x.device, dtype) if v.shape == shape else None for v in states]
+    states = [_usable(v, x.device, dtype) if v.shape == shape else None for v in states]
     if lead is not None:
         x = x.reshape(*x.shape[: x.dim() - len(shape)], *lead)
         states = [None if v is None else v.reshape(lead) for v in states]
@@ -209,8 +209,8 @@ def _over_time(neuron, x: Tensor, given: dict, timesteps: int | None):
     )  # fmt: skip
     after = after if isinstance(after, tuple) else (after,)
     if lead is not None:
-        s = s.view(-1, *shape)
-        after = tuple(v.view(-1, *shape) if shown else v.view(shape) for v in after)
+        s = s.view(len(s), *shape)
+        after = tuple(v.view(len(v), *shape) if shown else v.view(shape) for v in after)
     for name, v in zip(kind.states, after, strict=True):
         last = v if not shown else v[-1] if len(v) else None
         if last is not None:
@@ -221,13 +221,19 @@ def _over_time(neuron, x: Tensor, given: dict, timesteps: int | None):
     return (s, *after) if shown else s
 
 
+def _usable(v: Tensor, device, dtype) -> Tensor:
+    """A state as an op takes it, also one that was left in inference mode."""
+    v = v.to(device, dtype)
+    return v.clone() if v.is_inference() and not torch.is_inference_mode_enabled() else v
+
+
 def _rows(neuron, names, x: Tensor, shape, dtype):
     """(the parameters by name, [] or [C], and the shape that a timestep takes for that or None)."""
     numbers = {name: getattr(neuron, name) for name in names}
     for name, value in numbers.items():
         if value.dim() and value.dtype == torch.float64 and dtype != torch.float64:
             raise TypeError(f"unroll: {name} must be float32 for {type_name(x)} x, got float64")
-        if value.numel() != 1 and not _fits(value.shape, shape):
+        if not _fits(value.shape, shape):
             raise ValueError(
                 f"unroll: {name} must be a number or broadcast to a timestep {tuple(shape)}, "
                 f"got shape {tuple(value.shape)}"

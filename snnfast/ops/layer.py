@@ -13,7 +13,7 @@ from snnfast.backends import spec as specs
 from snnfast.backends.spec import LifLayer
 from snnfast.ops import validation as check
 from snnfast.ops.direct import is_direct
-from snnfast.ops.select import check_name, implementation, named, select
+from snnfast.ops.select import check_name, implementation, named, select, takes_samples
 
 STATE_NONE, STATE_LAST, STATE_ALL = 0, 1, 2
 DEFAULT_TAU = 2.0
@@ -266,6 +266,23 @@ def as_launched(x: Tensor, rate: Tensor | None, layer: LifLayer):
             inner = layout.step_strides(x, axis(layer))[1]
             layer = layer._replace(channels=rate.shape[0], inner=inner)
     return x, sequence, rate, layer
+
+
+def by_sample(x: Tensor, layer) -> bool:
+    """Whether every sample of ``x`` is launched by itself."""
+    return not layer.static and layout.is_batch_first(x)
+
+
+def with_dense_steps(x: Tensor, layer, backend: str) -> Tensor:
+    """``x`` as an op on that backend reads it, without a copy where it can."""
+    if by_sample(x, layer) and takes_samples(backend):
+        return x
+    return layout.with_dense_steps(x, axis(layer))
+
+
+def summed(parts: list[Tensor]) -> Tensor:
+    """A gradient that every sample has a part of."""
+    return torch.stack(parts).sum(0, dtype=torch.float64).to(parts[0].dtype)
 
 
 def gradients_as_launched(x: Tensor, layer: LifLayer, v0, borders, ds, dv):

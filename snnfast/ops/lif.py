@@ -48,6 +48,8 @@ def _(x, v0, rate, borders, ds, dv, steps, choices, numbers, backend, want_dv0, 
 
 
 def _forward(x, v0, rate, layer, kernels, state, keep):
+    if not x.is_contiguous() and layers.by_sample(x, layer):
+        return _forward_by_sample(x, v0, rate, layer, kernels, state, keep)
     x, sequence, rate, layer = layers.as_launched(x, rate, layer)
     s, v, borders = layers.empty_forward(x, layer, state, keep)
     if s.numel():
@@ -58,7 +60,19 @@ def _forward(x, v0, rate, layer, kernels, state, keep):
     return s, v, borders
 
 
+def _forward_by_sample(x, v0, rate, layer, kernels, state, keep):
+    made = layers.empty_forward(x, layer, state, keep)
+    for n in range(x.shape[1]):
+        own, start, *to = (layout.of_sample(t, x, n) for t in (x, v0, *made))
+        own, sequence, rate, one = layers.as_launched(own, rate, layer)
+        kernels.lif_forward(one, sequence, layout.like_steps(start, own, 1), rate, *to)
+    return made
+
+
 def _backward(x, v0, rate, borders, ds, dv, layer, kernels, want_dv0, want_drate):
+    if not x.is_contiguous() and layers.by_sample(x, layer):
+        given = (x, v0, borders, ds, dv)
+        return _backward_by_sample(*given, rate, layer, kernels, want_dv0, want_drate)
     x, sequence, rate, layer = layers.as_launched(x, rate, layer)
     dx = layers.empty_input(x, layer)
     dv0, drate = layers.empty_backward(x, rate, layer, want_dv0, want_drate)
@@ -72,6 +86,21 @@ def _backward(x, v0, rate, borders, ds, dv, layer, kernels, want_dv0, want_drate
     if want_dv0:
         dv0.copy_(dv) if dv is not None and dv.shape == dv0.shape else dv0.zero_()
     return dx, dv0, drate
+
+
+def _backward_by_sample(x, v0, borders, ds, dv, rate, layer, kernels, want_dv0, want_drate):
+    dx = layers.empty_input(x, layer)
+    dv0, _ = layers.empty_backward(x, rate, layer, want_dv0, False)
+    borders = borders if borders is not None and borders.numel() else None
+    drates = []
+    for n in range(x.shape[1]):
+        own, *given = (layout.of_sample(t, x, n) for t in (x, v0, borders, ds, dv))
+        own, sequence, rate, one = layers.as_launched(own, rate, layer)
+        start, *kept = layers.gradients_as_launched(own, one, *given)
+        drates += [torch.empty_like(rate)] if want_drate else [None]
+        to = (layout.of_sample(dx, x, n), layout.of_sample(dv0, x, n), drates[-1])
+        kernels.lif_backward(one, sequence, start, rate, *kept, *to)
+    return dx, dv0, layers.summed(drates) if want_drate else None
 
 
 for _device in ("CPU", "CUDA"):
@@ -168,8 +197,9 @@ def lif(
         detach_state: V_{t-1} passes no gradient on: none flows through time.
         timesteps: T, for a static ``x``. The gradient of x is then summed over time.
         time_axis: of x and of what is returned: 1 for [B, T, ...], -1 for time last, or "merged"
-            for [T B, ...] with ``timesteps`` T. The results are views. What is not merged is copied
-            as a layout that is not dense.
+            for [T B, ...] with ``timesteps`` T. The results are views. [B, T, ...] is read and
+            written as it lies on the CPU, where a step of a sample has 4096 elements at least; what
+            else is not merged is copied.
         return_state: True also returns V after the last step, "all" V after every step [T, ...].
         backend: auto, reference, cpu, triton or cuda; see ``snnfast.backend``.
 
@@ -221,7 +251,8 @@ def lif(
     if call.backend == "reference":
         return call.results(*reference.lif(x, v0, **call.in_plain_words(rate)))
 
-    x = layout.with_dense_steps(x, layers.axis(call.layer))
+    if not x.is_contiguous():
+        x = layers.with_dense_steps(x, call.layer, call.backend)
     inputs = (x, v0, rate)
     if layers.want_gradient(*inputs):
         result = applied(_Lif, call.direct, *inputs, call)

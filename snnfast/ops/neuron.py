@@ -91,7 +91,7 @@ class Definition:
             return looped(self, bound)
         call, params = prepared(bound)
         step = call.layer.step
-        inputs = [layout.with_dense_steps(inputs[0], layers.axis(call.layer)), *inputs[1:]]
+        inputs = [layers.with_dense_steps(inputs[0], call.layer, call.backend), *inputs[1:]]
         given = (*inputs, *bound.states, *params)
         if layers.want_gradient(*given):
             results = neuron_op.Neuron.apply(call, *given)

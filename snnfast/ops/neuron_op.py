@@ -124,6 +124,15 @@ def _as_launched(inputs, states, params, layer: NeuronLayer):
 
 
 def _forward(inputs, states, params, layer, kernels, state, keep):
+    x = inputs[0]
+    if layers.by_sample(x, layer):
+        made = outputs, new_states, borders = _empty_forward(x, layer, state, keep)
+        for n in range(x.shape[1]):
+            own = (_of_sample(tensors, x, n) for tensors in (inputs, states))
+            _, *launched, one = _as_launched(*own, params, layer)
+            to = (_of_sample(tensors, x, n) for tensors in (outputs, new_states))
+            kernels.neuron_forward(one, *launched, *to, layout.of_sample(borders, x, n))
+        return made
     x, inputs, states, params, layer = _as_launched(inputs, states, params, layer)
     outputs, new_states, borders = _empty_forward(x, layer, state, keep)
     if outputs[0].numel():
@@ -134,7 +143,14 @@ def _forward(inputs, states, params, layer, kernels, state, keep):
     return outputs, new_states, borders
 
 
+def _of_sample(tensors, x: Tensor, n: int) -> list[Tensor | None]:
+    return [layout.of_sample(t, x, n) for t in tensors]
+
+
 def _backward(inputs, states, params, borders, douts, dstates, layer, kernels, wanted):
+    if layers.by_sample(inputs[0], layer):
+        given = (inputs, states, params, borders, douts, dstates)
+        return _backward_by_sample(*given, layer, kernels, wanted)
     x, sequences, states, params, layer = _as_launched(inputs, states, params, layer)
     first = layers.axis(layer)
     made = _empty_backward([x] * len(inputs), params, layer, wanted)
@@ -157,6 +173,26 @@ def _backward(inputs, states, params, borders, douts, dstates, layer, kernels, w
             same = given is not None and given.shape == t.shape
             t.copy_(given) if same else t.zero_()
     return made
+
+
+def _backward_by_sample(inputs, states, params, borders, douts, dstates, layer, kernels, wanted):
+    x = inputs[0]
+    dinputs, dstates0, dparams = _empty_backward([x] * len(inputs), params, layer, wanted)
+    borders = borders if borders is not None and borders.numel() else None
+    parts = []
+    for n in range(x.shape[1]):
+        own = (_of_sample(tensors, x, n) for tensors in (inputs, states))
+        first, *launched, one = _as_launched(*own, params, layer)
+        of_douts, of_dstates = (_of_sample(tensors, x, n) for tensors in (douts, dstates))
+        of_douts = [layout.like_steps(t, first, 1, any_stride=True) for t in of_douts]
+        of_dstates = [layout.like_steps(t, first, 1) for t in of_dstates]
+        to = (_of_sample(tensors, x, n) for tensors in (dinputs, dstates0))
+        parts.append([None if t is None else torch.empty_like(t) for t in dparams])
+        kernels.neuron_backward(
+            one, *launched, layout.of_sample(borders, x, n), of_douts, of_dstates, *to, parts[-1]
+        )
+    sums = [None if part[0] is None else layers.summed(part) for part in zip(*parts, strict=True)]
+    return dinputs, dstates0, sums
 
 
 def _plain(tensors) -> list[Tensor | None]:

@@ -109,10 +109,9 @@ def _gradient(itself: _Itself) -> str | None:
     """The packed program of a surrogate that no kernel knows; None where it cannot be one."""
     own = itself.surrogate
     try:
-        program, _ = trace(type(own).__name__, own.gradient, 1, 0, (), {})
+        return without_detach(trace(type(own).__name__, own.gradient, 1, 0, (), {})[0]).pack()
     except (TypeError, ValueError, NotImplementedError):
         return None
-    return without_detach(program).pack()
 
 
 def _check_gradient_at_rest(definition, step: Step) -> None:

@@ -86,8 +86,14 @@ def recomputes_dx(name: str, dtype: torch.dtype) -> bool:
     return dtype in implementation(name).recomputes_dx
 
 
+def takes_samples(name: str) -> bool:
+    """That capability of a backend."""
+    return implementation(name).samples
+
+
 # What torch.compiler.assume_constant_result does, without its import of the compiler (2 s).
-_unavailable._dynamo_marked_constant = recomputes_dx._dynamo_marked_constant = True
+for _function in (_unavailable, recomputes_dx, takes_samples):
+    _function._dynamo_marked_constant = True
 
 
 def check_name(name: str, op: str) -> None:

@@ -310,7 +310,7 @@ def test_requirement_13_leaves_with_a_reason(reason):
     own = type(neuron)
     with pytest.raises(ValueError if reason in LEFT else TypeError, match=reason) as error:
         unroll(neuron)
-    assert str(error.value).startswith("unroll: neuron must be one that takes all timesteps")
+    assert str(error.value).startswith("unroll: neuron must be one of Leaky, Synaptic, Lapicque")
     assert type(neuron) is own
 
 
@@ -326,18 +326,21 @@ def test_requirement_13_refuses_in_the_call():
     with pytest.raises(ValueError, match="inhibition=True"):
         ours(torch.rand(3, 2))
     ours = unroll(snn.Leaky(beta=torch.rand(3), init_hidden=True))
+    with pytest.raises(ValueError, match=r"beta must be a number .*\(3,\)"):
+        ours(torch.rand(5))
     with pytest.raises(ValueError, match=r"beta must be a number or broadcast .*\(4, 2\)"):
         ours(torch.rand(5, 4, 2))
 
 
 def test_requirement_13_another_version_is_named(monkeypatch):
     monkeypatch.setattr(snn, "__version__", "0.9.4")
-    with pytest.raises(ValueError, match=r"snnTorch 1\.0, got 0\.9\.4"):
+    with pytest.raises(ValueError, match=r"snnTorch 1\.0 .* got one of snnTorch 0\.9\.4"):
         unroll(snn.Leaky(beta=0.5))
 
 
 def test_requirement_13_choices_are_read_at_each_call():
     theirs, ours = pair("Leaky", beta=0.9, init_hidden=True)
+    equal(ours(torch.ones(3, 4)), looped(theirs, torch.ones(3, 4)))
     for neuron in (theirs, ours):
         neuron.beta = torch.tensor(0.4)
         neuron.threshold.fill_(0.3)
@@ -370,6 +373,26 @@ def test_requirement_13_is_the_same_neuron():
     utils.reset(net)
     assert neuron.mem.shape == (2, 3) and not neuron.mem.any() and neuron.mem.grad_fn is None
     assert torch.equal(net(x), first)
+
+
+def test_requirement_13_learns_behind_inference_mode():
+    theirs, ours = pair("Leaky", beta=0.9, init_hidden=True, output=True)
+    x = inputs("random", 9, 4)
+    with torch.inference_mode():
+        looped(theirs, x), ours(x)
+    x.requires_grad_()
+    wanted, found = looped(theirs, x), ours(x)
+    equal(found, wanted)
+    close(gradients(found, [x]), gradients(wanted, [x]))
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 3), (5, 0, 3), (5, 2, 3, 0)], ids=str)
+def test_requirement_13_of_nothing(shape):
+    ours = unroll(snn.Leaky(beta=torch.rand(3, 1) if len(shape) == 4 else 0.5))
+    other = unroll(snn.Leaky(beta=torch.rand(shape[1:])))
+    for neuron in (ours, other):
+        spikes, mem = neuron(torch.rand(shape))
+        assert spikes.shape == mem.shape == shape
 
 
 def test_requirement_13_subclass_with_other_defaults():

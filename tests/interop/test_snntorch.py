@@ -49,7 +49,11 @@ def single():
     return nn.Sequential(snn.Alpha(alpha=0.9, beta=0.8, threshold=0.2))
 
 
-NETS = {f.__name__: f for f in (dense, convolutional, recurrent, single)}
+def masked():
+    return nn.Sequential(nn.Flatten(), nn.Sequential(nn.Dropout(0.5), nn.Linear(12, 5)), leaky())
+
+
+NETS = {f.__name__: f for f in (dense, convolutional, recurrent, single, masked)}
 
 
 def alike(make, data="random"):
@@ -99,8 +103,7 @@ def test_the_spikes_of_the_loop(name, data, mode):
             results.append(flat(run(net, x)))
         equal(results[1], results[0])
         close(gradients(results[1], [x]), gradients(results[0], [x]))
-        both = [[*net.buffers()] for net in (ours, theirs)]
-        equal(tuple(both[0]), tuple(both[1]))
+        equal(tuple(ours.buffers()), tuple(theirs.buffers()))
         for net in (theirs, ours):
             for buffer in net.buffers():
                 buffer.detach_()
@@ -126,6 +129,7 @@ def test_one_input_at_every_step(name, mode):
         torch.manual_seed(1)
         results.append(flat(run(net, [x] * 7) if run else multi_step(net, x, timesteps=7)))
     equal(results[1], results[0])
+    equal(tuple(ours.buffers()), tuple(theirs.buffers()))
 
 
 def test_layers_in_front_run_once_for_one_input():
@@ -152,6 +156,13 @@ def test_utils_reset_and_the_loop_go_on_working():
     equal(looped(ours, x[3:]), tuple(part[3:] for part in wanted))  # from there on, step by step
     utils.reset(ours)
     equal(multi_step(ours, x), wanted)
+
+
+def test_hooks_of_a_layer_see_every_step():
+    net, seen = dense(), []
+    net[1].register_forward_hook(lambda module, args, y: seen.append(y.shape))
+    multi_step(net, example("dense", "random"), timesteps=5)
+    assert seen == [(4, 20)] * 5
 
 
 def test_hooks_of_neurons_see_all_timesteps():

@@ -3,10 +3,11 @@ the equations in a loop, bit for bit, and gradients as near to float64 as float3
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
-from backends import INTERPRETED, PROGRAMS, REFERENCE, named
+from backends import CPU, INTERPRETED, PROGRAMS, REFERENCE, named
 from bounds import assert_gradient
 from lif_cases import LAYOUTS
 from torch import nn
@@ -281,6 +282,59 @@ def test_norm_lif_over_a_time_axis(backend, axis):
         blocks[0](torch.randn(6, 5, 5, 5), timesteps=timesteps)
 
 
+@pytest.mark.backends(*CPU)
+@pytest.mark.parametrize("state", [False, True, "all"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    "mode", [{}, {"tau": "channels"}, {"fire": ">"}, {"beta": "channels", "v_threshold": "scalar"}],
+    ids=str,
+)  # fmt: skip
+def test_batch_first_is_read_and_written_as_it_lies(
+    backend, monkeypatch, mode, memory, dtype, state
+):
+    """[B, T, ...] of large samples: the same bits as time first, and no copy on the way."""
+    monkeypatch.setattr(snnfast.backends.layout, "SAMPLE", 1)
+    tensors = {k: (4,) if v == "channels" else () for k, v in mode.items() if v != ">"}
+    tensors = {k: 1.2 + torch.rand(shape) for k, shape in tensors.items()}
+    if "beta" in tensors:
+        tensors["beta"] = tensors["beta"] / 3
+    tensors = {k: t.requires_grad_() for k, t in tensors.items()}
+    first = LAYOUTS[memory](torch.randn(11, 3, 4, 5, 6))
+    x = LAYOUTS[memory](first.movedim(0, 1).contiguous()).to(dtype).requires_grad_()
+    y = first.to(dtype).requires_grad_()
+    v0 = torch.randn(3, 4, 5, 6, requires_grad=True)
+    call = {"return_state": state, "backend": backend.name, **mode, **tensors}
+    found = snnfast.lif(x, v0, time_axis=1, **call)
+    wanted = snnfast.lif(y, v0, **call)
+    found, wanted = (r if state else (r,) for r in (found, wanted))
+    assert found[0].stride() == x.stride()
+    moved = [partial(torch.movedim, source=1, destination=0)]
+    moved.append(moved[0] if state == "all" else torch.clone)
+    for a, b, move in zip(found, wanted, moved, strict=False):
+        assert torch.equal(move(a), b)
+    ds = [torch.randn(r.shape).to(r.dtype) for r in found]
+    theirs = [move(d) for d, move in zip(ds, moved, strict=False)]
+    dx, *ours = torch.autograd.grad(found, (x, v0, *tensors.values()), ds)
+    dy, *others = torch.autograd.grad(wanted, (y, v0, *tensors.values()), theirs)
+    assert torch.equal(dx.movedim(1, 0), dy) and torch.equal(ours[0], others[0])
+    assert dx.stride() == x.stride()
+    for a, b in zip(ours[1:], others[1:], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.unpoisoned
+@pytest.mark.parametrize("mode", [{}, {"beta": 0.9}], ids=str)
+def test_large_samples_are_not_copied(mode):
+    x = torch.randn(2, 9, 16, 16, 16, requires_grad=True)
+    snnfast.lif(x, time_axis=1, backend="cpu", **mode).sum().backward()  # traces what is new
+    with torch.profiler.profile() as profile:
+        s = snnfast.lif(x, time_axis=1, backend="cpu", **mode)
+        torch.autograd.grad(s, x, torch.ones_like(x))
+    assert s.is_contiguous()
+    assert not any("copy" in e.name or "contiguous" in e.name for e in profile.events())
+
+
 def test_a_merged_axis_is_no_copy():
     x = torch.randn(12, 4, 5)
     s = snnfast.lif(x, time_axis="merged", timesteps=4)
@@ -331,7 +385,9 @@ def test_modules_with_modes_equal_the_function():
 
 
 @pytest.mark.unpoisoned
-def test_compiles():
+@pytest.mark.parametrize("sample", [1, 4096])
+def test_compiles(monkeypatch, sample):
+    monkeypatch.setattr(snnfast.backends.layout, "SAMPLE", sample)
     torch._dynamo.reset()
     theta = nn.Parameter(torch.full((4,), 0.8))
     layer = snnfast.nn.LIF(beta=0.9, v_threshold=theta, fire=">", time_axis=1)

@@ -25,4 +25,4 @@ __all__ = [
     "tssd_loss",
     "unpack_spikes",
 ]
-CAPABILITIES: dict[str, tuple] = {}
+CAPABILITIES = {"samples": True}

@@ -1,93 +1,12 @@
-"""The surrogate gradients: names, parameters and formulas, once for the whole library.
-
-A spiking neuron fires S = 1 where x = H - theta >= 0. Its derivative is replaced in backward by a
-surrogate g(x); the primitive of g, in place of the step, gives the smooth twin of the neuron, whose
-gradients are exact (``spiking=False``, as in SpikingJelly). The same table stands in
-``csrc/include/surrogate.h`` and ``kernels/surrogate.py``; ``ID`` is what ties the three together.
-
-    >>> snnfast.lif(x, surrogate="atan")
-    >>> snnfast.lif(x, surrogate=snnfast.surrogate.ATan(alpha=5.0))
-
-One of your own is a subclass with ``gradient``, and ``primitive`` if the smooth twin is wanted; its
-formula becomes part of what is launched, see :class:`Surrogate`.
-"""
+"""Those that kernels know by their number: the same stand in ``csrc/include/surrogate.h`` and
+``kernels/surrogate.py``."""
 
 import math
-from dataclasses import dataclass, fields
-from typing import ClassVar
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-
-@dataclass(frozen=True, kw_only=True)
-class Surrogate:
-    """Base of all surrogates. ``spiking=False`` puts the primitive in place of the step.
-
-    The formula of a subclass of your own is traced and runs in the one launch of a layer; it may be
-    made of what ``snnfast.neuron`` has. Any other formula runs on the reference backend, which
-    ``auto`` then picks: several operations a timestep, and all of their results kept for backward.
-    To pickle a module that has one, define the class in a module that can be imported.
-
-        >>> @dataclass(frozen=True)
-        ... class Cauchy(snnfast.surrogate.Surrogate):
-        ...     gamma: float = 1.0
-        ...
-        ...     def gradient(self, x):          # any shape -> the same shape and dtype
-        ...         return 1 / (math.pi * self.gamma * (1 + (x / self.gamma) ** 2))
-        >>> snnfast.nn.LIF(surrogate=Cauchy(gamma=0.5))
-    """
-
-    ID: ClassVar[int | None] = None
-    """The number by which kernels know the formula; None: they do not."""
-    NAME: ClassVar[str]
-    spiking: bool = True
-
-    def __init_subclass__(cls):
-        if cls.__module__ != __name__:  # a subclass of ATan, too, may have another formula
-            cls.ID = None
-
-    def __post_init__(self):
-        if not isinstance(self.spiking, bool):
-            kind = type(self.spiking).__name__
-            raise TypeError(f"surrogate: spiking must be True or False, got {kind}")
-        if self.ID is None:
-            return
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name == "spiking":
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise TypeError(
-                    f"surrogate: {field.name} must be a number, got {type(value).__name__}"
-                )
-            if not math.isfinite(value):
-                raise ValueError(f"surrogate: {field.name} must be finite, got {value}")
-        self._check()
-
-    def _check(self) -> None:
-        """Refuse parameters for which the formula is undefined; most want one positive number."""
-        self._positive(self.params()[0])
-
-    def _positive(self, value: float, bound: float = 0.0) -> None:
-        if not value > bound:
-            raise ValueError(
-                f"surrogate: the parameter of {self.NAME} must be > {bound:g}, got {value}"
-            )
-
-    def params(self) -> tuple[float, float]:
-        """The two numbers that the kernels take; unused ones are 0."""
-        return float(self.alpha), 0.0
-
-    def gradient(self, x: Tensor) -> Tensor:
-        """g(x), elementwise, in x's dtype."""
-        raise NotImplementedError(f"surrogate: {type(self).__name__} must define gradient(x)")
-
-    def primitive(self, x: Tensor) -> Tensor:
-        """A primitive of g, elementwise, in x's dtype."""
-        raise NotImplementedError(
-            f"surrogate: {type(self).__name__} must define primitive(x) for spiking=False"
-        )
+from snnfast.surrogate.base import Surrogate
 
 
 @dataclass(frozen=True)
@@ -349,28 +268,3 @@ class PiecewiseLeakyReLU(Surrogate):
     def primitive(self, x):
         y = torch.clamp(x, -self.w, self.w)
         return y / (2 * self.w) + 0.5 + self.c * (x - y)
-
-
-TABLE: dict[str, type[Surrogate]] = {cls.NAME: cls for cls in Surrogate.__subclasses__()}
-ALIASES = {"triangle": "piecewise_quadratic", "ste": "straight_through"}
-_DEFAULTS = {name: cls() for name, cls in TABLE.items()}
-_DEFAULTS.update({alias: _DEFAULTS[name] for alias, name in ALIASES.items()})
-
-
-def resolve(surrogate: "str | Surrogate", op: str = "lif") -> Surrogate:
-    """A surrogate from its name (with default parameters) or the object itself.
-
-    Raises ValueError for an unknown name, TypeError for anything that is neither.
-    """
-    if isinstance(surrogate, Surrogate):
-        return surrogate
-    if not isinstance(surrogate, str):
-        raise TypeError(
-            f"{op}: surrogate must be a name or a snnfast.surrogate object, "
-            f"got {type(surrogate).__name__}"
-        )
-    if surrogate not in _DEFAULTS:
-        raise ValueError(
-            f"{op}: surrogate must be one of {', '.join(_DEFAULTS)}, got {surrogate!r}"
-        )
-    return _DEFAULTS[surrogate]
