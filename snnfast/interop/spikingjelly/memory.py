@@ -5,7 +5,7 @@ import copy
 from torch import Tensor, nn
 
 
-class Memories(nn.Module):
+class HasMemories(nn.Module):
     """Named values that ``reset`` puts back to what they were when they were registered."""
 
     def __init__(self):
