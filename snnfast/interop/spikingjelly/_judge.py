@@ -104,7 +104,11 @@ def _goes_on(cls: type, base: type) -> bool:
     return False
 
 
-class _Sigmoid(nn.Module):
+class Sigmoid(nn.Module):
+    """What nodes are compared with."""
+
+    alpha = 4.0
+
     def forward(self, u):
         return fire(u, surrogates.resolve("sigmoid"))
 
@@ -112,7 +116,7 @@ class _Sigmoid(nn.Module):
 def _compared(module, base: type) -> str | None:
     """Why SpikingJelly's class is not the one that is known here, by what it computes."""
     node = twin(module, base)
-    node.surrogate_function = _Sigmoid()  # whatever this one has
+    node.surrogate_function = Sigmoid()  # whatever this one has
     changes = [{"v_reset": r} for r in (0.0, None, -0.15, None)]
     if hasattr(node, "decay_input"):
         for change, decay_input in zip(changes, (False, False, True, True), strict=True):
