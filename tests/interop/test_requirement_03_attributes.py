@@ -259,3 +259,25 @@ def test_requirement_03_v_of_every_step_is_not_that_of_other_inputs():
         wanted = model[0].v.clone()
         x.add_(1)
         assert torch.equal(model[0].v_seq[-1], wanted)
+
+
+def test_requirement_03_memories_of_the_old_are_read_by_traced_steps():
+    """There v_threshold and v_reset are memories, and a V that is a number is double precision."""
+
+    class Own(module("0.0.0.0.12").LIFNode):
+        def neuronal_charge(self, x):
+            self.v = self.v * 0.7 + x * self.v_threshold
+
+    for v_reset in (0.0, None, -0.2):
+        ours, theirs = fresh(nn.Sequential(Own(v_reset=v_reset)))
+        assert len(snnfast.accelerate(ours).traced) == 1
+        for threshold in (1.0, 0.6):
+            for model in (ours, theirs):
+                model[0].v_threshold = threshold
+            check_same(ours, theirs, currents(5, 8, 5, grid=True), steps=True)
+    ours, theirs = both("0.0.0.0.12", tau=3.0, decay_input=False, v_reset=-0.15)
+    for model in (ours, theirs):
+        model[0].v = 0.1
+    with pytest.warns(UserWarning, match="v is the number 0.1"):
+        check_same(ours, theirs, currents(5, 8, 5, grid=True))
+    check_same(ours, theirs, currents(5, 8, 5, grid=True))

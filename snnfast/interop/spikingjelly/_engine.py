@@ -25,6 +25,10 @@ class Unlike(Exception):
     """Says why a call is not one of ``lif``: the node's own forward is to run instead."""
 
 
+class FirstStep(Unlike):
+    """The next call will be one again."""
+
+
 class Version(NamedTuple):
     """What the versions of SpikingJelly differ in."""
 
@@ -38,11 +42,13 @@ class Version(NamedTuple):
     """A V of another shape than the input's starts anew; elsewhere it is an error."""
     keeps: bool
     """V of every step stays in any case."""
+    doubles: bool
+    """A V that is a number enters the first step in double precision."""
 
 
-V12 = Version("0.0.0.0.12", True, False, False, True)
-V14 = Version("0.0.0.0.14", True, True, False, False)
-V2 = Version("2.0.0", False, False, True, False)
+V12 = Version("0.0.0.0.12", True, False, False, True, True)
+V14 = Version("0.0.0.0.14", True, True, False, False, False)
+V2 = Version("2.0.0", False, False, True, False, False)
 VERSIONS = (V12, V14, V2)
 
 Charge = Callable[[object, Tensor, bool], dict]
@@ -98,7 +104,10 @@ def multi_step(node, x: Tensor, version: Version, charge: Charge, every: bool):
     evaluates = version.own_evaluation and charge is not learns and not node.training
     scaled = version.scales and (v_reset is None or (v_reset == 0 and not evaluates))
     leak = charge(node, x, scaled)
-    v = start(node, "v", x, 0.0 if v_reset is None else float(v_reset), version.resizes)
+    r = 0.0 if v_reset is None else float(v_reset)
+    if version.doubles:
+        refuse_number(node, "v", r)
+    v = start(node, "v", x, r, version.resizes)
     chosen = functools.partial(
         lif, x, v, v_threshold=theta, v_reset=v_reset, detach_reset=bool(node.detach_reset),
         **leak, **_AT_THRESHOLD if evaluates else {"surrogate": surrogate, "fire": fire},
@@ -129,6 +138,13 @@ def single_step(node, x: Tensor, version: Version, charge: Charge) -> Tensor:
         raise Unlike(f"x is a {type(x).__name__}")
     s, _ = multi_step(node, x.unsqueeze(0), version, charge, False)
     return s.squeeze(0)
+
+
+def refuse_number(node, name: str, r: float) -> None:
+    """Unlike for a memory that is another number than ``r``, which would be rounded too early."""
+    v = vars(node)["_memories"][name]
+    if type(v) in (float, int) and v != r:
+        raise FirstStep(f"{name} is the number {v}, which is one of double precision there")
 
 
 def start(node, name: str, x: Tensor, r: float, resizes: bool) -> Tensor | None:

@@ -117,7 +117,7 @@ def _compared(module, base: type) -> str | None:
     """Why SpikingJelly's class is not the one that is known here, by what it computes."""
     node = twin(module, base)
     node.surrogate_function = Sigmoid()  # whatever this one has
-    changes = [{"v_reset": r} for r in (0.0, None, -0.15, None)]
+    changes = [{"v_reset": r, "v": r or 0.0} for r in (0.0, None, -0.15, None)]
     if hasattr(node, "decay_input"):
         for change, decay_input in zip(changes, (False, False, True, True), strict=True):
             change["decay_input"] = decay_input

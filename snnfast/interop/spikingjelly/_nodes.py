@@ -18,6 +18,7 @@ from snnfast.interop.spikingjelly._engine import (
     V12,
     V14,
     Charge,
+    FirstStep,
     Unlike,
     Version,
     integrates,
@@ -69,7 +70,7 @@ class _Single12(_Node):
         try:
             return self._one(x)
         except Unlike as why:
-            say(self, why)
+            say(self, why, True)
         return super().forward(x)
 
 
@@ -151,8 +152,10 @@ def strictly():
         _local.strict = False
 
 
-def say(node, why: Unlike) -> None:
+def say(node, why: Unlike, single: bool = False) -> None:
     """That a node runs as SpikingJelly has it, once for each class and reason."""
+    if single and isinstance(why, FirstStep):
+        return
     if _local.strict:
         raise why
     if (type(node), str(why)) not in _said:
@@ -234,7 +237,7 @@ def _entry(plain: type, name: str, ways):
             keeps = way.layout != "step" and _keeps_v(self)
             return _traced.run(self, args[0], plain, way, keeps)
         except Unlike as why:
-            say(self, why)
+            say(self, why, way.layout == "step")
         return theirs(self, *args, **kwargs)
 
     method.__name__ = name
