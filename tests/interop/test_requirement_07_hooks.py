@@ -9,6 +9,8 @@ import pytest
 import torch
 from live import live
 
+import snnfast
+
 
 def _charged(package, base):
     class Charged(getattr(package.neuron, base)):
@@ -282,3 +284,58 @@ def test_steps_one_after_the_other_are_said_once():
     with pytest.warns(UserWarning, match="LIFNode: its steps run one after the other: Sigmoid"):
         s = ours(x)
     torch.testing.assert_close(s, theirs(x))
+
+
+def test_v_seq_is_made_when_it_is_read(monkeypatch):
+    """And is that of the call: with its numbers, its gradient, its first state."""
+    theirs, ours = pairs.both("0.0.0.0.12", "ParametricLIFNode", decay_input=False, v_reset=None)
+    for again in range(3):
+        x, seen = pairs.inputs("random", seed=again).requires_grad_(), []
+        for node in (theirs, ours):
+            node(x)
+            node.v_threshold, node.detach_reset = 2.0 + again, again == 0
+            with torch.no_grad():
+                v_seq = node.v_seq
+            seen.append((v_seq, *torch.autograd.grad(v_seq.cumsum(0).sum(), [x, node.w])))
+            assert node.v_seq is v_seq
+            node.detach()
+        assert torch.equal(seen[0][0], seen[1][0])
+        torch.testing.assert_close(seen[1], seen[0])
+
+
+@pytest.mark.parametrize("accelerated", [False, True])
+def test_v_seq_that_nobody_read_is_copied_moved_and_listed(accelerated):
+    theirs, ours = pairs.both("0.0.0.0.12", "LIFNode")
+    if accelerated:
+        ours = copy.deepcopy(theirs)
+        snnfast.accelerate(ours)
+    x = pairs.inputs("grid")
+    ways = (
+        copy.deepcopy,
+        lambda node: pickle.loads(pickle.dumps(node)),
+        lambda node: node.to(torch.float64).to(torch.float32),
+        lambda node: node.detach() or node,
+    )
+    for way in ways:
+        theirs.reset(), ours.reset()
+        theirs(x), ours(x)
+        assert torch.equal(way(ours).v_seq, theirs.v_seq)
+        theirs.reset(), ours.reset()
+        theirs(x), ours(x)
+        assert torch.equal(dict(ours.named_memories())["v_seq"], theirs.v_seq)
+    theirs(x), ours(x)
+    assert all(isinstance(value, torch.Tensor | float) for value in ours.memories())
+    with torch.inference_mode():
+        theirs(x.clone()), ours(x.clone())
+        assert torch.equal(ours.v_seq, theirs.v_seq)
+
+
+def test_an_x_changed_in_place_is_no_v_seq():
+    _, ours = pairs.both("0.0.0.0.12", "LIFNode")
+    x = pairs.inputs("grid")
+    ours(x)
+    x.add_(1)
+    with pytest.raises(RuntimeError, match="v_seq: the input of the call must stay as it was"):
+        ours.v_seq  # noqa: B018
+    ours.reset()
+    assert ours.v_seq is None

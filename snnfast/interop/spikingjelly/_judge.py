@@ -8,11 +8,13 @@ from pathlib import Path
 
 from torch import nn
 
+from snnfast import surrogate as surrogates
 from snnfast.interop.spikingjelly import _nodes, _traced
 from snnfast.interop.spikingjelly._check import difference, numbers, step_shape, twin
 from snnfast.interop.spikingjelly._engine import VERSIONS, Unlike, fires_by
 from snnfast.interop.spikingjelly._traced import Way
 from snnfast.interop.verdict import Verdict
+from snnfast.reference.neuron import fire
 
 _HOOKS = ("neuronal_charge", "neuronal_fire", "neuronal_reset")
 _ENTRIES = ("forward", "single_step_forward", "multi_step_forward")
@@ -102,10 +104,20 @@ def _goes_on(cls: type, base: type) -> bool:
     return False
 
 
+class Sigmoid(nn.Module):
+    """What nodes are compared with."""
+
+    alpha = 4.0
+
+    def forward(self, u):
+        return fire(u, surrogates.resolve("sigmoid"))
+
+
 def _compared(module, base: type) -> str | None:
     """Why SpikingJelly's class is not the one that is known here, by what it computes."""
     node = twin(module, base)
-    changes = [{"v_reset": r} for r in (0.0, None, -0.15, None)]
+    node.surrogate_function = Sigmoid()  # whatever this one has
+    changes = [{"v_reset": r, "v": r or 0.0} for r in (0.0, None, -0.15, None)]
     if hasattr(node, "decay_input"):
         for change, decay_input in zip(changes, (False, False, True, True), strict=True):
             change["decay_input"] = decay_input
