@@ -108,6 +108,10 @@ def multi_step(node, x: Tensor, version: Version, charge: Charge, every: bool):
     if version.doubles:
         refuse_number(node, "v", r)
     v = start(node, "v", x, r, version.resizes)
+    # Where to look costs no wait.
+    looks = v_reset is not None and not node.training and x.device.type == "cpu"
+    if looks and not torch.compiler.is_compiling() and not math.isfinite(x.sum(dtype=torch.float)):
+        raise Unlike("x is not finite: theirs resets V by a product, which then is NaN")
     chosen = functools.partial(
         lif, x, v, v_threshold=theta, v_reset=v_reset, detach_reset=bool(node.detach_reset),
         **leak, **_AT_THRESHOLD if evaluates else {"surrogate": surrogate, "fire": fire},
