@@ -110,7 +110,7 @@ def test_the_default_neuron_is_the_papers(name):
         assert LIF().decay_input and ParametricLIF().decay_input
         model = build(name, image_size=32, beta=0.9, fire=">")
         assert all(m.beta == 0.9 and m.fire == ">" for m in model.modules() if isinstance(m, LIF))
-        with pytest.raises(TypeError, match="lif neurons take .*, got time_axis"):
+        with pytest.raises(TypeError, match=r"lif neurons take .*, got time_axis"):
             build(name, image_size=32, time_axis=1)
 
 

@@ -12,8 +12,6 @@ from snnfast.ops.neuron import neuron
 from snnfast.reference.lif import charge, reset
 from snnfast.reference.neuron import spike, strict_spike
 
-FIRE = {">=": spike, ">": strict_spike}
-
 
 def at_reset(*, v_reset, **parameters):
     """The rest of a neuron with one state: where a reset leaves it."""
@@ -36,7 +34,7 @@ def check_modes(op: str, *, tau=layers.DEFAULT_TAU, inv_tau=None, decay_input=Tr
                 )
     if v_rest is not None:
         check.check_number(op, "v_rest", v_rest, hint=" or None for the leak towards v_reset")
-    if not isinstance(fire, str) or fire not in FIRE:
+    if not isinstance(fire, str) or fire not in (">=", ">"):
         raise ValueError(f"{op}: fire must be '>=' or '>', got {fire!r}")
     check.check_bool(op, "detach_state", detach_state)
 
@@ -64,7 +62,7 @@ def lif(
         h = charge(x, v, r, tau if inv_tau is None else inv_tau, inv_tau is None, decay_input)
     if not isinstance(v_threshold, Tensor) and v_threshold == math.inf:
         return torch.zeros_like(h), h
-    s = FIRE[fire](h - v_threshold)
+    s = (strict_spike if fire == ">" else spike)(h - v_threshold)
     return s, reset(h, s, v_threshold, v_reset, detach_reset)
 
 
