@@ -108,12 +108,14 @@ def multi_step(node, x: Tensor, version: Version, charge: Charge, every: bool):
     if version.doubles:
         refuse_number(node, "v", r)
     v = start(node, "v", x, r, version.resizes)
+    if v_reset is not None and not node.training:
+        _refuse_infinite(x)
     chosen = functools.partial(
         lif, x, v, v_threshold=theta, v_reset=v_reset, detach_reset=bool(node.detach_reset),
         **leak, **_AT_THRESHOLD if evaluates else {"surrogate": surrogate, "fire": fire},
     )  # fmt: skip
     steps = None
-    if every and not (version.keeps and _stay((x, v), theta)):
+    if every and not (version.keeps and _stay(x, v, theta)):
         s, steps = chosen(return_state="all")
         memories["v"] = steps[-1].clone()
     else:
@@ -125,11 +127,18 @@ def multi_step(node, x: Tensor, version: Version, charge: Charge, every: bool):
     return s.detach() if evaluates else s, steps
 
 
-def _stay(tensors, theta) -> bool:
-    """Whether it can be told that tensors do not change, and nothing is traced."""
-    if torch.compiler.is_compiling() or isinstance(theta, Tensor):
+def _refuse_infinite(x: Tensor) -> None:
+    """Unlike where theirs makes NaN of it: it resets V by a product."""
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():  # where to look is no wait
+        if not math.isfinite(x.detach().sum(dtype=torch.float)):
+            raise Unlike("x is not finite")
+
+
+def _stay(x: Tensor, v: Tensor | None, theta) -> bool:
+    """Whether it can be told that they do not change, and nothing is traced."""
+    if torch.compiler.is_compiling() or isinstance(theta, Tensor) or x.is_inference():
         return False
-    return not any(t is not None and t.is_inference() for t in tensors)
+    return v is None or not v.is_inference()
 
 
 def single_step(node, x: Tensor, version: Version, charge: Charge) -> Tensor:

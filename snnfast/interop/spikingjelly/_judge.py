@@ -144,7 +144,7 @@ def _by_steps(module, cls: type, base: type) -> Verdict:
 def _first_that_agrees(node, cls: type, base: type) -> Verdict:
     changed = _nodes.overridden(cls, base)
     what = ", ".join(changed) or f"{base.__name__} is no LIF"
-    found, reasons = {}, {}
+    found, refused, differ = {}, {}, {}
     for mode, ways in _ways(node, cls, base, changed).items():
         for way in ways:
             merged = getattr(node, way.timesteps) if way.timesteps else 0
@@ -155,16 +155,16 @@ def _first_that_agrees(node, cls: type, base: type) -> Verdict:
                     merged=merged, changes=(change,),
                 )  # fmt: skip
             except Unlike as why:
-                reasons.setdefault(mode, f"{what}: {why}")
+                refused.setdefault(mode, f"{what}: {why}")
                 continue
             if differs is None:
                 found[mode] = way
                 break
-            reasons.setdefault(mode, f"{what}: a loop over its steps differs: {differs}")
+            differ.setdefault(mode, f"{what}: a loop over its steps differs: {differs}")
     mode = getattr(node, "step_mode", None)
-    if mode not in found:
-        return _left(reasons[mode])
-    return Verdict("traced", _nodes.traced(cls, tuple(found.values())))
+    if mode in found:
+        return Verdict("traced", _nodes.traced(cls, tuple(found.values())))
+    return _left(differ.get(mode) or refused[mode])  # a way that got further says more
 
 
 def _ways(node, cls: type, base: type, changed: list[str]) -> dict[str | None, list[Way]]:

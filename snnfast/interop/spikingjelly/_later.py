@@ -10,12 +10,13 @@ from torch import Tensor
 class Later:
     """A value that ``compute`` gives of tensors that stay what they are."""
 
-    def __init__(self, compute: Callable[[], Tensor], *reads: Tensor | None):
+    def __init__(self, compute: Callable[[], Tensor], x: Tensor, v: Tensor | None):
         self._compute, self._gradient = compute, torch.is_grad_enabled()
-        self._reads = [(t, t._version) for t in reads if t is not None]
+        self._x, self._v = x, x if v is None else v
+        self._versions = x._version, self._v._version
 
     def now(self) -> Tensor:
-        if any(t._version != version for t, version in self._reads):
+        if (self._x._version, self._v._version) != self._versions:
             raise RuntimeError(
                 "v_seq: the input of the call must stay as it was until v_seq is read, got one "
                 "that was changed in place; read v_seq before"
