@@ -58,7 +58,7 @@ def states(model) -> list:
     found = []
     for m in model.modules():
         if hasattr(m, "_memories"):
-            found += [*(getattr(m, name) for name in m._memories), getattr(m, "v_seq", None)]
+            found += [*m._memories.values(), getattr(m, "v_seq", None)]
     return found
 
 

@@ -30,6 +30,11 @@ def learning(jelly):
     return element_wise(jelly, "MultiStepParametricLIFNode", init_tau=1.5, decay_input=False)
 
 
+def leaking(jelly):
+    """The same from 0.0.0.0.14 on, with a leak that its releases round differently."""
+    return element_wise(jelly, "LIFNode", tau=1.25, decay_input=False, step_mode="m")
+
+
 def merged_node(jelly):
     """A LIFNode whose own forward takes [T B, ...] and begins at rest each time."""
 

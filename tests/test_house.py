@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "neurons": {"ops", "reference"},
     "nn": {"ops", "neurons"},
     "_info": {"ops"},
-    "interop": {"nn", "neurons", "ops", "reference", "program"},
+    "interop": {"nn", "neurons", "ops", "backends", "reference", "program"},
     "distill": {"ops"},
     "models": {"nn"},
     "data": set(),

@@ -4,6 +4,7 @@ import importlib
 from typing import NamedTuple
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 _JUDGES = ("snnfast.interop.spikingjelly._judge", "snnfast.interop.snntorch")
 
@@ -33,9 +34,11 @@ class Report:
         self.traced: list[Entry] = []
         """Run by a program traced from their own step."""
         self.fused: list[Entry] = []
-        """Batch norms that run in one pass with their neuron."""
+        """Batch norms that run in one pass with their neuron: none, see ``accelerate``."""
         self.left: list[Entry] = []
         """Run as before, and why."""
+        self.norms = 0
+        """The batch norms of the model."""
 
     def __str__(self):
         rows: dict[tuple, list[str]] = {}
@@ -47,6 +50,8 @@ class Report:
             some = ", ".join(paths[:2]) + (", ..." if len(paths) > 2 else "")
             why = f": {reason}" if reason else ""
             lines.append(f"  {kind:8} {len(paths):4} {cls} ({some}){why}")
+        if self.norms:
+            lines.append(f"  not fused {self.norms:3} batch norms, which would round otherwise")
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -66,8 +71,9 @@ def accelerate(model: nn.Module) -> Report:
     stay what they are; ``v``, ``v_threshold``, ``v_reset``, ``tau``, ``w``, ``detach_reset``,
     ``surrogate_function``, ``step_mode`` and ``store_v_seq`` are read at each call. State and
     arithmetic are float32, also where the input is of half precision. A call that cannot be one of
-    ours runs as before, and warns once. What a traced step reads besides its node (globals,
-    closures) is that of the time when it was traced.
+    ours runs as before, and warns once. Batch norms are not fused with their neurons: the spikes
+    are to be the same bit for bit, and there they would be so up to rounding. What a traced step
+    reads besides its node (globals, closures) is that of the time when it was traced.
 
     Returns a :class:`Report`.
 
@@ -84,6 +90,7 @@ def accelerate(model: nn.Module) -> Report:
         raise TypeError(f"accelerate: model must be a torch module, got {type(model).__name__}")
     judges = [importlib.import_module(name).judge for name in _JUDGES]
     report, becomes = Report(), []
+    report.norms = sum(isinstance(module, _BatchNorm) for module in model.modules())
     for path, module in model.named_modules():
         verdict = next((v for v in (judge(module) for judge in judges) if v is not None), None)
         if verdict is None:

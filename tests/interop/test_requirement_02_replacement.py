@@ -62,6 +62,7 @@ def test_requirement_02_the_class_is_theirs(version):
     assert ours.state_dict().keys() == theirs.state_dict().keys()
     assert [e.path for e in report.replaced] == ["lif", "last"]
     assert "2 replaced" in repr(report) and "lif, last" in str(report)
+    assert not report.fused and "1 batch norms, which would round otherwise" in str(report)
     again = snnfast.accelerate(ours)  # nothing more happens
     assert again.replaced == report.replaced and type(ours.lif).__mro__[-1] is object
     check_same(ours, theirs, X)

@@ -1,5 +1,8 @@
 """Attributes are read at each call, and V is what theirs is."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from jelly_cases import (
@@ -113,11 +116,12 @@ def test_requirement_03_a_strict_threshold(version):
             return grad / (1 + ctx.saved_tensors[0].abs()) ** 2
 
     models = fresh(nn.Sequential(node(version, "IFNode", surrogate_function=strict.apply)))
-    if version == "0.0.0.0.14":
-        for model in models:
-            model.train()  # in evaluation it fires at the threshold
     assert len(snnfast.accelerate(models[0]).replaced) == 1
-    check_same(*models, (4 * currents(6, 50, 5, grid=True)).round() / 4)
+    for training in (True, False):  # where 0.0.0.0.14 fires at the threshold
+        for model in models:
+            model.train(training)
+            model[0].reset()
+        check_same(*models, (4 * currents(6, 50, 5, grid=True)).round() / 4)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -207,3 +211,73 @@ def test_requirement_03_a_closure_takes_effect():
     for width in (1.0, 0.3):
         use(width)
         check_same(*models, currents(5, 8, 5))
+
+
+@pytest.mark.parametrize("version", VERSIONS[:1])
+def test_requirement_03_v_of_every_step_is_there_when_it_is_looked_at(version):
+    """It is computed then, on all the ways there are to look."""
+    x = currents(5, 8, 3, grid=True).requires_grad_()
+    looks = (
+        lambda node: node.v_seq, lambda node: node._memories["v_seq"],
+        lambda node: dict(node.named_memories())["v_seq"], lambda node: list(node.memories())[-1],
+        lambda node: dict(node._memories)["v_seq"], lambda node: node._memories.get("v_seq"),
+        lambda node: copy.deepcopy(node).v_seq, lambda node: pickle.loads(pickle.dumps(node)).v_seq,
+        lambda node: node.double().v_seq.float(), lambda node: node._memories.copy()["v_seq"],
+    )  # fmt: skip
+    for kind in KINDS:
+        for number, look in enumerate(looks):
+            ours, theirs = both(version, kind)
+            for call in range(2):
+                for model in (ours, theirs):
+                    model(x if number < 2 else x.detach())
+                    if number > 5:
+                        model[0].requires_grad_(False)
+                        model[0].detach()
+                a, b = (look(model[0]) for model in (ours, theirs))
+                assert torch.equal(a, b) and a.dtype == b.dtype
+                if call or number > 1:
+                    break
+                grads = [torch.autograd.grad(t.square().sum(), x)[0] for t in (a, b)]
+                torch.testing.assert_close(*grads)
+                for model in (ours, theirs):
+                    model[0].detach()
+                    assert not model[0].v_seq.requires_grad
+            ours[0].reset()
+            assert ours[0].v_seq is None
+
+
+def test_requirement_03_v_of_every_step_is_not_that_of_other_inputs():
+    model, _ = both("0.0.0.0.12")
+    x = currents(5, 8, 3)
+    model(x)
+    x.add_(1)
+    with pytest.raises(RuntimeError, match="v_seq: the input of the call must stay as it was"):
+        print(model[0].v_seq)
+    with torch.inference_mode():  # where changes are not counted
+        x = currents(5, 8, 3)
+        model(x)
+        wanted = model[0].v.clone()
+        x.add_(1)
+        assert torch.equal(model[0].v_seq[-1], wanted)
+
+
+def test_requirement_03_memories_of_the_old_are_read_by_traced_steps():
+    """There v_threshold and v_reset are memories, and a V that is a number is double precision."""
+
+    class Own(module("0.0.0.0.12").LIFNode):
+        def neuronal_charge(self, x):
+            self.v = self.v * 0.7 + x * self.v_threshold
+
+    for v_reset in (0.0, None, -0.2):
+        ours, theirs = fresh(nn.Sequential(Own(v_reset=v_reset)))
+        assert len(snnfast.accelerate(ours).traced) == 1
+        for threshold in (1.0, 0.6):
+            for model in (ours, theirs):
+                model[0].v_threshold = threshold
+            check_same(ours, theirs, currents(5, 8, 5, grid=True), steps=True)
+    ours, theirs = both("0.0.0.0.12", tau=3.0, decay_input=False, v_reset=-0.15)
+    for model in (ours, theirs):
+        model[0].v = 0.1
+    with pytest.warns(UserWarning, match="v is the number 0.1"):
+        check_same(ours, theirs, currents(5, 8, 5, grid=True))
+    check_same(ours, theirs, currents(5, 8, 5, grid=True))

@@ -2,10 +2,13 @@
 module is bit-equal to its release, also where inputs are multiples of 1/20."""
 
 import copy
+import warnings
 
 import jelly_pairs as pairs
 import pytest
 import torch
+
+import snnfast
 
 TAUS = (1.25, 1.5, 3.0, 10.0)
 KINDS = [("IFNode", None), *(("LIFNode", tau) for tau in TAUS), ("ParametricLIFNode", 3.0)]
@@ -55,8 +58,25 @@ def test_gradients_are_as_exact_as_theirs(version, kind, surrogate, v_reset, det
 @pytest.mark.parametrize("version", pairs.VERSIONS)
 def test_the_profiles_differ_on_the_grid(version):
     """Else the tests above could not see which one was taken."""
-    import snnfast
-
     _, ours = pairs.both(version, "LIFNode", tau=3.0, decay_input=False, v_reset=None)
     x = pairs.inputs("grid", shape=(16, 4096))
     assert not torch.equal(ours(x), snnfast.lif(x, tau=3.0, decay_input=False, v_reset=None))
+
+
+@pytest.mark.parametrize("version", pairs.VERSIONS)
+@pytest.mark.parametrize("accelerated", [False, True])
+def test_in_evaluation_an_infinite_input_ends_as_theirs_does(version, accelerated):
+    """Networks that divide by a firing rate give one before they are trained: their reset makes NaN
+    of it, and the neuron is silent from then on."""
+    theirs, ours = pairs.both(version, "LIFNode")
+    if accelerated:
+        ours = copy.deepcopy(theirs)
+        snnfast.accelerate(ours)
+    x = pairs.inputs("grid")
+    x[1, 0] = torch.inf
+    x[2, 1, 2] = -torch.inf
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert torch.equal(ours.eval()(x), theirs.eval()(x))
+    torch.testing.assert_close(ours.v, theirs.v, rtol=0, atol=0, equal_nan=True)
+    assert ours.v.isnan().any()

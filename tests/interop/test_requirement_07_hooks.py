@@ -335,7 +335,7 @@ def test_an_x_changed_in_place_is_no_v_seq():
     x = pairs.inputs("grid")
     ours(x)
     x.add_(1)
-    with pytest.raises(RuntimeError, match="v_seq: x of the call must be as it was until v_seq"):
+    with pytest.raises(RuntimeError, match="v_seq: the input of the call must stay as it was"):
         ours.v_seq  # noqa: B018
     ours.reset()
     assert ours.v_seq is None

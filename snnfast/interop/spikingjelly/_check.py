@@ -7,21 +7,22 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from snnfast.backends.cpu.neuron import executed_by
 from snnfast.program.trace import in_no_mode
 
 _STEPS = 4
 
 
 def twin(node: nn.Module, cls: type) -> nn.Module:
-    """A node of class ``cls`` with copies of the parameters, buffers, submodules and memories of
-    ``node``, as after a reset, and with its other attributes; hooks stay behind."""
+    """A node of class ``cls`` on the CPU with copies of the parameters, buffers, submodules and
+    memories of ``node``, as after a reset, and with its other attributes; hooks stay behind."""
     other, fresh, own = object.__new__(cls), vars(nn.Module()), vars(node)
     vars(other).update({k: v for k, v in own.items() if k not in fresh} | fresh)
     for name in ("training", "_parameters", "_buffers", "_modules"):
         vars(other)[name] = copy.deepcopy(own[name])
     for name, rest in (("_memories", "_memories_rv"), ("_memories_rv", "_memories_rv")):
         vars(other)[name] = copy.deepcopy(own[rest])
-    return other
+    return nn.Module.cpu(other)
 
 
 def step_shape(node: nn.Module) -> tuple[int, ...]:
@@ -41,8 +42,7 @@ def numbers(node: nn.Module, *shape: int) -> Tensor:
     x = scale * (0.4 + 1.5 * x)
     half = x.shape[-1] // 2
     x[..., :half] = (x[..., :half] * 20).round() / 20
-    like = next((p for p in (*node.parameters(), *node.buffers())), x)
-    return x.to(like.device)
+    return x
 
 
 def difference(
@@ -53,7 +53,8 @@ def difference(
     same: three calls, a reset in front of the last, in training and in evaluation, and with each
     of ``changes`` of its attributes. ``sequences``: a call takes all timesteps, ``merged`` of them
     in the batch."""
-    with in_no_mode():
+    # A program is not worth its compilation here, and the executors are bit-equal.
+    with in_no_mode(), executed_by("interpreted"):
         for change in changes:
             for training in (True, False):
                 how = change, training, sequences, merged

@@ -6,6 +6,7 @@ A node is anything with SpikingJelly's names: ``_memories`` with "v", ``v_thresh
 ``w``). State and arithmetic are float32 whatever the input's dtype.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from snnfast import surrogate as surrogates
-from snnfast.interop.spikingjelly._later import Later
+from snnfast.interop.spikingjelly._later import Later, Memories
 from snnfast.interop.spikingjelly._surrogates import firing
 from snnfast.ops.lif import lif
 from snnfast.ops.validation import state_dtype
@@ -22,6 +23,10 @@ from snnfast.ops.validation import state_dtype
 
 class Unlike(Exception):
     """Says why a call is not one of ``lif``: the node's own forward is to run instead."""
+
+
+class FirstStep(Unlike):
+    """The next call will be one again."""
 
 
 class Version(NamedTuple):
@@ -35,11 +40,15 @@ class Version(NamedTuple):
     gradient (but for ParametricLIFNode)."""
     resizes: bool
     """A V of another shape than the input's starts anew; elsewhere it is an error."""
+    keeps: bool
+    """V of every step stays in any case."""
+    doubles: bool
+    """A V that is a number enters the first step in double precision."""
 
 
-V12 = Version("0.0.0.0.12", True, False, False)
-V14 = Version("0.0.0.0.14", True, True, False)
-V2 = Version("2.0.0", False, False, True)
+V12 = Version("0.0.0.0.12", True, False, False, True, True)
+V14 = Version("0.0.0.0.14", True, True, False, False, False)
+V2 = Version("2.0.0", False, False, True, False, False)
 VERSIONS = (V12, V14, V2)
 
 Charge = Callable[[object, Tensor, bool], dict]
@@ -70,14 +79,15 @@ def learns(node, x: Tensor, scaled: bool) -> dict:
     return {"beta": (1.0 - rate).to(state_dtype(x))}
 
 
-LATER = "later"
-_SILENT = surrogates.LeakyKReLU(leak=0.0, k=0.0)
+_AT_THRESHOLD = {"surrogate": surrogates.LeakyKReLU(leak=0.0, k=0.0), "fire": ">="}
+"""How a node fires whose surrogate function is not called; its spikes have no gradient."""
 
 
-def multi_step(node, x: Tensor, version: Version, charge: Charge, every: "bool | str"):
+def multi_step(node, x: Tensor, version: Version, charge: Charge, every: bool):
     """(spikes [T, ...] of x [T, ...], V after each step where ``every``, else None), from the
-    node's V on, which is left after the last step. With LATER these are made when they are read.
-    Raises Unlike before anything has changed."""
+    node's V on, which is left after the last step. Raises Unlike before anything has changed.
+
+    Where a version always has V of every step it is a Later, to be put among the memories."""
     check_sequence(x)
     memories = vars(node)["_memories"]
     if "v_threshold" in memories:
@@ -94,16 +104,41 @@ def multi_step(node, x: Tensor, version: Version, charge: Charge, every: "bool |
     evaluates = version.own_evaluation and charge is not learns and not node.training
     scaled = version.scales and (v_reset is None or (v_reset == 0 and not evaluates))
     leak = charge(node, x, scaled)
-    v = start(node, "v", x, 0.0 if v_reset is None else float(v_reset), version.resizes)
-    arguments = {
-        "v_threshold": theta, "v_reset": v_reset, "detach_reset": bool(node.detach_reset),
-        "fire": fire, "surrogate": _SILENT if evaluates else surrogate, **leak,
-    }  # fmt: skip
-    later = Later(x, v, arguments) if every == LATER and not x.is_inference() else None
-    whole = bool(every) and later is None
-    s, v = lif(x, v, return_state="all" if whole else True, **arguments)
-    memories["v"] = v[-1].clone() if whole else v
-    return s.detach() if evaluates else s, v if whole else later
+    r = 0.0 if v_reset is None else float(v_reset)
+    if version.doubles:
+        refuse_number(node, "v", r)
+    v = start(node, "v", x, r, version.resizes)
+    if v_reset is not None and not node.training:
+        _refuse_infinite(x)
+    chosen = functools.partial(
+        lif, x, v, v_threshold=theta, v_reset=v_reset, detach_reset=bool(node.detach_reset),
+        **leak, **_AT_THRESHOLD if evaluates else {"surrogate": surrogate, "fire": fire},
+    )  # fmt: skip
+    steps = None
+    if every and not (version.keeps and _stay(x, v, theta)):
+        s, steps = chosen(return_state="all")
+        memories["v"] = steps[-1].clone()
+    else:
+        s, memories["v"] = chosen(return_state=True)
+        if every:
+            steps = Later(lambda: chosen(return_state="all")[1], x, v)
+            if type(memories) is not Memories:
+                vars(node)["_memories"] = Memories(memories)
+    return s.detach() if evaluates else s, steps
+
+
+def _refuse_infinite(x: Tensor) -> None:
+    """Unlike where theirs makes NaN of it: it resets V by a product."""
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():  # where to look is no wait
+        if not math.isfinite(x.detach().sum(dtype=torch.float)):
+            raise Unlike("x is not finite")
+
+
+def _stay(x: Tensor, v: Tensor | None, theta) -> bool:
+    """Whether it can be told that they do not change, and nothing is traced."""
+    if torch.compiler.is_compiling() or isinstance(theta, Tensor) or x.is_inference():
+        return False
+    return v is None or not v.is_inference()
 
 
 def single_step(node, x: Tensor, version: Version, charge: Charge) -> Tensor:
@@ -112,6 +147,13 @@ def single_step(node, x: Tensor, version: Version, charge: Charge) -> Tensor:
         raise Unlike(f"x is a {type(x).__name__}")
     s, _ = multi_step(node, x.unsqueeze(0), version, charge, False)
     return s.squeeze(0)
+
+
+def refuse_number(node, name: str, r: float) -> None:
+    """Unlike for a memory that is another number than ``r``, which would be rounded too early."""
+    v = vars(node)["_memories"][name]
+    if type(v) in (float, int) and v != r:
+        raise FirstStep(f"{name} is the number {v}, which is one of double precision there")
 
 
 def start(node, name: str, x: Tensor, r: float, resizes: bool) -> Tensor | None:

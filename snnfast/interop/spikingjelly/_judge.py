@@ -8,11 +8,13 @@ from pathlib import Path
 
 from torch import nn
 
+from snnfast import surrogate as surrogates
 from snnfast.interop.spikingjelly import _nodes, _traced
 from snnfast.interop.spikingjelly._check import difference, numbers, step_shape, twin
 from snnfast.interop.spikingjelly._engine import VERSIONS, Unlike, fires_by
 from snnfast.interop.spikingjelly._traced import Way
 from snnfast.interop.verdict import Verdict
+from snnfast.reference.neuron import fire
 
 _HOOKS = ("neuronal_charge", "neuronal_fire", "neuronal_reset")
 _ENTRIES = ("forward", "single_step_forward", "multi_step_forward")
@@ -102,10 +104,20 @@ def _goes_on(cls: type, base: type) -> bool:
     return False
 
 
+class Sigmoid(nn.Module):
+    """What nodes are compared with."""
+
+    alpha = 4.0
+
+    def forward(self, u):
+        return fire(u, surrogates.resolve("sigmoid"))
+
+
 def _compared(module, base: type) -> str | None:
     """Why SpikingJelly's class is not the one that is known here, by what it computes."""
     node = twin(module, base)
-    changes = [{"v_reset": r} for r in (0.0, None, -0.15, None)]
+    node.surrogate_function = Sigmoid()  # whatever this one has
+    changes = [{"v_reset": r, "v": r or 0.0} for r in (0.0, None, -0.15, None)]
     if hasattr(node, "decay_input"):
         for change, decay_input in zip(changes, (False, False, True, True), strict=True):
             change["decay_input"] = decay_input
@@ -132,7 +144,7 @@ def _by_steps(module, cls: type, base: type) -> Verdict:
 def _first_that_agrees(node, cls: type, base: type) -> Verdict:
     changed = _nodes.overridden(cls, base)
     what = ", ".join(changed) or f"{base.__name__} is no LIF"
-    found, reasons = {}, {}
+    found, refused, differ = {}, {}, {}
     for mode, ways in _ways(node, cls, base, changed).items():
         for way in ways:
             merged = getattr(node, way.timesteps) if way.timesteps else 0
@@ -143,16 +155,16 @@ def _first_that_agrees(node, cls: type, base: type) -> Verdict:
                     merged=merged, changes=(change,),
                 )  # fmt: skip
             except Unlike as why:
-                reasons.setdefault(mode, f"{what}: {why}")
+                refused.setdefault(mode, f"{what}: {why}")
                 continue
             if differs is None:
                 found[mode] = way
                 break
-            reasons.setdefault(mode, f"{what}: a loop over its steps differs: {differs}")
+            differ.setdefault(mode, f"{what}: a loop over its steps differs: {differs}")
     mode = getattr(node, "step_mode", None)
-    if mode not in found:
-        return _left(reasons[mode])
-    return Verdict("traced", _nodes.traced(cls, tuple(found.values())))
+    if mode in found:
+        return Verdict("traced", _nodes.traced(cls, tuple(found.values())))
+    return _left(differ.get(mode) or refused[mode])  # a way that got further says more
 
 
 def _ways(node, cls: type, base: type, changed: list[str]) -> dict[str | None, list[Way]]:

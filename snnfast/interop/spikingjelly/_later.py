@@ -1,39 +1,53 @@
-"""V of every step, which 0.0.0.0.12 always keeps and hardly anyone reads: made when it is read."""
+"""``v_seq`` of the nodes that always have it, computed when it is looked at: V after every step is
+as many bytes as the input, and few read it."""
+
+from collections.abc import Callable
 
 import torch
-
-from snnfast.ops.lif import lif
+from torch import Tensor
 
 
 class Later:
-    """In ``_memories`` until somebody looks: what a call of ``lif`` gives as all of its states.
-    It keeps x, as large as they are, until the next call or reset."""
+    """A value that ``compute`` gives of tensors that stay what they are."""
 
-    def __init__(self, x: torch.Tensor, v: torch.Tensor | None, arguments: dict):
-        self.x, self.v, self.arguments = x, v, arguments
-        self.version = x._version
-        self.grad = torch.is_grad_enabled()
+    def __init__(self, compute: Callable[[], Tensor], x: Tensor, v: Tensor | None):
+        self._compute, self._gradient = compute, torch.is_grad_enabled()
+        self._x, self._v = x, x if v is None else v
+        self._versions = x._version, self._v._version
 
-    def __call__(self) -> torch.Tensor:
-        if self.x._version != self.version:
+    def now(self) -> Tensor:
+        if (self._x._version, self._v._version) != self._versions:
             raise RuntimeError(
-                "v_seq: x of the call must be as it was until v_seq is read, got one changed in "
-                "place since; read v_seq before that"
+                "v_seq: the input of the call must stay as it was until v_seq is read, got one "
+                "that was changed in place; read v_seq before"
             )
-        with torch.set_grad_enabled(self.grad):
-            return lif(self.x, self.v, return_state="all", **self.arguments)[1]
-
-    def __reduce__(self):
-        return _itself, (self(),)
+        with torch.set_grad_enabled(self._gradient):
+            return self._compute()
 
 
-def _itself(value):
-    return value
+class Memories(dict):
+    """A node's memories; what there is of Later in it is computed by who looks."""
 
+    def __getitem__(self, name):
+        value = super().__getitem__(name)
+        if type(value) is Later:
+            value = self[name] = value.now()
+        return value
 
-def read(memories: dict, name: str):
-    """``memories[name]``, made where it was for later."""
-    value = memories[name]
-    if type(value) is Later:
-        value = memories[name] = value()
-    return value
+    def get(self, name, default=None):
+        return self[name] if name in self else default
+
+    def values(self):
+        return [self[name] for name in self]
+
+    def items(self):
+        return [(name, self[name]) for name in self]
+
+    def copy(self) -> dict:
+        return dict(self.items())
+
+    def __iter__(self):  # so that dict(memories) looks at them, too
+        return iter(self.keys())
+
+    def __reduce_ex__(self, protocol):
+        return dict, (self.items(),)

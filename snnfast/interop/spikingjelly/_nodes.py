@@ -14,11 +14,11 @@ from torch import nn
 
 from snnfast.interop.spikingjelly import _traced
 from snnfast.interop.spikingjelly._engine import (
-    LATER,
     V2,
     V12,
     V14,
     Charge,
+    FirstStep,
     Unlike,
     Version,
     integrates,
@@ -27,7 +27,6 @@ from snnfast.interop.spikingjelly._engine import (
     multi_step,
     single_step,
 )  # fmt: skip
-from snnfast.interop.spikingjelly._later import read
 
 _HOME = re.compile(r".*\b(clock_driven|activation_based)\.neuron(\.\w+)*")
 """Modules of nodes: of a release, of a copy that a repository carries, or ours of these names."""
@@ -62,7 +61,7 @@ class _Node(Accelerated):
     def _one(self, x):
         return single_step(self, x, self._version, type(self)._charge)
 
-    def _all(self, x, every: "bool | str"):
+    def _all(self, x, every: bool):
         return multi_step(self, x, self._version, type(self)._charge, every)
 
 
@@ -71,7 +70,7 @@ class _Single12(_Node):
         try:
             return self._one(x)
         except Unlike as why:
-            say(self, why)
+            say(self, why, True)
         return super().forward(x)
 
 
@@ -80,30 +79,11 @@ class _Multi12(_Node):
         try:
             if x_seq.dim() < 2 or self.backend == "lava":
                 raise Unlike(f"x is {list(x_seq.shape)}, backend {self.backend!r}")
-            s, self.v_seq = self._all(x_seq, LATER)
+            s, self.v_seq = self._all(x_seq, True)
             return s
         except Unlike as why:
             say(self, why)
         return super().forward(x_seq)
-
-    def __getattr__(self, name):
-        memories = vars(self).get("_memories", ())
-        return read(memories, name) if name in memories else super().__getattr__(name)
-
-    def named_memories(self):
-        read(self._memories, "v_seq")
-        return super().named_memories()
-
-    def memories(self):
-        return (value for _, value in self.named_memories())
-
-    def detach(self):
-        read(self._memories, "v_seq")
-        super().detach()
-
-    def _apply(self, *args, **kwargs):
-        read(self._memories, "v_seq")
-        return super()._apply(*args, **kwargs)
 
 
 class _Both14(_Node):
@@ -172,8 +152,10 @@ def strictly():
         _local.strict = False
 
 
-def say(node, why: Unlike) -> None:
+def say(node, why: Unlike, single: bool = False) -> None:
     """That a node runs as SpikingJelly has it, once for each class and reason."""
+    if single and isinstance(why, FirstStep):
+        return
     if _local.strict:
         raise why
     if (type(node), str(why)) not in _said:
@@ -255,7 +237,7 @@ def _entry(plain: type, name: str, ways):
             keeps = way.layout != "step" and _keeps_v(self)
             return _traced.run(self, args[0], plain, way, keeps)
         except Unlike as why:
-            say(self, why)
+            say(self, why, way.layout == "step")
         return theirs(self, *args, **kwargs)
 
     method.__name__ = name

@@ -160,10 +160,9 @@ def _candidates(function, name: str):
 
 
 def _as_it_is_now(function):
-    cells = getattr(function, "__closure__", None)
-    if not cells or isinstance(function, nn.Module):
+    if type(function) is not types.FunctionType or not function.__closure__:
         return copy.deepcopy(function)
-    cells = tuple(types.CellType(cell.cell_contents) for cell in cells)
+    cells = tuple(types.CellType(cell.cell_contents) for cell in function.__closure__)
     code, defaults = function.__code__, function.__defaults__
     return types.FunctionType(code, function.__globals__, function.__name__, defaults, cells)
 

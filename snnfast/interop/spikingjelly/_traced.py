@@ -15,7 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from snnfast.interop.spikingjelly._check import numbers, step_shape, twin
-from snnfast.interop.spikingjelly._engine import Unlike, check_sequence, fires_by, row, start
+from snnfast.interop.spikingjelly._engine import (
+    Unlike,
+    check_sequence,
+    fires_by,
+    refuse_number,
+    row,
+    start,
+)
 from snnfast.interop.spikingjelly._surrogates import OutOfPlace
 from snnfast.ops.neuron import Definition
 from snnfast.program.trace import in_no_mode
@@ -98,6 +105,8 @@ def _method(plain: type, step: str) -> Callable:
 
 def _traced(node: nn.Module, plain: type, way: Way) -> Step:
     run, like = _method(plain, way.step), twin(node, _unscripted(plain))
+    now = vars(node)["_memories"].items()
+    vars(like)["_memories"].update({k: v for k, v in now if type(v) in _CONSTANT})
     vars(like).update({"_step_mode": "s"} if way.mode else {})
     vars(like).update({"_store_v_seq": False} if "_store_v_seq" in vars(like) else {})
     states, differentiable = _states(like, run)
@@ -192,6 +201,9 @@ def run(node: nn.Module, x: Tensor, plain: type, way: Way, keeps: bool) -> Tenso
     named = {"p_" + name: row(name, getattr(node, name), x) for name in step.tensors}
     if way.resets:
         node.reset()
+    if not hasattr(plain, "single_step_forward"):  # those of 0.0.0.0.12
+        for name in step.states:
+            refuse_number(node, name, 0.0)
     before = [start(node, name, x, 0.0, False) for name in step.states]
     s, after = step.definition(
         x, states=before, surrogate=surrogate, return_state="all" if keeps else True, **named

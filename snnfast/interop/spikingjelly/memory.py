@@ -4,10 +4,8 @@ import copy
 
 from torch import Tensor, nn
 
-from snnfast.interop.spikingjelly._later import read
 
-
-class Memories(nn.Module):
+class HasMemories(nn.Module):
     """Named values that ``reset`` puts back to what they were when they were registered."""
 
     def __init__(self):
@@ -32,7 +30,7 @@ class Memories(nn.Module):
     def __getattr__(self, name: str):
         memories = self.__dict__.get("_memories")
         if memories is not None and name in memories:
-            return read(memories, name)
+            return memories[name]
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value) -> None:
@@ -52,21 +50,20 @@ class Memories(nn.Module):
         return sorted({*super().__dir__(), *self._memories})
 
     def memories(self):
-        yield from (value for _, value in self.named_memories())
+        yield from self._memories.values()
 
     def named_memories(self):
-        yield from ((name, read(self._memories, name)) for name in self._memories)
+        yield from self._memories.items()
 
     def detach(self) -> None:
         """Cut all memories off from the graph that made them."""
-        for name, value in self.named_memories():
+        for name, value in self._memories.items():
             if isinstance(value, Tensor):
                 self._memories[name] = value.detach()
 
     def _apply(self, fn, *rest):
         for memories in (self._memories, self._memories_rv):
-            for name in memories:
-                value = read(memories, name)
+            for name, value in memories.items():
                 if isinstance(value, Tensor):
                     memories[name] = fn(value)
         return super()._apply(fn, *rest)

@@ -13,7 +13,7 @@ from snnfast.interop.spikingjelly.surrogate import Sigmoid
 from snnfast.ops.validation import check_bool, check_number
 
 _PACKAGE = __name__.rpartition(".")[0]
-V12, V14, LATER = _engine.V12, _engine.V14, _engine.LATER
+V12, V14 = _engine.V12, _engine.V14
 
 STEP = ("neuronal_charge", "neuronal_fire", "neuronal_reset", "jit_hard_reset", "jit_soft_reset")
 STEPS = (*STEP, "v_float_to_tensor", "single_step_forward")
@@ -96,7 +96,7 @@ class Node:
         self.neuronal_reset(spike)
         return spike
 
-    def _by_engine(self, x_seq: Tensor, hooks: tuple[str, ...], every: "bool | str"):
+    def _by_engine(self, x_seq: Tensor, hooks: tuple[str, ...], every: bool):
         """(spikes, V after each step or None) of x [T, ...], or None where the steps are not
         LIF's, and the hooks have to be called."""
         if self.CHARGE is None or not is_ours(self, hooks):

@@ -4,7 +4,7 @@ import torch
 
 from snnfast.interop.spikingjelly import peer
 from snnfast.interop.spikingjelly.backends import check_backend as check_backend_library
-from snnfast.interop.spikingjelly.memory import Memories
+from snnfast.interop.spikingjelly.memory import HasMemories
 
 __all__ = [
     "MemoryModule",
@@ -44,7 +44,7 @@ class MultiStepModule(StepModule):
         return ("m",)
 
 
-class MemoryModule(Memories, StepModule):
+class MemoryModule(HasMemories, StepModule):
     """Define ``single_step_forward``; in step mode "m" it is called once a timestep, unless
     ``multi_step_forward`` is defined as well."""
 

@@ -1,12 +1,12 @@
 """``spikingjelly.clock_driven.base``."""
 
 from snnfast.interop.spikingjelly import peer
-from snnfast.interop.spikingjelly.memory import Memories
+from snnfast.interop.spikingjelly.memory import HasMemories
 
 __all__ = ["MemoryModule"]
 
 
-class MemoryModule(Memories):
+class MemoryModule(HasMemories):
     """A module with memories; define ``forward``."""
 
 

@@ -149,7 +149,7 @@ class _MultiStep:
         if x_seq.dim() < 2:
             who, got = type(self).__name__, list(x_seq.shape)
             raise ValueError(f"{who}: x must be [T, N, ...], got {got}")
-        done = self._by_engine(x_seq, node.STEP, node.LATER)
+        done = self._by_engine(x_seq, node.STEP, True)
         if done is not None:
             spikes, self.v_seq = done
             return spikes
