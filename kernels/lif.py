@@ -33,10 +33,11 @@ from .norm_lif import MEAN, SCALE, B, C, keep_sum, normalise, per_channel, place
 @triton.jit
 def channel_of(first, lane, channels, inner):
     """The channel of every neuron of a tile."""
-    # The remainder keeps the division per lane within 32 bits.
-    period = channels.to(tl.int64) * inner
-    index = (first % period).to(tl.int32) + lane
-    return index // inner % channels
+    # Two quotients of 64 bits for the tile; those of its neurons have the bits that ``inner`` has.
+    run = first // inner
+    beyond = lane - (inner - (first - run * inner)).to(inner.dtype)  # what is left of the run
+    later = tl.where(beyond < 0, 0, beyond // inner + 1)
+    return ((run % channels).to(channels.dtype) + later) % channels
 
 
 @triton.jit

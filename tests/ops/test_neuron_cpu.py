@@ -20,6 +20,7 @@ from program_cases import (
     same,
 )
 
+from snnfast import neurons
 from snnfast.backends.cpu import compiled, interpreted, neuron
 from snnfast.program.evaluate import evaluate
 from snnfast.program.ir import Builder
@@ -318,3 +319,24 @@ def test_one_value_is_the_gradient_of_several(left_out):
         got = backward(*arguments, borders, *along, wanted=lambda k: k != left_out)
         wanted = adjoint_loop(*arguments, ATAN, *along)
         close(*([every[k] for k in range(4) if k != left_out] for every in (got, wanted)), 1e-5)
+
+
+@pytest.mark.unpoisoned
+def test_more_than_2_to_the_31_elements():
+    """From one row for all steps, and back from one: what is written alone takes memory."""
+    steps, count = 8, 2**28 + 33
+    row = torch.zeros(1, count, dtype=torch.bfloat16)
+    row[:, -100:] = 4 * torch.randn(1, 100)
+
+    def run(row, backend):
+        x = row.expand(steps, -1).requires_grad_()
+        s = neurons.leaky(x, backend=backend)
+        last = s.detach()[:, -100:].clone()
+        s.untyped_storage().resize_(0)  # gradients do not need it
+        (dx,) = torch.autograd.grad(s, x, x.detach())
+        return last, dx[:, -100:].clone()
+
+    assert steps * count > 2**31
+    found, wanted = run(row, "cpu"), run(row[:, -100:], "reference")
+    assert torch.equal(found[0], wanted[0]) and found[0].any()
+    torch.testing.assert_close(found[1], wanted[1])

@@ -5,6 +5,9 @@ import backends
 import programs
 import pytest
 import torch
+import triton
+import triton.language as tl
+from snnfast.kernels.lif import channel_of
 from step_cases import EXACT, Case
 
 from snnfast import surrogate as surrogates
@@ -82,3 +85,22 @@ def test_functions_are_good_to_two_units(backend):
         near = (y.double() - exact).abs() <= 2 * unit.double()
         good = near | (y == want) | (y.isnan() & want.isnan())
         assert good.all(), (x[~good], y[~good], want[~good])
+
+
+@triton.jit(do_not_specialize=["channels", "inner"])
+def of_a_tile(found, first: tl.int64, channels, inner):
+    lane = tl.arange(0, 64)
+    tl.store(found + lane, channel_of(first, lane, channels, inner))
+
+
+@interpreted
+@pytest.mark.parametrize("channels, inner", ((1, 1), (7, 1), (5, 3), (3, 64), (3, 1000), (70, 9)))
+def test_channels_of_a_tile(backend, channels, inner):
+    """Also where more than 2^31 neurons lie between one and the next of its channel."""
+    big = 2**29 + 5
+    for c, i in ((channels, inner), (channels, inner * big), (channels * big, inner)):
+        ends = (0, c * i, i * (c // 2 + 1), 7 * c * i, 3 * 2**31)
+        for first in (max(0, end - by) for end in ends for by in (0, 37)):
+            found = torch.empty(64, dtype=torch.int64)
+            of_a_tile[1,](found, first, c, i)
+            assert torch.equal(found, (first + torch.arange(64)) // i % c)
