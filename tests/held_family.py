@@ -241,11 +241,14 @@ class _Loop:
             relative = max(relative, far.max().item())
         if differs.any():  # of sums over neurons nothing is known then
             return ratio, relative
-        most = max((size.sum().item() for size in sizes), default=0.0)
-        for a, b, c in zip(ours[count:], own, sums, strict=True):
+        ours = ours[count:]
+        sizes = [
+            size.sum_to_size(a.shape).max().item() for a, size in zip(ours, sizes, strict=True)
+        ]
+        for a, b, c in zip(ours, own, sums, strict=True):
             b, c = (t.sum_to_size(a.shape) for t in (b.double(), c))
             far, theirs = ((t - c).abs().max().item() for t in (a, b))
-            ratio = max(ratio, far / max(theirs, FLOOR * most / a.numel(), 1e-30))
+            ratio = max(ratio, far / max(theirs, FLOOR * max(sizes), 1e-30))
         return ratio, relative
 
 
