@@ -4,9 +4,9 @@ read: no spills, at most 128 registers, 16-byte accesses and the bytes of the fl
 import programs
 import pytest
 import torch
-from _cuda_aot import each_compiler, needs_nvcc, one_kernel
+from _cuda_aot import ARCHS, each_compiler, needs_nvcc, needs_nvrtc, nvrtc_kernel, one_kernel
 
-from snnfast import surrogate
+from snnfast import neurons, surrogate
 from snnfast.backends.cuda import neuron
 from snnfast.backends.spec import SEGMENT, segments
 
@@ -63,6 +63,18 @@ def test_eight_steps_of_half(name, backward, arch):
         assert code.size <= INSTRUCTIONS[name] * 8 * made.lanes
     else:
         assert code.loads_ahead() >= 8
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("backward", (False, True), ids=("forward", "backward"))
+@pytest.mark.parametrize("name", neurons.__all__)
+def test_the_family(name, backward):
+    """One architecture forward, the other backward; of three states more registers."""
+    step = getattr(neurons, name).program.step
+    arch = ARCHS[(neurons.__all__.index(name) + backward) % 2]
+    options = {"backward": backward, "compiled": nvrtc_kernel}
+    _, code = checked(step, 8, torch.bfloat16, arch, **options)
+    assert code.registers <= (128 if step.states < 3 else 168)
 
 
 @each_compiler

@@ -67,19 +67,21 @@ def at_floor(step, part, call, T, dtype, backward):
         assert part.widths(op)[8 * each * dtype.itemsize] >= steps * streams
 
 
-def eight_steps_of_half(step, backward, arch):
+def eight_steps_of_half(step, backward, arch, spills=0):
     call = make_call(step, 8, torch.bfloat16, backward=backward)
     kernel = compile_call(call, arch)
-    assert kernel.spills == 0 and kernel.stack == 0
+    assert kernel.spills <= spills and kernel.stack <= 4 * spills
     assert kernel.registers <= 128
     at_floor(step, kernel, call, 8, torch.bfloat16, backward)
     return call, kernel
 
 
-@pytest.mark.parametrize("backward", (False, True), ids=("forward", "backward"))
+@pytest.mark.parametrize("arch, backward", ((90, False), (90, True), (80, True)), ids=str)
 @pytest.mark.parametrize("name", snnfast.neurons.__all__)
-def test_the_family(name, backward):
-    eight_steps_of_half(getattr(snnfast.neurons, name).program.step, backward, 90)
+def test_the_family(name, arch, backward):
+    # ptxas gives one word up for a sixth block of 80 registers.
+    spills = 2 if (name, arch, backward) == ("klif", 80, True) else 0
+    eight_steps_of_half(getattr(snnfast.neurons, name).program.step, backward, arch, spills)
 
 
 @pytest.mark.parametrize("backward", (False, True), ids=("forward", "backward"))

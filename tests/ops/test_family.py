@@ -9,6 +9,7 @@ import pytest
 import torch
 from backends import CPU, GPU, INTERPRETED, REFERENCE, named
 from family_cases import CASES, ROWS, as_tensors, inputs, neuron
+from held_family import Case, held
 from lif_cases import CHARGES
 from peer_neurons import PEERS, package
 
@@ -114,19 +115,8 @@ def test_same_bits_in_float32(backend, name, options):
 @pytest.mark.parametrize("name", ROWS)
 def test_on_a_gpu(backend, name):
     """The defaults, as tensors [C]: values and gradients."""
-    parameters, x = as_tensors(name, {}, channels=4), inputs(name, (11, 2, 4, 5))
-    tensors = {k: p for k, p in parameters.items() if isinstance(p, torch.Tensor)}
-
-    def run(where):
-        leaves = [t.detach().to(where.device).requires_grad_() for t in (x, *tensors.values())]
-        own = parameters | dict(zip(tensors, leaves[1:], strict=True))
-        s, states = neuron(name)(leaves[0], return_state=True, backend=where.name, **own)
-        results = flat(s, states)
-        return results, gradients(results, leaves)
-
-    (found, ours), (wanted, theirs) = run(backend), run(REFERENCE)
-    same_bits(name, {}, found, wanted)
-    close(ours, theirs, 1e-5)
+    found = held(Case(name, {}, 11, 400, "channels"), backend.name, backend.device)
+    assert not found.fails, found
 
 
 # As in the packages that they come from
