@@ -23,8 +23,8 @@ SIZES = {
     "sew_resnet18": {"width": 64, "batch": 8, "side": 128, "steps": 4},
     "snntorch_conv": {"widths": (12, 64), "batch": 64, "side": 28, "steps": 50},
 }
-"""Spikformer-4-384 on CIFAR's images, SEW-ResNet-18, the tutorial's network; fewer images a step than
-they are trained with, and smaller ones for the second."""
+"""Spikformer-4-384 on CIFAR's images, SEW-ResNet-18, the tutorial's network; fewer images a step
+than they are trained with, and smaller ones for the second."""
 
 QUICK = {
     "spikformer": {"width": 64, "heads": 2, "depth": 1, "batch": 1},
