@@ -7,7 +7,7 @@ from torch import nn
 
 from snnfast.interop.spikingjelly import activation_based as ab
 from snnfast.interop.spikingjelly import clock_driven as cd
-from snnfast.interop.spikingjelly.stepping import module_keys
+from snnfast.interop.spikingjelly import module_keys
 
 CONTAINERS = [
     (layer, name)

@@ -8,5 +8,8 @@ from an installed SpikingJelly.
 """
 
 from snnfast.interop.spikingjelly import peer
+from snnfast.interop.spikingjelly.stepping import module_keys
+
+__all__ = ["module_keys"]
 
 __getattr__ = peer.names(__name__)
