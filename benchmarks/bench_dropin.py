@@ -10,8 +10,8 @@ of snnTorch's sixth tutorial, run by snnfast.interop.snntorch.multi_step. Measur
   step      the training step: forward, loss, backward, SGD; bytes kept and at the peak, above
             parameters, gradients and momenta
 The same weights before and after; what does not give the same spikes, or gradients further off than
-the gate of dropin_case.py allows, gets no speed. What snnfast left as it was is noted. Writes
-bench_dropin.json and bench_dropin.png to benchmarks/results/<device>/.
+the gate of dropin_case.py allows, gets no speed. Writes bench_dropin.json and bench_dropin.png to
+benchmarks/results/<device>/.
 """
 
 import run
