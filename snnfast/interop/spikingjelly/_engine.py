@@ -70,7 +70,8 @@ def leaks(node, x: Tensor, scaled: bool) -> dict:
 
 
 def learns(node, x: Tensor, scaled: bool) -> dict:
-    w = node.w
+    w = vars(node)["_parameters"].get("w")
+    w = node.w if w is None else w
     if w.dim():
         raise Unlike(f"w is {list(w.shape)}, not []")
     rate = w.sigmoid()
