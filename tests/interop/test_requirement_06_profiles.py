@@ -55,6 +55,20 @@ def test_gradients_are_as_exact_as_theirs(version, kind, surrogate, v_reset, det
         pairs.close(mine, gradients, true)
 
 
+@pytest.mark.parametrize("kind", ["IFNode", "LIFNode"])
+def test_in_evaluation_no_surrogate_is_asked(kind):
+    """Those of 0.0.0.0.14 fire without it, and nothing flows back."""
+    leak = {} if kind == "IFNode" else {"tau": 3.0, "decay_input": False}
+    theirs, ours = pairs.both("0.0.0.0.14", kind, **leak)
+    for node in (theirs, ours):
+        node.surrogate_function = torch.nn.Softsign()  # whose values are no spikes
+    theirs.eval(), ours.eval()
+    x = pairs.inputs("grid").requires_grad_()
+    s = ours(x)
+    assert torch.equal(s, theirs(x)) and torch.equal(ours.v, theirs.v)
+    assert not s.requires_grad
+
+
 @pytest.mark.parametrize("version", pairs.VERSIONS)
 def test_the_profiles_differ_on_the_grid(version):
     """Else the tests above could not see which one was taken."""

@@ -101,8 +101,8 @@ def multi_step(node, x: Tensor, version: Version, charge: Charge, every: bool):
             raise Unlike(f"v_threshold is {theta}, v_reset {v_reset}")
     if type(v_reset) not in (float, int, type(None)):
         raise Unlike(f"v_reset is {v_reset!r}")
-    surrogate, fire = fires_by(node)
     evaluates = version.own_evaluation and charge is not learns and not node.training
+    fires = _AT_THRESHOLD if evaluates else dict(zip(("surrogate", "fire"), fires_by(node)))
     scaled = version.scales and (v_reset is None or (v_reset == 0 and not evaluates))
     leak = charge(node, x, scaled)
     r = 0.0 if v_reset is None else float(v_reset)
@@ -113,7 +113,7 @@ def multi_step(node, x: Tensor, version: Version, charge: Charge, every: bool):
         _refuse_infinite(x)
     chosen = functools.partial(
         lif, x, v, v_threshold=theta, v_reset=v_reset, detach_reset=bool(node.detach_reset),
-        **leak, **_AT_THRESHOLD if evaluates else {"surrogate": surrogate, "fire": fire},
+        **leak, **fires,
     )  # fmt: skip
     steps = None
     if every and not (version.keeps and _stay(x, v, theta)):
