@@ -1,6 +1,7 @@
 """Spiking neurons as modules. Every forward starts from rest, unless inside ``streaming``."""
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from snnfast.ops.layer import check_options, check_tau
 from snnfast.ops.lif import lif
 from snnfast.ops.lif_definition import check_modes
 from snnfast.ops.neuron import Definition
-from snnfast.ops.time_axis import check_time_axis
+from snnfast.ops.time_axis import check_time_axis, time_first
 from snnfast.ops.validation import check_bool, check_int, check_number, state_dtype
 
 
@@ -96,7 +97,8 @@ class BaseNeuron(Stateful):
                 **self._rate(x),
             )
 
-        result = self._step_on(run, v0)
+        layout = {"time_axis": self.time_axis, "timesteps": timesteps}
+        result = self._step_on(run, v0, partial(time_first, **layout))
         watched = not self._streaming and v0 is None and timesteps is None
         if watched and self.time_axis == 0 and not torch.compiler.is_compiling():
             _single_steps.watch(self, x, result[0] if self.return_state else result)

@@ -38,6 +38,13 @@ def along(time_axis, function, sequences: dict, *, timesteps, return_state, **ar
     return back(s), back(v) if return_state == "all" else v
 
 
+def time_first(x: Tensor, time_axis, timesteps) -> Tensor:
+    """A view [T, ...] of a sequence in that layout."""
+    if time_axis == MERGED:
+        return x.unflatten(0, (timesteps, x.shape[0] // timesteps))
+    return x.movedim(time_axis, 0)
+
+
 def _time_first(op: str, name: str, x, time_axis, timesteps) -> Tensor:
     check.check_input(op, name, x)
     if time_axis == MERGED:
@@ -46,10 +53,10 @@ def _time_first(op: str, name: str, x, time_axis, timesteps) -> Tensor:
                 f"{op}: {name} must have timesteps * N on its first axis, timesteps = {timesteps}, "
                 f"got shape {tuple(x.shape)}"
             )
-        return x.unflatten(0, (timesteps, x.shape[0] // timesteps))
+        return time_first(x, time_axis, timesteps)
     axes = x.dim() + (timesteps is not None)  # of the result
     if not -axes <= time_axis < axes:
         raise ValueError(
             f"{op}: time_axis must be an axis of {name}, in {-axes}..{axes - 1}, got {time_axis}"
         )
-    return x.movedim(time_axis, 0) if timesteps is None else x
+    return time_first(x, time_axis, timesteps) if timesteps is None else x
