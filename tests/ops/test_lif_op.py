@@ -198,6 +198,12 @@ REFUSED = {
     ),
     "beta list": ((X,), {"beta": [0.5]}, TypeError, r"beta must be a number or a tensor"),
     "beta nan": ((X,), {"beta": math.nan}, ValueError, "beta must be finite"),
+    "beta tensor nan": (
+        (X,),
+        {"beta": torch.tensor(math.nan)},
+        ValueError,
+        "beta must be finite, got nan",
+    ),
     "beta shape": ((X,), {"beta": torch.ones(2)}, ValueError, "beta must .*one value per channel"),
     "beta, tau": (
         (X,),
