@@ -36,8 +36,8 @@ def exactly(value) -> tuple:
 def outside(function) -> tuple:
     """What ``function`` reads from its closure and its globals, and the functions there from
     theirs: numbers and their like, exactly; and those of the object whose method it is. Raises
-    ``Changing`` where that holds what may change without being another. Modules, classes and other objects are not
-    looked into."""
+    ``Changing`` where that holds what may change without being another. Modules, classes and other
+    objects are not looked into."""
     own = getattr(getattr(function, "__self__", None), "__dict__", {})
     found = [exactly(value) for value in own.values() if type(value) in _SIMPLE]
     seen, left = set(), [getattr(function, "__func__", function)]

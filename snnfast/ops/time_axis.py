@@ -20,6 +20,8 @@ def along(time_axis, function, sequences: dict, *, timesteps, return_state, **ar
     op = function.__name__
     check_time_axis(op, time_axis)
     merged = time_axis == MERGED
+    if merged and timesteps is None:
+        raise TypeError(f"{op}: timesteps must be an int where time_axis is 'merged', got None")
     if merged:
         check.check_int(op, "timesteps", timesteps, 1)
     moved = {
@@ -55,6 +57,8 @@ def _time_first(op: str, name: str, x, time_axis, timesteps) -> Tensor:
             )
         return time_first(x, time_axis, timesteps)
     axes = x.dim() + (timesteps is not None)  # of the result
+    if not axes:
+        raise ValueError(f"{op}: {name} must have an axis of time, got a scalar")
     if not -axes <= time_axis < axes:
         raise ValueError(
             f"{op}: time_axis must be an axis of {name}, in {-axes}..{axes - 1}, got {time_axis}"
