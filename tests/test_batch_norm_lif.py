@@ -164,9 +164,25 @@ def test_backend_reaches_the_op():
     assert (op, backend) == ("norm_lif", "reference")
 
 
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_a_call_that_is_refused_counts_no_batch(momentum):
+    block, other = (BatchNormLIF(C, momentum=momentum) for _ in range(2))
+    x = data(torch.float32)
+    with pytest.raises(ValueError, match="v0 must have shape"):
+        block(x, v0=torch.zeros(1))
+    assert block.num_batches_tracked == 0
+    assert torch.equal(block(x), other(x)) and block.num_batches_tracked == 1
+    assert torch.equal(block.running_var, other.running_var)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
+        (
+            lambda: BatchNormLIF(C)([data()]),
+            TypeError,
+            "BatchNormLIF: y must be a tensor, got list",
+        ),
         (lambda: BatchNormLIF(C)(data()[:, :, :3]), ValueError, "must have 4 channels on axis 2"),
         (lambda: BatchNormLIF(C)(data()[0, 0]), ValueError, "must have 4 channels on axis 2"),
         (lambda: BatchNormLIF(C)(data()[0, :, :1], timesteps=2), ValueError, "channels on axis 1"),

@@ -53,6 +53,29 @@ def test_running_statistics_count_a_batch_once():
     assert ours.bn.running_mean is buffer and ours.bn.num_batches_tracked == 4
 
 
+def test_a_neuron_that_is_traced_inside_of_it():
+    """Its trace, made in forward alone, saves nothing of the block's."""
+
+    @snnfast.neuron
+    def fresh(x, v, *, leak):
+        h = leak * v + x * torch.sigmoid(v)
+        s = snnfast.spike(h - 0.5)
+        return s, h * (1 - s)
+
+    class Fresh(snnfast.surrogate.Surrogate):
+        def gradient(self, x):
+            return 1 / (1 + x * x) ** 2
+
+    leak = nn.Parameter(torch.tensor(0.5))
+    for neuron in (snnfast.nn.Neuron(fresh, leak=leak), snnfast.nn.LIF(surrogate=Fresh())):
+        block = nn.Sequential(nn.Linear(4, 4), neuron)
+        x = torch.randn(5, 3, 4, requires_grad=True)
+        checkpoint_spikes(block)(x).sum().backward()
+        again = torch.autograd.grad(block(x).sum(), x)
+        assert torch.equal(x.grad, *again) and x.grad.abs().sum() > 0
+        x.grad = None
+
+
 def test_dropout_draws_the_same_numbers():
     class Dropped(Block):
         def forward(self, x):

@@ -99,6 +99,17 @@ WRONG = [
     ({"v_th": 1.0}, TypeError, r"got v_th \(did you mean 'v_threshold'\?\)"),
     ({"detatch_reset": True}, TypeError, r"\(did you mean 'detach_reset'\?\)"),
     ({"step_mode": "m"}, TypeError, r"got step_mode \(here: nothing: a call takes all timesteps"),
+    ({"v_threshold": torch.tensor(1)}, TypeError, "v_threshold must be floating point, got int64"),
+    (
+        {"v_threshold": torch.ones(4, 1)},
+        ValueError,
+        r"must be of shape \[\] or \[C\], got \(4, 1\)",
+    ),
+    (
+        {"v_threshold": torch.tensor(0.5, requires_grad=True)},
+        ValueError,
+        "v_threshold must be an nn.Parameter to learn, got a tensor that requires gradient",
+    ),
     ({"learn_beta": True}, TypeError, r"got learn_beta \(here: snnfast.nn.ParametricLIF"),
     ({"timesteps": 0}, TypeError, r"got timesteps \(here: timesteps, in the call\)"),
     ({"leak": 0}, TypeError, "arguments must be among .*return_state, backend, got leak$"),
@@ -116,6 +127,7 @@ def test_arguments_are_checked_at_construction(make, arguments, error, message):
     ("make", "error", "message"),
     [
         (lambda: snnfast.nn.LIF(decay_input="no"), TypeError, "LIF: decay_input must be True or"),
+        (lambda: snnfast.nn.LIF(beta=torch.ones(2, 2)), ValueError, r"LIF: beta must be of shape"),
         (lambda: snnfast.nn.LIF(tau=True), TypeError, "LIF: tau must be a number, got bool"),
         (lambda: snnfast.nn.ParametricLIF(decay_input=0), TypeError, "decay_input must be True or"),
         (lambda: snnfast.nn.ParametricLIF(channels=0), ValueError, "channels must be >= 1, got 0"),

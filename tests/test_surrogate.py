@@ -254,6 +254,11 @@ def test_what_windows_are():
     ("make", "error", "message"),
     [
         (lambda: surrogate.Scaled("rect"), TypeError, "of must be a snnfast.surrogate object"),
+        (
+            lambda: surrogate.Scaled(ATan(spiking=False)),
+            ValueError,
+            "of must be spiking, got a smo",
+        ),
         (lambda: surrogate.Scaled(ATan(), amplitude="1"), TypeError, "amplitude must be a number"),
         (lambda: surrogate.InclusiveRect(0.0), ValueError, "inclusive_rect must be > 0, got 0"),
         (lambda: surrogate.MultiGaussian(sigma=-1.0), ValueError, "multi_gaussian must be > 0"),

@@ -42,6 +42,15 @@ def test_transforms_of_torch_func_are_refused(op, transform, backend, x):
         TRANSFORMS[transform](CALLS[op], x)
 
 
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_a_program_that_is_not_traced_yet_is_refused_alike(transform, x):
+    beta = torch.rand(()).item()
+    with pytest.raises(NotImplementedError, match=r"lif: (no tr|forward)"):
+        TRANSFORMS[transform](lambda x: snnfast.lif(x, beta=beta), x)
+    with pytest.raises(NotImplementedError, match=r"lif: (no tr|forward)"):  # looked at else
+        TRANSFORMS[transform](lambda x: snnfast.lif(x, beta=beta, v_threshold=x.mean()), x)
+
+
 @pytest.mark.parametrize("op", CALLS)
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_dual_tensors_are_refused(op, requires_grad, x):

@@ -79,7 +79,7 @@ def multi_step(net: nn.Sequential, x: Tensor, *, timesteps: int | None = None):
         elif static and all(map(_is_repeatable, run)):
             x = _through(run, x)
         else:
-            x = _step_by_step(run, [x] * timesteps if static else x.unbind(0))
+            x = _step_by_step(run, [x] * timesteps if static else _steps_of(x))
             static = False
     return x.unsqueeze(0).expand(timesteps, *x.shape) if static else x
 
@@ -148,6 +148,13 @@ def _through(run: Sequence[nn.Module], x):
     for layer in run:
         x = layer(x)
     return x
+
+
+def _steps_of(x) -> Sequence:
+    """What the next layer is given at each step: (spikes, states ...) where ``output`` is set."""
+    if isinstance(x, tuple):
+        return list(zip(*(part.unbind(0) for part in x), strict=True))
+    return x.unbind(0)
 
 
 def _step_by_step(run: Sequence[nn.Module], x: Sequence[Tensor]):

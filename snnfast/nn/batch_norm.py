@@ -13,34 +13,36 @@ from snnfast.nn.neuron import LIF, BaseNeuron, Neuron
 from snnfast.ops.norm import shared_batch_norm
 from snnfast.ops.norm_lif import norm_lif
 from snnfast.ops.norm_neuron import norm_neuron
-from snnfast.ops.validation import check_bool, check_int, check_norm
-
-
-def counted_momentum(norm: nn.Module) -> float:
-    """The weight of the coming batch in the running statistics, after counting that batch; torch's
-    rule: with ``momentum=None`` every batch counts the same."""
-    if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-        if norm.momentum is None:
-            return 1.0 / float(norm.num_batches_tracked)
-    return 0.0 if norm.momentum is None else norm.momentum
+from snnfast.ops.validation import check_bool, check_input, check_int, check_norm
 
 
 def normalised(norm: nn.Module, op=norm_lif, **arguments):
     """``op`` with the parameters, statistics and mode of ``norm``, a module with the attributes of
-    torch's BatchNorm; to be called once, for it counts the batch."""
+    torch's BatchNorm. A call counts the batch, once it is through."""
     keep = not norm.training or norm.track_running_stats
-    return partial(
-        op,
-        weight=norm.weight,
-        bias=norm.bias,
-        running_mean=norm.running_mean if keep else None,
-        running_var=norm.running_var if keep else None,
-        training=norm.training,
-        momentum=counted_momentum(norm),
-        eps=norm.eps,
-        **arguments,
-    )
+    counted = norm.num_batches_tracked if norm.training and norm.track_running_stats else None
+    momentum = norm.momentum
+    if momentum is None:  # every batch counts the same
+        momentum = 0.0 if counted is None else 1.0 / (float(counted) + 1)
+
+    def run(*inputs, **named):
+        result = op(
+            *inputs,
+            weight=norm.weight,
+            bias=norm.bias,
+            running_mean=norm.running_mean if keep else None,
+            running_var=norm.running_var if keep else None,
+            training=norm.training,
+            momentum=momentum,
+            eps=norm.eps,
+            **arguments,
+            **named,
+        )
+        if counted is not None:
+            counted.add_(1)
+        return result
+
+    return run
 
 
 class BatchNormNeuron(_NormBase):
@@ -107,6 +109,7 @@ class BatchNormNeuron(_NormBase):
 
     def _check_channels(self, y: Tensor, timesteps: int | None) -> None:
         time = getattr(self.neuron, "time_axis", 0)
+        check_input(type(self).__name__, "y", y)
         in_front = timesteps is None and time != "merged" and time % max(y.dim(), 1) < 2
         axis = 2 if in_front else 1
         if y.dim() <= axis or y.shape[axis] != self.num_features:

@@ -1,6 +1,7 @@
 """Spiking neurons as modules. Every forward starts from rest, unless inside ``streaming``."""
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,8 @@ from snnfast.ops.layer import check_options, check_tau
 from snnfast.ops.lif import lif
 from snnfast.ops.lif_definition import check_modes
 from snnfast.ops.neuron import Definition
-from snnfast.ops.time_axis import check_time_axis
-from snnfast.ops.validation import check_bool, check_int, check_number, state_dtype
+from snnfast.ops.time_axis import check_time_axis, time_first
+from snnfast.ops.validation import check_bool, check_int, check_number, state_dtype, type_name
 
 
 class BaseNeuron(Stateful):
@@ -47,7 +48,7 @@ class BaseNeuron(Stateful):
         )  # fmt: skip
         check_modes(who, fire=fire, detach_state=detach_state)
         check_time_axis(who, time_axis)
-        self._hold("v_threshold", v_threshold)
+        _hold(self, "v_threshold", v_threshold)
         self.v_reset = v_reset
         self.fire = fire
         self.detach_reset = detach_reset
@@ -56,13 +57,6 @@ class BaseNeuron(Stateful):
         self.time_axis = time_axis
         self.return_state = return_state
         self.backend = backend
-
-    def _hold(self, name: str, value) -> None:
-        """As an attribute: an nn.Parameter is one of the module, any other tensor a buffer."""
-        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-            self.register_buffer(name, value)
-        else:
-            setattr(self, name, value)
 
     def _rate(self, x: Tensor) -> dict:
         """The arguments of ``lif`` that say how the membrane leaks."""
@@ -96,7 +90,8 @@ class BaseNeuron(Stateful):
                 **self._rate(x),
             )
 
-        result = self._step_on(run, v0)
+        layout = {"time_axis": self.time_axis, "timesteps": timesteps}
+        result = self._step_on(run, v0, partial(time_first, **layout))
         watched = not self._streaming and v0 is None and timesteps is None
         if watched and self.time_axis == 0 and not torch.compiler.is_compiling():
             _single_steps.watch(self, x, result[0] if self.return_state else result)
@@ -108,6 +103,26 @@ class BaseNeuron(Stateful):
         rare = {"fire": ">=", "detach_state": False, "time_axis": 0}
         shown |= {k: getattr(self, k) for k, usual in rare.items() if getattr(self, k) != usual}
         return _shown(shown)
+
+
+def _hold(module: nn.Module, name: str, value) -> None:
+    """As an attribute: an nn.Parameter is one of the module, any other tensor a buffer."""
+    if not isinstance(value, Tensor):
+        setattr(module, name, value)
+        return
+    who = type(module).__name__
+    if not value.is_floating_point():
+        raise TypeError(f"{who}: {name} must be floating point, got {type_name(value)}")
+    if value.dim() > 1:
+        raise ValueError(f"{who}: {name} must be of shape [] or [C], got {tuple(value.shape)}")
+    if isinstance(value, nn.Parameter):
+        module.register_parameter(name, value)
+    elif value.requires_grad:
+        raise ValueError(
+            f"{who}: {name} must be an nn.Parameter to learn, got a tensor that requires gradient"
+        )
+    else:
+        module.register_buffer(name, value)
 
 
 def _in_state_dtype(value, x: Tensor):
@@ -128,7 +143,7 @@ class LIF(BaseNeuron):
 
     The arguments, equations and shapes are those of ``snnfast.lif``. ``tau`` is a float >= 1 in
     timesteps; ``beta`` (H = beta V + X, instead of ``tau`` and ``decay_input``) and ``v_threshold``
-    may be tensors: an nn.Parameter [] or [C] is one of the module and learns, any other tensor a
+    may be tensors [] or [C]: an nn.Parameter is one of the module and learns, any other tensor a
     buffer. Else the module has no entry in the state_dict.
     """
 
@@ -146,7 +161,7 @@ class LIF(BaseNeuron):
         check_bool("LIF", "decay_input", decay_input)
         check_modes("LIF", tau=self.tau, decay_input=decay_input, beta=beta, v_rest=v_rest)
         self.decay_input = decay_input
-        self._hold("beta", beta)
+        _hold(self, "beta", beta)
         self.v_rest = v_rest
 
     def _rate(self, x):
@@ -258,17 +273,7 @@ class Neuron(Stateful):
                 raise ValueError(
                     f"Neuron: {name} must not name a parameter of a module, which has its own"
                 )
-            if isinstance(value, nn.Parameter):
-                self.register_parameter(name, value)
-            elif isinstance(value, Tensor):
-                if value.requires_grad:
-                    raise ValueError(
-                        f"Neuron: {name} must be an nn.Parameter to learn, got a tensor that "
-                        "requires gradient"
-                    )
-                self.register_buffer(name, value)
-            else:
-                setattr(self, name, value)
+            _hold(self, name, value)
 
     def forward(self, *inputs: Tensor, states=None, timesteps: int | None = None):
         """The outputs [T, ...] of inputs [T, ...], from rest or from ``states``."""

@@ -25,9 +25,10 @@ class Stateful(nn.Module):
         passing = ("_streaming", "_v", "_called", "_loop")
         return {name: value for name, value in vars(self).items() if name not in passing}
 
-    def _step_on(self, op: Callable, state):
+    def _step_on(self, op: Callable, state, time_first: Callable = lambda v: v):
         """``op(state, return_state)`` from the state given, that of the stream, or rest: what the
-        module returns. A state is a tensor, or a tuple of them."""
+        module returns. A state is a tensor, or a tuple of them; ``time_first``: of the states after
+        every step a view [T, ...]."""
         streaming = self._streaming
         if streaming and not torch.compiler.is_compiling():
             self._call_once()
@@ -43,8 +44,8 @@ class Stateful(nn.Module):
             self._v = v
         elif isinstance(v, tuple):
             self._v = tuple(one[-1] for one in v) if v and v[0].shape[0] else self._v
-        elif v.shape[0]:
-            self._v = v[-1]
+        elif (steps := time_first(v)).shape[0]:
+            self._v = steps[-1]
         return (s, v) if self.return_state else s
 
     def _call_once(self) -> None:

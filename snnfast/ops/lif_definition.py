@@ -71,6 +71,8 @@ def by_program(op: str, run, x, v0, *, tau, inv_tau, v_threshold, v_reset, decay
                backend):  # fmt: skip
     """The call of ``op`` with all arguments checked, by ``run``, the definition or what ends in
     it."""
+    given = (x, v0, tau, inv_tau, beta, v_threshold)  # before anybody looks at their values
+    check.refuse_transforms(op, *(t for t in given if isinstance(t, Tensor)))
     check.check_input(op, "y" if op == "norm_lif" else "x", x)
     layers.check_options(
         op, v_threshold=v_threshold, v_reset=v_reset, detach_reset=detach_reset,
@@ -90,9 +92,10 @@ def by_program(op: str, run, x, v0, *, tau, inv_tau, v_threshold, v_reset, decay
         tau = tau if inv_tau is None else layers.DEFAULT_TAU
     elif beta is None:
         tau = layers.check_tau(op, tau)
-    if isinstance(v_threshold, Tensor):
-        check.check_row(op, "v_threshold", v_threshold, x, shape)
-        check.check_finite(op, "v_threshold", v_threshold)
+    for name, value in {"v_threshold": v_threshold, "beta": beta}.items():
+        if isinstance(value, Tensor):
+            check.check_row(op, name, value, x, shape)
+            check.check_finite(op, name, value)
     return run(
         x, states=v0, surrogate=surrogate, timesteps=timesteps, return_state=return_state,
         backend=backend, tau=tau, inv_tau=inv_tau, v_threshold=v_threshold, v_reset=v_reset,

@@ -106,6 +106,7 @@ class Definition:
     ) -> "Bound":  # fmt: skip
         """The arguments of a call, checked. ``norm``: the program is that of the neuron behind a
         normalisation, as ``plan_of`` has it."""
+        check.refuse_transforms(self.name)  # before anything is traced
         x, steps, shape = self._checked_inputs(inputs, timesteps)
         if not isinstance(return_state, (bool, str)) or return_state not in (False, True, "all"):
             raise ValueError(

@@ -1,5 +1,6 @@
 """What a user can get wrong of a batch normalisation in front of neurons."""
 
+import torch.distributed as dist
 from torch import Tensor
 
 from snnfast.ops import validation as arguments
@@ -39,6 +40,15 @@ def check(op, y, residual, weight, bias, running_mean, running_var, timesteps, t
             f"got shape {tuple(y.shape)}"
         )
     return use_batch, count, momentum, eps
+
+
+def check_group(op: str, group) -> None:
+    """Ranks that share the statistics."""
+    if not (dist.is_available() and isinstance(group, dist.ProcessGroup)):
+        raise TypeError(
+            f"{op}: process_group must be a group of torch.distributed or None, "
+            f"got {arguments.type_name(group)}"
+        )
 
 
 def _check_channels(op: str, name: str, tensor, y: Tensor, channels: int, exact: bool) -> None:

@@ -292,6 +292,8 @@ def norm_lif(
             inv_tau=inv_tau, beta=beta, v_rest=v_rest, fire=fire, detach_state=detach_state,
             timesteps=timesteps, return_state=return_state, backend=backend,
         )  # fmt: skip
+    if process_group is not None:
+        norm_checks.check_group("norm_lif", process_group)
     call, rate, (use_batch, count, momentum, eps) = layers.checked_call(
         "norm_lif", y, v0, residual, weight, bias, running_mean, running_var, tau=tau,
         v_threshold=v_threshold, v_reset=v_reset, decay_input=decay_input,
@@ -304,7 +306,9 @@ def norm_lif(
     repeats = timesteps or 1
     if call.backend == "reference":
         if use_batch and process_group is not None:
-            raise ValueError("norm_lif: process_group must be None on the reference backend")
+            raise ValueError(
+                "norm_lif: process_group must be None on the reference backend, got one"
+            )
         statistics = None if use_batch else (running_mean, running_var)
         update = running and (*running, momentum, count * repeats)
         return _on_the_reference(call, rate, y, residual, v0, weight, bias, statistics, update, eps)

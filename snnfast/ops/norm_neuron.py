@@ -101,6 +101,8 @@ def run(
     if len(neuron.inputs) != 1:
         raise ValueError(f"{who}: neuron must have one input, got {len(neuron.inputs)}")
     static = timesteps is not None
+    if process_group is not None:
+        norm_checks.check_group(who, process_group)
     use_batch, count, momentum, eps = norm_checks.check(
         who, y, residual, weight, bias, running_mean, running_var, timesteps, training, momentum,
         eps, process_group is not None,
@@ -115,7 +117,7 @@ def run(
     repeats = timesteps or 1
     if bound.backend == "reference":
         if use_batch and process_group is not None:
-            raise ValueError(f"{who}: process_group must be None on the reference backend")
+            raise ValueError(f"{who}: process_group must be None on the reference backend, got one")
         given = None if use_batch else (running_mean.clone(), running_var.clone())
         update = running and (*running, momentum, count * repeats)
         x = _on_the_reference(y, residual, weight, bias, given, update, eps, static)

@@ -20,6 +20,8 @@ def along(time_axis, function, sequences: dict, *, timesteps, return_state, **ar
     op = function.__name__
     check_time_axis(op, time_axis)
     merged = time_axis == MERGED
+    if merged and timesteps is None:
+        raise TypeError(f"{op}: timesteps must be an int where time_axis is 'merged', got None")
     if merged:
         check.check_int(op, "timesteps", timesteps, 1)
     moved = {
@@ -38,6 +40,13 @@ def along(time_axis, function, sequences: dict, *, timesteps, return_state, **ar
     return back(s), back(v) if return_state == "all" else v
 
 
+def time_first(x: Tensor, time_axis, timesteps) -> Tensor:
+    """A view [T, ...] of a sequence in that layout."""
+    if time_axis == MERGED:
+        return x.unflatten(0, (timesteps, x.shape[0] // timesteps))
+    return x.movedim(time_axis, 0)
+
+
 def _time_first(op: str, name: str, x, time_axis, timesteps) -> Tensor:
     check.check_input(op, name, x)
     if time_axis == MERGED:
@@ -46,10 +55,12 @@ def _time_first(op: str, name: str, x, time_axis, timesteps) -> Tensor:
                 f"{op}: {name} must have timesteps * N on its first axis, timesteps = {timesteps}, "
                 f"got shape {tuple(x.shape)}"
             )
-        return x.unflatten(0, (timesteps, x.shape[0] // timesteps))
+        return time_first(x, time_axis, timesteps)
     axes = x.dim() + (timesteps is not None)  # of the result
+    if not axes:
+        raise ValueError(f"{op}: {name} must have an axis of time, got a scalar")
     if not -axes <= time_axis < axes:
         raise ValueError(
             f"{op}: time_axis must be an axis of {name}, in {-axes}..{axes - 1}, got {time_axis}"
         )
-    return x.movedim(time_axis, 0) if timesteps is None else x
+    return time_first(x, time_axis, timesteps) if timesteps is None else x

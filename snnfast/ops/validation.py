@@ -105,7 +105,8 @@ LARGEST, SMALLEST = 3.4028234663852886e38, 1.1754943508222875e-38
 def check_number(op: str, name: str, value, *, finite: bool = True, hint: str = "") -> float:
     """A float32 number; infinity is one only where it need not be ``finite``."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{op}: {name} must be a number{hint}, got {type_name(value)}")
+        got = f"a {type_name(value)} tensor" if isinstance(value, Tensor) else type_name(value)
+        raise TypeError(f"{op}: {name} must be a number{hint}, got {got}")
     # Comparisons only: under torch.compile a number may be symbolic, and math.isfinite is not.
     infinite = not -math.inf < value < math.inf
     if value != value or (infinite and finite):

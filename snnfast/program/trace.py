@@ -53,7 +53,16 @@ def in_no_mode():
     # Only where there is one: what disables them imports the compiler.
     modes = _disable_current_modes if torch._C._len_torch_dispatch_stack() else nullcontext
     with modes(), torch.inference_mode(False), torch.enable_grad(), torch.device("cpu"):
-        yield
+        with _own_saved_tensors():
+            yield
+
+
+def _own_saved_tensors():
+    """What autograd saves in here is kept from the hooks of the caller, such as a checkpoint's,
+    which counts the tensors of forward and of its second run, where nothing is traced any more."""
+    if torch._C._autograd._saved_tensors_hooks_get_disabled_error_message() is not None:
+        return nullcontext()
+    return torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
 
 
 def recording():

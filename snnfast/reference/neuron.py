@@ -81,8 +81,11 @@ def spike(u: Tensor, levels: int = 1) -> Tensor:
 
 
 def strict_spike(u: Tensor) -> Tensor:
-    """1 where u > 0, not where u = 0; the gradient is g(u) of the surrogate everywhere."""
-    return spike(u) - (u == 0).to(u.dtype)
+    """1 where u > 0, not where u = 0; the gradient is g(u) of the surrogate everywhere. The smooth
+    twin has no step, so nothing differs there."""
+    s = spike(u)
+    smooth = not recording() and not _local.surrogate.spiking
+    return s if smooth else s - (u == 0).to(u.dtype)
 
 
 def ternary_spike(u: Tensor, threshold: float = 1.0) -> Tensor:

@@ -50,6 +50,11 @@ class Surrogate:
                 if not isinstance(value, Surrogate):
                     kind = type(value).__name__
                     raise TypeError(f"surrogate: of must be a snnfast.surrogate object, got {kind}")
+                if not value.spiking:
+                    raise ValueError(
+                        "surrogate: of must be spiking, got a smooth twin; spiking=False is for "
+                        f"{type(self).__name__} itself"
+                    )
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise TypeError(

@@ -227,6 +227,24 @@ def test_an_error_leaves_the_net_as_it_was():
     assert type(net[1]) is snn.Leaky
 
 
+class FromBoth(nn.Module):
+    """What reads the spikes and the state of one step."""
+
+    def forward(self, outputs):
+        spikes, mem = outputs
+        return spikes + mem.mean(0)
+
+
+def test_a_layer_reads_the_states_of_an_output():
+    net = nn.Sequential(nn.Flatten(), leaky(output=True), FromBoth(), leaky())
+    utils.reset(net)
+    wanted = torch.stack([net(x) for x in X])
+    utils.reset(net)
+    assert torch.equal(multi_step(net, X), wanted)
+    with pytest.raises(TypeError, match="unroll: input_ must be a tensor, got tuple"):
+        multi_step(nn.Sequential(leaky(output=True), leaky()), X)
+
+
 def test_judges_its_neurons_alone():
     assert judge(nn.Linear(2, 2)) is None and judge(snnfast.nn.Leaky()) is None
     reasons = {

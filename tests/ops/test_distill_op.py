@@ -114,7 +114,7 @@ BAD = [
     ({"alpha": -0.1}, ValueError, "alpha must be >= 0, got -0.1"),
     ({"alpha": math.nan}, ValueError, "alpha must be finite"),
     ({"alpha": "1"}, TypeError, "alpha must be a number, got str"),
-    ({"alpha": torch.tensor(1.0)}, TypeError, "alpha must be a number, got float32"),
+    ({"alpha": torch.tensor(1.0)}, TypeError, "alpha must be a number, got a float32 tensor"),
     ({"temperature": 0.0}, ValueError, "temperature must be > 0"),
     ({"temperature": math.inf}, ValueError, "temperature must be finite"),
     ({"label_smoothing": 1.1}, ValueError, "label_smoothing must be in 0..1"),

@@ -362,6 +362,25 @@ def test_modules_hold_their_tensors():
     assert "fire" not in repr(snnfast.nn.LIF()) and not snnfast.nn.LIF().state_dict()
 
 
+@pytest.mark.parametrize("axis", AXES)
+def test_a_stream_goes_on_where_all_states_are_returned(axis):
+    """As many timesteps at a time as there are samples, so that no shape tells them apart."""
+    axis = AXES[axis]
+    first = torch.randn(12, 3, 4, 5)
+    at = {"timesteps": 3} if axis == "merged" else {}
+
+    def theirs(t):
+        return t.flatten(0, 1) if axis == "merged" else t.movedim(0, axis)
+
+    layer = snnfast.nn.LIF(tau=4.0, time_axis=axis, return_state="all")
+    s, v = snnfast.lif(first, tau=4.0, return_state="all")
+    with snnfast.streaming(layer):
+        for k in range(0, 12, 3):
+            found = layer(theirs(first[k : k + 3]), **at)
+            assert torch.equal(found[0], theirs(s[k : k + 3]))
+            assert torch.equal(found[1], theirs(v[k : k + 3]))
+
+
 def test_modules_with_modes_equal_the_function():
     x = torch.randn(9, 3, 4, 5)
     plif = snnfast.nn.ParametricLIF(3.0, channels=4, v_rest=0.1, fire=">", v_reset=None)
@@ -400,6 +419,16 @@ def test_compiles(monkeypatch, sample):
             results.append((s, *torch.autograd.grad(s.sum(), (x, theta))))
         for a, b in zip(*results, strict=True):
             torch.testing.assert_close(a, b)
+
+
+def test_the_smooth_twin_fires_alike_at_the_threshold():
+    """What ``fire`` decides is the step, which the twin does not have."""
+    x, twin = torch.randint(-20, 41, (4, 64)) / 20, snnfast.surrogate.ATan(spiking=False)
+    x[0, :2] = 1.0
+    found = [snnfast.lif(x, tau=math.inf, surrogate=twin, fire=fire) for fire in (">=", ">")]
+    assert torch.equal(*found)
+    s = snnfast.neurons.leaky(x[:1], surrogate=twin)
+    torch.testing.assert_close(s, torch.atan(math.pi * (x[:1] - 1)) / math.pi + 0.5)
 
 
 def test_backward_twice_names_the_op():

@@ -198,6 +198,12 @@ REFUSED = {
     ),
     "beta list": ((X,), {"beta": [0.5]}, TypeError, r"beta must be a number or a tensor"),
     "beta nan": ((X,), {"beta": math.nan}, ValueError, "beta must be finite"),
+    "beta tensor nan": (
+        (X,),
+        {"beta": torch.tensor(math.nan)},
+        ValueError,
+        "beta must be finite, got nan",
+    ),
     "beta shape": ((X,), {"beta": torch.ones(2)}, ValueError, "beta must .*one value per channel"),
     "beta, tau": (
         (X,),
@@ -223,7 +229,7 @@ REFUSED = {
         ValueError,
         "v_rest must be None where beta is given, got 0.1",
     ),
-    "v_rest": ((X,), {"v_rest": torch.ones(3)}, TypeError, "v_rest must be a number or None"),
+    "v_rest": ((X,), {"v_rest": torch.ones(3)}, TypeError, "a number or None .* got a float32 ten"),
     "fire": ((X,), {"fire": "<"}, ValueError, "fire must be '>=' or '>', got '<'"),
     "detach_state": ((X,), {"detach_state": 1}, TypeError, "detach_state must be True or False"),
     "by program: tau": ((X,), {"fire": ">", "tau": 0.9}, ValueError, "tau must be >= 1"),
@@ -237,7 +243,8 @@ REFUSED = {
     "time_axis": ((X,), {"time_axis": "last"}, ValueError, "time_axis must be an int or 'merged'"),
     "time_axis flag": ((X,), {"time_axis": True}, ValueError, "time_axis must be an int"),
     "time_axis 3": ((X,), {"time_axis": 3}, ValueError, r"an axis of x, in -3..2, got 3"),
-    "merged, T": ((X,), {"time_axis": "merged"}, TypeError, "timesteps must be an int"),
+    "time_axis scalar": ((X[0, 0, 0],), {"time_axis": 1}, ValueError, "axis of time, got a scalar"),
+    "merged, T": ((X,), {"time_axis": "merged"}, TypeError, "an int where time_axis is 'merged'"),
     "merged, 3": (
         (X,),
         {"time_axis": "merged", "timesteps": 3},

@@ -162,6 +162,8 @@ BAD = [
     ({"v0": torch.zeros(3, 5)}, ValueError, r"v0 must have shape \(3, 4\)"),
     ({"y": torch.zeros(1, 1, 4)}, ValueError, "y must have more than one value per channel"),
     ({"backend": "triton"}, ValueError, "backend 'triton' cannot be used"),
+    ({"process_group": 3}, TypeError, "process_group must be a group of .* or None, got int"),
+    ({"process_group": 3, "beta": 0.5}, TypeError, "norm_lif: process_group must be a group"),
 ]
 
 
