@@ -185,6 +185,19 @@ def branches(self, x):
     self.v = self.v + x if float(x.sum()) > 0 else self.v
 
 
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("mode", ["m", "s"])
+@pytest.mark.parametrize("version", VERSIONS[1:])
+def test_requirement_01_a_single_step_around_theirs(version, mode, training):
+    class Louder(module(version).LIFNode):
+        def single_step_forward(self, x):
+            return super().single_step_forward(2 * x)
+
+    ours, theirs = fresh(nn.Sequential(Louder(tau=3.0, step_mode=mode)).train(training))
+    assert snnfast.accelerate(ours).replaced
+    check_same(ours, theirs, currents(4, 3, 5, grid=True), steps=mode == "s")
+
+
 @pytest.mark.parametrize("step", [counts, draws, branches], ids=lambda f: f.__name__)
 def test_requirement_01_what_is_left_is_named(step):
     own = subclass("0.0.0.0.14", neuronal_charge=step)

@@ -88,6 +88,17 @@ def test_requirement_02_copies(version, kind):
     ours.load_state_dict(theirs.state_dict())
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_requirement_02_checkpoints_hold_nothing_of_ours(version):
+    ours, theirs, _ = both(version)
+    kept = io.BytesIO()
+    torch.save(ours.state_dict(), kept)
+    kept.seek(0)
+    loaded = torch.load(kept, weights_only=True)
+    assert loaded._metadata == theirs.state_dict()._metadata
+    theirs.load_state_dict(loaded)
+
+
 def test_requirement_02_traced_nodes_are_copied_too():
     ours, theirs = fresh(nn.Sequential(Traced()))
     assert len(snnfast.accelerate(ours).traced) == 1

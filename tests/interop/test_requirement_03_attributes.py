@@ -281,3 +281,39 @@ def test_requirement_03_memories_of_the_old_are_read_by_traced_steps():
     with pytest.warns(UserWarning, match="v is the number 0.1"):
         check_same(ours, theirs, currents(5, 8, 5, grid=True))
     check_same(ours, theirs, currents(5, 8, 5, grid=True))
+
+
+def quarter(node):
+    """A charge, a step or a pair of states: by the version's name for it."""
+    for name in ("neuronal_charge", "single_step_functional_forward"):
+        if hasattr(node, name):
+            theirs = getattr(node, name)
+
+            def half(x, *rest, **named):
+                less = [0.25 * t for t in x] if isinstance(x, (list, tuple)) else 0.25 * x
+                return theirs(less, *rest, **named)
+
+            setattr(node, name, half)
+            return
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_requirement_03_a_method_of_the_node_itself_takes_effect(version):
+    ours, theirs = both(version)
+    for x in (currents(4, 3, 5), currents(4, 3, 5, seed=1)):
+        check_same(ours, theirs, x)
+        for model in (ours, theirs):
+            quarter(model[0])
+
+
+def test_requirement_03_a_method_of_a_traced_node_itself_takes_effect():
+    class Leaks(module("0.0.0.0.12").LIFNode):
+        def neuronal_charge(self, x):
+            self.v = 0.75 * self.v + x
+
+    ours, theirs = fresh(nn.Sequential(Leaks()))
+    assert snnfast.accelerate(ours).traced
+    for model in (ours, theirs):
+        model[0].neuronal_fire = lambda node=model[0]: node.surrogate_function(node.v - 0.5)
+    for seed in (0, 1):
+        check_same(ours, theirs, currents(4, 3, 5, 2, 4, seed=seed), steps=True)

@@ -30,9 +30,9 @@ def judge(module: nn.Module) -> Verdict | None:
     base = _nodes.base_of(cls)
     if base is None:
         return None
-    own = [k for k in (*_HOOKS, *_ENTRIES) if k in vars(module)]
-    if own:
-        return _left(f"{own[0]} is an attribute of this node")
+    own = _nodes.own_call(module, cls) or next((k for k in _ENTRIES if k in vars(module)), None)
+    if own is not None:
+        return _left(f"{own} is an attribute of this node")
     if "v" not in vars(module).get("_memories", ()) or hasattr(cls, "v"):
         return _left(f"{base.__name__} keeps no v among its memories")
     try:

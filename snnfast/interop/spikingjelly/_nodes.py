@@ -7,9 +7,11 @@ SpikingJelly's class, so that whatever a subclass overrides still comes first.
 import functools
 import re
 import threading
+import types
 import warnings
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 from snnfast.interop.spikingjelly import _traced
@@ -37,16 +39,20 @@ _HARMLESS = frozenset(
     "store_v_seq __repr__ __dir__ to_lava".split()
 )
 """What no forward depends on."""
+_METHODS = (types.FunctionType, staticmethod, classmethod, torch.jit.ScriptFunction)
 
 
 class Accelerated:
-    """Of every class made here."""
+    """Of every class made here. The names it adds are read from the class, and are such that a
+    subclass of somebody's, or ``nn.Module`` (``_version``), has none of them."""
 
-    _plain: type
+    _accelerated_from: type
     """The class that the module had."""
+    _accelerated_calls: frozenset[str]
+    """The methods that make its output, which a node may have of its own, too."""
 
     def __reduce_ex__(self, protocol):
-        return blank, (self._plain,), self.__getstate__()
+        return blank, (type(self)._accelerated_from,), self.__getstate__()
 
 
 def blank(plain: type, ways=None) -> nn.Module:
@@ -55,20 +61,42 @@ def blank(plain: type, ways=None) -> nn.Module:
 
 
 class _Node(Accelerated):
-    _version: Version
-    _charge: Charge
+    _accelerated_as: tuple[Version, Charge]
 
-    def _one(self, x):
-        return single_step(self, x, self._version, type(self)._charge)
 
-    def _all(self, x, every: bool):
-        return multi_step(self, x, self._version, type(self)._charge, every)
+def _one(node, x):
+    _refuse_own(node)
+    return single_step(node, x, *type(node)._accelerated_as)
+
+
+def _all(node, x, every: bool):
+    _refuse_own(node)
+    return multi_step(node, x, *type(node)._accelerated_as, every)
+
+
+def _refuse_own(node) -> None:
+    own = vars(node)
+    if not type(node)._accelerated_calls.isdisjoint(own):
+        raise Unlike(f"{own_call(node, type(node))} is an attribute of this node")
+
+
+def own_call(node, cls: type) -> str | None:
+    """The method of ``cls`` that ``node`` has as an attribute of its own, if there is one."""
+    return next((k for k in vars(node) if k in calls(cls)), None)
+
+
+@functools.cache
+def calls(cls: type) -> frozenset[str]:
+    """The methods of a class of nodes that make their output."""
+    theirs = (c for c in cls.__mro__ if not issubclass(nn.Module, c))
+    methods = {k for c in theirs for k, f in vars(c).items() if isinstance(f, _METHODS)}
+    return frozenset(methods - _HARMLESS - {"forward", "multi_step_forward"})
 
 
 class _Single12(_Node):
     def forward(self, x):
         try:
-            return self._one(x)
+            return _one(self, x)
         except Unlike as why:
             say(self, why, True)
         return super().forward(x)
@@ -79,7 +107,7 @@ class _Multi12(_Node):
         try:
             if x_seq.dim() < 2 or self.backend == "lava":
                 raise Unlike(f"x is {list(x_seq.shape)}, backend {self.backend!r}")
-            s, self.v_seq = self._all(x_seq, True)
+            s, self.v_seq = _all(self, x_seq, True)
             return s
         except Unlike as why:
             say(self, why)
@@ -89,14 +117,16 @@ class _Multi12(_Node):
 class _Both14(_Node):
     def single_step_forward(self, x):
         try:
-            return self._one(x)
+            return _one(self, x)
         except Unlike as why:
             say(self, why)
         return super().single_step_forward(x)
 
     def multi_step_forward(self, x_seq):
         try:
-            s, every = self._all(x_seq, bool(self.store_v_seq))
+            if self.training and type(self).single_step_forward is not _Both14.single_step_forward:
+                raise Unlike("its single_step_forward is its own, and is called for each step")
+            s, every = _all(self, x_seq, bool(self.store_v_seq))
             if self.store_v_seq:
                 self.v_seq = every
             return s
@@ -109,7 +139,7 @@ class _Both2(_Node):
     def single_step_forward(self, x, *args, **kwargs):
         try:
             _check_plain(self, args, kwargs)
-            s = self._one(x)
+            s = _one(self, x)
             if self.store_v_seq:
                 self._append_v_seq(self.v)
             return s
@@ -120,7 +150,7 @@ class _Both2(_Node):
     def multi_step_forward(self, x_seq, *args, **kwargs):
         try:
             _check_plain(self, args, kwargs)
-            s, self.v_seq = self._all(x_seq, bool(self.store_v_seq))
+            s, self.v_seq = _all(self, x_seq, bool(self.store_v_seq))
             return s
         except Unlike as why:
             say(self, why)
@@ -200,28 +230,30 @@ def made(plain: type) -> type | None:
         mixin, version = _Both14, V14
     else:
         mixin, version = (_Multi12 if kind.startswith("MultiStep") else _Single12), V12
-    ours = named(base, (mixin, base), {"_version": version, "_charge": staticmethod(charge)})
+    ours = named(base, (mixin, base), {"_accelerated_as": (version, charge)})
     return ours if plain is base else named(plain, (plain, ours), {})
 
 
 def named(plain: type, bases: tuple, namespace: dict) -> type:
     """A subclass that is called as ``plain`` is."""
     like = {k: getattr(plain, k) for k in ("__module__", "__qualname__", "__doc__")}
-    return type(plain.__name__, bases, like | namespace | {"_plain": plain})
+    own = {"_accelerated_from": plain, "_accelerated_calls": calls(plain)}
+    return type(plain.__name__, bases, like | namespace | own)
 
 
 class Traced(Accelerated):
-    _ways: tuple[_traced.Way, ...]
+    _accelerated_ways: tuple[_traced.Way, ...]
 
     def __reduce_ex__(self, protocol):
-        return blank, (self._plain, self._ways), self.__getstate__()
+        cls = type(self)
+        return blank, (cls._accelerated_from, cls._accelerated_ways), self.__getstate__()
 
 
 @functools.cache
 def traced(plain: type, ways: tuple[_traced.Way, ...]) -> type:
     """The subclass of ``plain`` whose methods run in these ways, and else as they are."""
     entries = {way.entry: _entry(plain, way.entry, ways) for way in ways}
-    return named(plain, (Traced, plain), entries | {"_ways": ways})
+    return named(plain, (Traced, plain), entries | {"_accelerated_ways": ways})
 
 
 def _entry(plain: type, name: str, ways):
@@ -232,6 +264,7 @@ def _entry(plain: type, name: str, ways):
         if way is None:
             return theirs(self, *args, **kwargs)
         try:
+            _refuse_own(self)
             if len(args) != 1 or kwargs:
                 raise Unlike("it is called with more than x")
             keeps = way.layout != "step" and _keeps_v(self)
