@@ -211,3 +211,33 @@ def test_requirement_02_compiled(version):
             assert torch.equal(compiled(X), theirs(X))
             assert torch.equal(ours.lif.v, theirs.lif.v)
             assert torch.equal(compiled(X), theirs(X))  # on from there
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_requirement_02_transforms_and_inference_mode(version):
+    ours, theirs, _ = both(version, "ParametricLIFNode")
+    with torch.inference_mode():
+        check_same(ours, theirs, X)
+    check_same(ours, theirs, X)  # on from there
+    reset(ours, theirs)
+    results = []
+    for model in (ours, theirs):
+        try:
+            results.append(torch.func.vmap(model.eval())(X[None])[0])
+        except RuntimeError as error:
+            results.append(type(error))
+        reset(model)
+    if isinstance(results[1], torch.Tensor):
+        assert torch.equal(*results)
+    else:
+        assert results[0] is results[1]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_requirement_02_a_model_without_memory(version):
+    with torch.device("meta"):
+        ours = Block(version, "ParametricLIFNode")
+    assert len(snnfast.accelerate(ours).replaced) == 2
+    theirs = Block(version, "ParametricLIFNode")
+    ours.to_empty(device="cpu").load_state_dict(theirs.state_dict())
+    check_same(ours, theirs, X)

@@ -283,18 +283,17 @@ def test_requirement_03_memories_of_the_old_are_read_by_traced_steps():
     check_same(ours, theirs, currents(5, 8, 5, grid=True))
 
 
-def quarter(node):
-    """A charge, a step or a pair of states: by the version's name for it."""
-    for name in ("neuronal_charge", "single_step_functional_forward"):
-        if hasattr(node, name):
-            theirs = getattr(node, name)
+def quarter(node) -> None:
+    """Gives it a charge of its own, by the version's name for it."""
+    charges = ("neuronal_charge", "single_step_functional_forward")
+    name = next(name for name in charges if hasattr(node, name))
+    theirs = getattr(node, name)
 
-            def half(x, *rest, **named):
-                less = [0.25 * t for t in x] if isinstance(x, (list, tuple)) else 0.25 * x
-                return theirs(less, *rest, **named)
+    def half(x, *rest, **named):
+        less = [0.25 * t for t in x] if isinstance(x, (list, tuple)) else 0.25 * x
+        return theirs(less, *rest, **named)
 
-            setattr(node, name, half)
-            return
+    setattr(node, name, half)
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -22,7 +22,10 @@ def twin(node: nn.Module, cls: type) -> nn.Module:
         vars(other)[name] = copy.deepcopy(own[name])
     for name, rest in (("_memories", "_memories_rv"), ("_memories_rv", "_memories_rv")):
         vars(other)[name] = copy.deepcopy(own[rest])
-    return nn.Module.cpu(other)
+    # On the meta device, where a large model may be built, there are no numbers yet.
+    return nn.Module._apply(
+        other, lambda t: torch.zeros_like(t, device="cpu") if t.is_meta else t.cpu()
+    )
 
 
 def step_shape(node: nn.Module) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from snnfast import surrogate as surrogates
 from snnfast.interop.spikingjelly._later import Later, Memories
 from snnfast.interop.spikingjelly._surrogates import firing
 from snnfast.ops.lif import lif
-from snnfast.ops.validation import state_dtype
+from snnfast.ops.validation import is_transformed, state_dtype
 
 
 class Unlike(Exception):
@@ -176,6 +176,8 @@ def start(node, name: str, x: Tensor, r: float, resizes: bool) -> Tensor | None:
         v = v.expand(shape)
     if v.dtype != dtype or v.device != x.device:
         v = v.to(x.device, dtype)
+    if v.is_inference() and torch.is_grad_enabled():  # which autograd would not keep
+        v = v.clone()
     return v
 
 
@@ -185,6 +187,8 @@ def check_sequence(x) -> None:
         raise Unlike(f"x is a {x.dtype if isinstance(x, Tensor) else type(x).__name__}")
     if x.dim() == 0 or not x.shape[0]:
         raise Unlike("x has no timestep")
+    if not torch.compiler.is_compiling() and is_transformed():
+        raise Unlike("a transform of torch.func is at work")
 
 
 def fires_by(node) -> tuple[surrogates.Surrogate, str]:
