@@ -26,7 +26,9 @@ assert spikingjelly.clock_driven is clock_driven is ours
 assert ab.functional is functional and base.MemoryModule is ab.base.MemoryModule
 assert carried is MultiStepLIFNode is ours.neuron.MultiStepLIFNode
 assert issubclass(cext_neuron.MultiStepIFNode, clock_driven.neuron.BaseNode)
-assert all(n in sys.modules for n in ("spikingjelly.clock_driven.monitor", "src.spikingjelly"))
+assert "spikingjelly.clock_driven.monitor" in sys.modules
+import src.spikingjelly
+assert src.spikingjelly is spikingjelly
 """
 
 
@@ -49,6 +51,23 @@ assert src.spikingjelly.clock_driven.neuron is layers.neuron
 from src.more.clock_driven import neuron
 from src.more.clock_driven.layer import Dropout
 assert neuron is layers.neuron
+"""
+    run(script, ("spikingjelly",))
+
+
+def test_a_copy_that_is_imported_later(tmp_path: Path):
+    """An alias is an attribute of its package, as the copy was, and the package is the script's."""
+    for package in ("src", "src/spikingjelly", "src/spikingjelly/clock_driven"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text(f"here = {package!r}")
+    script = f"""
+sys.path.insert(0, {str(tmp_path)!r})
+import snnfast
+snnfast.interop.install("src.spikingjelly")
+import src.spikingjelly.clock_driven.neuron
+assert src.here == "src" and "here" not in vars(src.spikingjelly)
+assert src.spikingjelly.clock_driven.neuron is snnfast.interop.spikingjelly.clock_driven.neuron
+from src import spikingjelly
 """
     run(script, ("spikingjelly",))
 
@@ -77,6 +96,11 @@ def test_too_late_is_named_and_nothing_is_done():
         ((), ValueError, "install: names must be one or more packages, got none"),
         ((3,), TypeError, "install: names must be strings, got int"),
         (("a-b",), ValueError, "install: names must be dotted names of packages, got 'a-b'"),
+        (
+            ("spikingjelly.neuron",),
+            ValueError,
+            "install: names must be those of packages, got the module 'spikingjelly.neuron'",
+        ),
     ],
 )
 def test_bad_names(names, error, said):

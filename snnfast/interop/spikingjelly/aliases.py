@@ -14,14 +14,17 @@ _homes: dict[str, str] = {}
 """{an alias: which of our packages it is, "" for the whole}"""
 
 
-class _PassedOn(Loader):
-    """A module of the peer under an alias."""
+class _Known(Loader):
+    """A module of ours, or else of the peer, under an alias."""
 
     def __init__(self, where: str):
         self.where = where
 
     def create_module(self, spec):
-        module = peer.module(self.where)
+        if self.where in _places():
+            module = importlib.import_module(_dotted(peer.HERE, self.where))
+        else:
+            module = peer.module(self.where)
         self.own_spec = module.__spec__
         return module
 
@@ -34,13 +37,25 @@ class _Finder(MetaPathFinder):
         if peer.is_looking():
             return None
         for alias, home in _homes.items():
-            if fullname.startswith(f"{alias}."):
-                where = _dotted(home, fullname.removeprefix(f"{alias}."))
-                return ModuleSpec(fullname, _PassedOn(where))
+            if f"{fullname}.".startswith(f"{alias}."):
+                where = _dotted(home, fullname.removeprefix(alias).removeprefix("."))
+                return ModuleSpec(fullname, _Known(where))
         return None
 
 
-_finder = _Finder()
+class _Parents(MetaPathFinder):
+    """The packages around an alias that nobody else has: of a copy that is gone."""
+
+    def find_spec(self, fullname, path=None, target=None):
+        around = any(alias.startswith(f"{fullname}.") for alias in _homes)
+        return (
+            ModuleSpec(fullname, None, is_package=True)
+            if around and not peer.is_looking()
+            else None
+        )
+
+
+_finder, _parents = _Finder(), _Parents()
 
 
 def install(*names: str) -> None:
@@ -68,6 +83,8 @@ def install(*names: str) -> None:
             raise TypeError(f"install: names must be strings, got {type(name).__name__}")
         if not all(part.isidentifier() for part in name.split(".")):
             raise ValueError(f"install: names must be dotted names of packages, got {name!r}")
+        if name.rpartition(".")[2] in _FILES:
+            raise ValueError(f"install: names must be those of packages, got the module {name!r}")
         there = sys.modules.get(name)
         if there is not None and not peer.is_ours(there):
             where = getattr(there, "__file__", None) or "a module without a file"
@@ -80,17 +97,16 @@ def install(*names: str) -> None:
 
 
 def _register(name: str) -> None:
-    parent, _, last = name.rpartition(".")
-    home = last if last in _OURS else ""
-    _homes[name] = home
+    last = name.rpartition(".")[2]
+    _homes[name] = last if last in _OURS else ""
     if _finder not in sys.meta_path:
         sys.meta_path.insert(0, _finder)
-    for where in _places():
-        if f"{where}.".startswith(f"{home}.") or not home:
-            module = importlib.import_module(_dotted(peer.HERE, where))
-            sys.modules[_dotted(name, where.removeprefix(home).removeprefix("."))] = module
-    if parent in sys.modules:
-        setattr(sys.modules[parent], last, sys.modules[name])
+        sys.meta_path.append(_parents)
+    if name == last:  # of another the packages around it come first, when it is imported
+        home = _homes[name]
+        for where in _places():
+            if not home or f"{where}.".startswith(f"{home}."):
+                importlib.import_module(_dotted(name, where.removeprefix(home).removeprefix(".")))
 
 
 def _places():

@@ -55,18 +55,20 @@ def _import(name: str) -> ModuleType | None:
         return None
 
 
-def module(where: str) -> ModuleType:
-    """The peer's module ``where``, such as "datasets.cifar10_dvs", of what version is installed.
+def module(where: str, name: str = "") -> ModuleType:
+    """The peer's module ``where``, such as "datasets.cifar10_dvs", of what version is installed;
+    for the sake of ``name`` in it.
 
     Raises:
         ModuleNotFoundError: SpikingJelly is not installed, or has no such module.
     """
+    wanted = ".".join(filter(None, (where, name)))
     first, _, rest = where.partition(".")
     later = ".".join(filter(None, (_SUCCESSORS.get(first), rest)))
     with _in_our_absence():
         if _import(PEER) is None:
             raise ModuleNotFoundError(
-                f"spikingjelly: snnfast has no {where} of its own, and passes it on to "
+                f"spikingjelly: snnfast has no {wanted} of its own, and passes it on to "
                 "SpikingJelly, which must be installed, got none; pip install spikingjelly",
                 name=PEER,
             )
@@ -75,7 +77,7 @@ def module(where: str) -> ModuleType:
             found = _import(f"{PEER}.{later}")
     if found is None:
         raise ModuleNotFoundError(
-            f"spikingjelly: neither snnfast nor the SpikingJelly that is installed has {where}",
+            f"spikingjelly: neither snnfast nor the SpikingJelly that is installed has {wanted}",
             name=f"{PEER}.{where}",
         )
     return found
@@ -95,7 +97,7 @@ def names(of: str):
         if hasattr(sys.modules[of], "__path__"):
             own = _import(f"{of}.{name}")
             return own or module(f"{where}.{name}".removeprefix("."))
-        theirs = module(where)
+        theirs = module(where, name)
         if not hasattr(theirs, name):
             raise AttributeError(
                 f"module {of!r} has no attribute {name!r}, nor has {theirs.__name__}"
