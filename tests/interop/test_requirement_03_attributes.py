@@ -316,3 +316,22 @@ def test_requirement_03_a_method_of_a_traced_node_itself_takes_effect():
         model[0].neuronal_fire = lambda node=model[0]: node.surrogate_function(node.v - 0.5)
     for seed in (0, 1):
         check_same(ours, theirs, currents(4, 3, 5, 2, 4, seed=seed), steps=True)
+
+
+class Softer(module("2.0.0").LIFNode):
+    """2.0.0 calls such a step in mode "s" alone, or where V of every step is asked for."""
+
+    def single_step_functional_forward(self, inputs, states, **kwargs):
+        h = 0.75 * states[0] + inputs[0]
+        s = self.surrogate_function(h - 0.5 * self.v_threshold)
+        return (s,), (h - s * self.v_threshold,)
+
+
+@pytest.mark.parametrize("mode", ["m", "s"])
+def test_requirement_03_v_of_every_step_of_a_traced_node(mode):
+    ours, theirs = fresh(nn.Sequential(Softer(step_mode=mode, store_v_seq=True)))
+    assert snnfast.accelerate(ours).traced
+    for store in (True, False, True):
+        for model in (ours, theirs):
+            model[0].store_v_seq = store
+        check_same(ours, theirs, currents(4, 3, 5), steps=mode == "s")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from jelly_cases import VERSIONS, check_same, currents, fresh, node
+from jelly_cases import VERSIONS, check_same, currents, fresh, module, node
 from torch import nn
 
 import snnfast
@@ -47,3 +47,16 @@ def test_requirement_09_traced_ones_too(version):
     model(currents(8, 3))
     with pytest.raises(ValueError, match=r"Own: v must have the shape of a timestep .*reset_net"):
         model(currents(1, 3))
+
+
+def test_requirement_09_a_traced_node_of_the_new_starts_anew():
+    class Softer(module("2.0.0").LIFNode):
+        def single_step_functional_forward(self, inputs, states, **kwargs):
+            h = 0.75 * states[0] + inputs[0]
+            s = self.surrogate_function(h - 0.5 * self.v_threshold)
+            return (s,), (h - s * self.v_threshold,)
+
+    ours, theirs = fresh(nn.Sequential(Softer(v_reset=-0.15)))
+    assert snnfast.accelerate(ours).traced
+    for shape in ((4, 3, 5), (4, 2, 5), (4, 2, 2, 5)):
+        check_same(ours, theirs, currents(*shape), steps=True)

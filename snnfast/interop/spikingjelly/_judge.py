@@ -146,13 +146,14 @@ def _first_that_agrees(node, cls: type, base: type) -> Verdict:
     what = ", ".join(changed) or f"{base.__name__} is no LIF"
     found, refused, differ = {}, {}, {}
     for mode, ways in _ways(node, cls, base, changed).items():
-        for way in ways:
+        for way in [way for one in ways for way in _with_v_seq(node, one)]:
             merged = getattr(node, way.timesteps) if way.timesteps else 0
             change = {} if mode is None else {"step_mode": mode}
+            stores = _STORES if hasattr(node, "store_v_seq") and way.keeps is None else ({},)
             try:
                 differs = difference(
                     node, cls, _nodes.traced(cls, (way,)), sequences=way.layout != "step",
-                    merged=merged, changes=(change,),
+                    merged=merged, changes=[change | store for store in stores],
                 )  # fmt: skip
             except Unlike as why:
                 refused.setdefault(mode, f"{what}: {why}")
@@ -165,6 +166,15 @@ def _first_that_agrees(node, cls: type, base: type) -> Verdict:
     if mode in found:
         return Verdict("traced", _nodes.traced(cls, tuple(found.values())))
     return _left(differ.get(mode) or refused[mode])  # a way that got further says more
+
+
+_STORES = {"store_v_seq": False}, {"store_v_seq": True}
+
+
+def _with_v_seq(node, way: Way) -> tuple[Way, ...]:
+    """A way with either ``store_v_seq``, and with the one that the node has."""
+    store = getattr(node, "store_v_seq", None)
+    return (way,) if store is None else (way, way._replace(keeps=bool(store)))
 
 
 def _ways(node, cls: type, base: type, changed: list[str]) -> dict[str | None, list[Way]]:

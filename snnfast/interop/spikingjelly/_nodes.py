@@ -65,19 +65,23 @@ class _Node(Accelerated):
 
 
 def _one(node, x):
-    _refuse_own(node)
-    return single_step(node, x, *type(node)._accelerated_as)
+    cls = type(node)
+    if not cls._accelerated_calls.isdisjoint(vars(node)):
+        _refuse_own(node)
+    return single_step(node, x, *cls._accelerated_as)
 
 
 def _all(node, x, every: bool):
-    _refuse_own(node)
-    return multi_step(node, x, *type(node)._accelerated_as, every)
+    cls = type(node)
+    if not cls._accelerated_calls.isdisjoint(vars(node)):
+        _refuse_own(node)
+    return multi_step(node, x, *cls._accelerated_as, every)
 
 
 def _refuse_own(node) -> None:
-    own = vars(node)
-    if not type(node)._accelerated_calls.isdisjoint(own):
-        raise Unlike(f"{own_call(node, type(node))} is an attribute of this node")
+    own = own_call(node, type(node)._accelerated_from)
+    if own is not None:
+        raise Unlike(f"{own} is an attribute of this node")
 
 
 def own_call(node, cls: type) -> str | None:
@@ -268,7 +272,10 @@ def _entry(plain: type, name: str, ways):
             if len(args) != 1 or kwargs:
                 raise Unlike("it is called with more than x")
             keeps = way.layout != "step" and _keeps_v(self)
-            return _traced.run(self, args[0], plain, way, keeps)
+            s = _traced.run(self, args[0], plain, way, keeps)
+            if way.layout == "step" and hasattr(self, "_append_v_seq") and self.store_v_seq:
+                self._append_v_seq(self._v_seq_source())
+            return s
         except Unlike as why:
             say(self, why, way.layout == "step")
         return theirs(self, *args, **kwargs)

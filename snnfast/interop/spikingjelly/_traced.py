@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from snnfast.interop.spikingjelly._check import numbers, step_shape, twin
 from snnfast.interop.spikingjelly._engine import (
+    FirstStep,
     Unlike,
     check_sequence,
     fires_by,
@@ -50,6 +51,8 @@ class Way(NamedTuple):
     """The attribute that is T of a merged one."""
     resets: bool = False
     """Whether a call begins with a reset."""
+    keeps: bool | None = None
+    """The ``store_v_seq`` with which it does so; None where it does with either."""
 
 
 class Step(NamedTuple):
@@ -194,6 +197,8 @@ def run(node: nn.Module, x: Tensor, plain: type, way: Way, keeps: bool) -> Tenso
         merged, steps = x.shape, getattr(node, way.timesteps)
         x = x.view(steps, -1, *x.shape[1:])
     check_sequence(x)
+    if way.keeps is not None and way.keeps != node.store_v_seq:
+        raise Unlike(f"store_v_seq is {node.store_v_seq}")
     surrogate, fire = fires_by(node)
     if fire != ">=":
         raise Unlike("it fires above its threshold, not at it")
@@ -201,13 +206,20 @@ def run(node: nn.Module, x: Tensor, plain: type, way: Way, keeps: bool) -> Tenso
     named = {"p_" + name: row(name, getattr(node, name), x) for name in step.tensors}
     if way.resets:
         node.reset()
-    if not hasattr(plain, "single_step_forward"):  # those of 0.0.0.0.12
-        for name in step.states:
+    for name in step.states:
+        if not hasattr(plain, "single_step_forward"):  # those of 0.0.0.0.12
             refuse_number(node, name, 0.0)
+        elif hasattr(plain, "materialize_states"):  # those of 2.0.0 start anew, as that says
+            v = vars(node)["_memories"][name]
+            if isinstance(v, Tensor) and v.shape != x.shape[1:]:
+                raise FirstStep(f"{name} is that of inputs of another size")
     before = [start(node, name, x, 0.0, False) for name in step.states]
-    s, after = step.definition(
-        x, states=before, surrogate=surrogate, return_state="all" if keeps else True, **named
-    )
+    try:
+        s, after = step.definition(
+            x, states=before, surrogate=surrogate, return_state="all" if keeps else True, **named
+        )
+    except NotImplementedError as error:  # under a transform of torch.func, say
+        raise Unlike(str(error)) from error
     s = s if step.differentiable else s.detach()
     after = after if isinstance(after, tuple) else (after,)
     memories = vars(node)["_memories"]
