@@ -24,6 +24,7 @@ from snnfast.nn.family import (
 )
 from snnfast.nn.fuse import Fusion, fuse
 from snnfast.nn.neuron import IF, LIF, Neuron, ParametricLIF
+from snnfast.nn.plan import plan
 from snnfast.nn.unroll import unroll
 
 __all__ = [
@@ -54,5 +55,6 @@ __all__ = [
     "TernaryLIF",
     "checkpoint_spikes",
     "fuse",
+    "plan",
     "unroll",
 ]

@@ -103,7 +103,7 @@ def _same(a: tuple, b: tuple) -> bool:
     return len(a) == len(b) and all(x is y for x, y in zip(a, b))
 
 
-class _Attributes:
+class Attributes:
     """What the modules' attributes are, one level of lists, dicts and sets included."""
 
     def __init__(self, modules):
@@ -149,7 +149,7 @@ def _once(module: nn.Module, inlined) -> fx.Graph:
     modules = list(module.modules())
     numbers = _generators()
     module.__class__ = type(cls.__name__, (cls,), {"forward": call})
-    before = _Attributes(modules)
+    before = Attributes(modules)
     try:
         with _NoTensors():
             graph = _Tracer(inlined).trace(module)

@@ -1,6 +1,7 @@
 """Blocks that keep the bits at their border and compute the rest again in backward."""
 
 import functools
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -15,8 +16,8 @@ class _AsInForward:
     """While forward runs again: modes and streams as they were, and copies of the buffers, so that
     running statistics count a batch once. Entered as often as backward is."""
 
-    def __init__(self, block: nn.Module):
-        self._modules = list(block.modules())
+    def __init__(self, modules: list[nn.Module]):
+        self._modules = list(dict.fromkeys(m for module in modules for m in module.modules()))
         self._then = [self._attributes(module) for module in self._modules]
 
     @staticmethod
@@ -41,39 +42,74 @@ class _AsInForward:
             module._buffers.update(buffers)
 
 
-class _Checkpointed:
-    """Goes before a module's class."""
+def again(forward: Callable, modules: list[nn.Module], args: tuple, kwargs: dict):
+    """``forward(*args, **kwargs)``, which runs ``modules``, keeping its inputs and no more."""
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    count, names = len(args), list(kwargs)
 
-    def forward(self, *args, **kwargs):
-        forward = super().forward
-        if not torch.is_grad_enabled():
-            return forward(*args, **kwargs)
-        count, names = len(args), list(kwargs)
+    # A checkpoint saves what is passed by position; the rest it merely holds on to.
+    def run(*tensors):
+        return forward(*tensors[:count], **dict(zip(names, tensors[count:])))
 
-        # A checkpoint saves what is passed by position; the rest it merely holds on to.
-        def run(*tensors):
-            return forward(*tensors[:count], **dict(zip(names, tensors[count:])))
+    inputs = (*args, *kwargs.values())
+    if torch.compiler.is_compiling():
+        return checkpoint(run, *inputs, use_reentrant=False)
+    contexts = (nullcontext(), _AsInForward(modules))
+    with packed_spikes():
+        return checkpoint(run, *inputs, use_reentrant=False, context_fn=lambda: contexts)
 
-        inputs = (*args, *kwargs.values())
-        if torch.compiler.is_compiling():
-            return checkpoint(run, *inputs, use_reentrant=False)
-        contexts = (nullcontext(), _AsInForward(self))
-        with packed_spikes():
-            return checkpoint(run, *inputs, use_reentrant=False, context_fn=lambda: contexts)
+
+def packed(forward: Callable, modules: list[nn.Module], args: tuple, kwargs: dict):
+    """The same, keeping spikes as bits. What a compiler keeps it decides itself."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    with packed_spikes():
+        return forward(*args, **kwargs)
+
+
+class Before:
+    """What goes before a module's class. ``plain`` is that class, ``made`` how it became this one:
+    functions of a class and an argument."""
+
+    plain: type
+    made: tuple[tuple[Callable, object], ...]
 
     def __reduce_ex__(self, protocol):
-        return _blank, (type(self).__mro__[2],), self.__getstate__()
+        return _blank, (self.plain, self.made), self.__getstate__()
+
+
+def _blank(cls: type, made: tuple) -> nn.Module:
+    """What a copied or unpickled module starts from."""
+    for make, argument in made:
+        cls = make(cls, argument)
+    return cls.__new__(cls)
+
+
+def before(first: type, base: type, name: str, make: Callable, argument, **attributes) -> type:
+    """The class ``make(base, argument)``: ``first``, then ``base``."""
+    attributes |= {
+        "__doc__": base.__doc__,
+        "plain": getattr(base, "plain", base),
+        "made": (*getattr(base, "made", ()), (make, argument)),
+    }
+    return type(name + base.__name__, (first, base), attributes)
+
+
+class Keeping(Before):
+    """``how`` runs the module's forward."""
+
+    how: Callable
+
+    def forward(self, *args, **kwargs):
+        return self.how(super().forward, [self], args, kwargs)
 
 
 @functools.cache
-def _class(base: type) -> type:
-    return type(f"Checkpointed{base.__name__}", (_Checkpointed, base), {"__doc__": base.__doc__})
-
-
-def _blank(base: type) -> nn.Module:
-    """What a copied or unpickled block starts from."""
-    cls = _class(base)
-    return cls.__new__(cls)
+def keeping(base: type, how: Callable) -> type:
+    """A class as ``base`` whose forward is run by ``how``: ``again`` or ``packed``."""
+    name = {again: "Checkpointed", packed: "Packed"}.get(how, "Watched")
+    return before(Keeping, base, name, keeping, how, how=staticmethod(how))
 
 
 def checkpoint_spikes(block: nn.Module) -> nn.Module:
@@ -92,7 +128,8 @@ def checkpoint_spikes(block: nn.Module) -> nn.Module:
     random numbers, neurons start from the state that they had (``snnfast.streaming``), training
     mode is as it was, and buffers, such as the running statistics of BatchNorm, are left alone. It
     is torch.utils.checkpoint (use_reentrant=False) inside ``snnfast.packed_spikes``, and what those
-    say of in-place changes and of hooks holds. Without gradients it costs nothing.
+    say of in-place changes and of hooks holds. Without gradients it costs nothing. Which blocks of
+    a model to choose for a given memory, ``snnfast.nn.plan`` finds.
 
     Raises:
         TypeError: ``block`` is not a module.
@@ -102,8 +139,8 @@ def checkpoint_spikes(block: nn.Module) -> nn.Module:
         raise TypeError(
             f"checkpoint_spikes: block must be a torch module, got {type(block).__name__}"
         )
-    if isinstance(block, _Checkpointed):
+    if isinstance(block, Keeping):
         raise ValueError("checkpoint_spikes: block must not be checkpointed already, got one")
     want_marks()
-    block.__class__ = _class(type(block))
+    block.__class__ = keeping(type(block), again)
     return block

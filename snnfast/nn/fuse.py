@@ -68,6 +68,12 @@ def _fused_class(cls: type) -> type:
     return type(cls.__name__, (_Fused, cls), {"__module__": cls.__module__, "__doc__": cls.__doc__})
 
 
+def inlined(model: nn.Module) -> set[nn.Module]:
+    """The modules of ``model`` whose forward runs as a part of another's, which was rewritten."""
+    fused = (m for m in model.modules() if isinstance(m, _Fused))
+    return {part for m in fused for part in m._fused[2].inlined}
+
+
 def _inlined(module: nn.Module, wanted, sealed) -> list[nn.Module]:
     """The submodules to look into: those that have such a batch norm or a neuron within."""
     found = []

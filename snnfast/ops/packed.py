@@ -194,12 +194,18 @@ def _has_memory(t: Tensor) -> bool:
     return torch._C._len_torch_dispatch_stack() == 0
 
 
+def bits_of(t: Tensor) -> _Packed | None:
+    """``t`` as bits, or None where it stays as it is."""
+    if t.dtype in IO_DTYPES and t.numel() >= SMALLEST and _has_memory(t) and not t.is_inference():
+        return _as_bits(t)
+    return None
+
+
 def _pack(t: Tensor):
     """The hook: what autograd keeps instead of ``t``."""
-    if t.dtype in IO_DTYPES and t.numel() >= SMALLEST and _has_memory(t) and not t.is_inference():
-        packed = _as_bits(t)
-        if packed is not None:
-            return packed
+    kept = bits_of(t)
+    if kept is not None:
+        return kept
     return t, None if t.is_inference() else t._version
 
 

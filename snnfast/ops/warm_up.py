@@ -13,7 +13,7 @@ from snnfast.ops import validation as check
 
 
 @contextmanager
-def _left_alone(model: nn.Module, device: torch.device) -> Iterator[None]:
+def left_alone(model: nn.Module, device: torch.device) -> Iterator[None]:
     """In the block the model has copies of its buffers; behind it all attributes of its modules,
     and torch's random state, are what they were."""
     modules = list(model.modules())
@@ -104,8 +104,8 @@ def warm_up(
     if isinstance(model, DistributedDataParallel):
         model = model.module
     with launch.noting() as noted:
-        with _left_alone(model, inputs[0].device):
+        with left_alone(model, inputs[0].device):
             _train(model, inputs, loss)
-        with _left_alone(model, inputs[0].device), torch.no_grad():
+        with left_alone(model, inputs[0].device), torch.no_grad():
             model.eval()(*inputs)
     return ahead.compile_and_load(noted, workers)
