@@ -166,6 +166,8 @@ class Contender(measure.Contender):
     after: Callable[[nn.Module], None] | None = None
     """What its users call behind every step."""
     channels_last: bool = False
+    prepare: "Callable[[Training], None] | None" = None
+    """What its users do once to the network."""
 
 
 def ours(backend: str) -> Contender:
@@ -280,6 +282,8 @@ class Training:
         layout = torch.channels_last if contender.channels_last else torch.contiguous_format
         self.model.to(case.device, memory_format=layout).train()
         self.images = case.images.to(memory_format=layout)
+        if contender.prepare is not None:
+            contender.prepare(self)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=0.0, momentum=0.9, weight_decay=5e-4
         )

@@ -10,6 +10,7 @@ import torch
 from measure import Trial
 from report import number
 from train_case import Case, Contender, Training, compiled_loop, loop, ours, spikingjelly
+from train_frontier import LITTLE, MEMOPT, PLAN, SHARE, memopt, planned, within
 from train_gate import Gate, Verdict
 
 from snnfast.models import create_model
@@ -106,8 +107,24 @@ class Bench(measure.Bench):
                 trial.runs[None] = training.step
 
         trials = [self.trial(contender, attempt) for contender in self._contenders(where, timed)]
+        ends = [trial for trial in trials if trial.name.startswith(MEMOPT)]
+        trials += [self._within_peak(case, trial, attempt) for trial in ends]
         self.measure(case, None, trials, timed=timed)
         return self.rows[first:]
+
+    def _within_peak(self, case: Case, memopt: Trial, attempt) -> Trial:
+        """The trial of a plan that needs no more memory than memopt."""
+        layout = memopt.contender.channels_last
+        backend, limit = self.backends[0], memopt.costs.get("peak_bytes")
+        contender = planned(backend, memopt.name.replace(MEMOPT, PLAN), 1.0)
+
+        def found(trial: Trial) -> None:
+            if limit is None:
+                raise RuntimeError(f"{memopt.name} has no peak")
+            trial.contender = within(limit, case, trial.contender, self._memory)
+            attempt(trial)
+
+        return self.trial(replace(contender, channels_last=layout), found)
 
     def _too_slow(self, case: Case) -> str | None:
         """Why steps are not timed: found on few images, so that finding it costs little."""
@@ -130,7 +147,9 @@ class Bench(measure.Bench):
         why = self.no_compiler() or (None if timed else "nothing is timed here") or self.used_up()
         found = [(name, ours(name)) for name in self.backends]
         found += [(SPIKINGJELLY, item) for item in spikingjelly(self.device)]
+        found += [(MEMOPT, item) for item in memopt(self.device)]
         found += [(LOOP, loop()), (COMPILED, why or compiled_loop())]
+        found += [(LITTLE, planned(self.backends[0], LITTLE, SHARE))]
         contenders = self.choose(where, found)
         if self.device.type != "cuda":
             return contenders

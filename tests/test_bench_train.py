@@ -19,7 +19,8 @@ from snnfast.models import create_model
 from snnfast.surrogate import Sigmoid
 
 CPU, F32, BF16 = torch.device("cpu"), torch.float32, torch.bfloat16
-CONTENDERS = ["snnfast cpu", "SpikingJelly", "torch loop"]
+CONTENDERS = ["snnfast cpu", "SpikingJelly", "memopt level 1", "torch loop"]
+PLANS = ["plan for little", "plan at memopt's peak"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,12 +48,14 @@ def test_quick_run_measures_every_contender(quick):
     benchmark_run.is_whole("train", quick)
     assert document["settings"]["parameters"] == 11_220_132
     rows = {row["contender"]: row for row in document["rows"]}
-    assert list(rows) == CONTENDERS
+    assert list(rows) == [*CONTENDERS, *PLANS]
     for row in rows.values():
         assert row["refused"] is None and row["loss_error"] <= 1e-5
         assert 0 < row["p20_ms"] <= row["ms"] <= row["p80_ms"]
         assert row["images_per_s"] == pytest.approx(2000 / row["ms"])
         assert 0 < row["kept_bytes"] < row["peak_bytes"]
+    assert rows[PLANS[0]]["kept_bytes"] < 0.3 * rows["snnfast cpu"]["kept_bytes"]
+    assert rows[PLANS[1]]["peak_bytes"] <= rows["memopt level 1"]["peak_bytes"]
     expected = {name: rows[name]["ms"] / rows["snnfast cpu"]["ms"] for name in CONTENDERS[1:]}
     assert rows["snnfast cpu"]["speedup_over"] == pytest.approx(expected)
     (note,) = document["left_out"]
@@ -157,9 +160,10 @@ def test_what_is_refused_has_no_numbers(monkeypatch):
     bad = [changed(v_threshold=1.01), Contender("raises", "peer", fail, None)]
     bad[0].name = "wrong"
     monkeypatch.setattr(train_measure, "spikingjelly", lambda device: [*bad, "not installed"])
+    monkeypatch.setattr(train_measure, "memopt", lambda device: [])
     bench = train_measure.Bench(CPU, ["cpu"], rounds=2, compile_s=0.0, seconds=0.1)
     rows = bench.run(8, 2, 2, F32)
-    assert [bool(row["refused"]) for row in rows] == [False, True, True, False]
+    assert [bool(row["refused"]) for row in rows] == [False, True, True, False, False]
     for row in rows[1:3]:
         assert not {"ms", "images_per_s", "peak_bytes"} & row.keys()
     assert rows[2]["refused"] == "RuntimeError: no such network"
@@ -169,9 +173,10 @@ def test_what_is_refused_has_no_numbers(monkeypatch):
 
 def test_what_is_too_slow_is_not_timed(monkeypatch):
     monkeypatch.setattr(train_measure, "spikingjelly", lambda device: [])
+    monkeypatch.setattr(train_measure, "memopt", lambda device: [])
     bench = train_measure.Bench(CPU, ["cpu"], 2, compile_s=9.0, seconds=0.1, step_seconds=0.0)
     rows = bench.run(8, 5, 2, F32)
-    assert [row["batch"] for row in rows] == [2, 2] and not any("ms" in row for row in rows)
+    assert [row["batch"] for row in rows] == [2, 2, 2] and not any("ms" in row for row in rows)
     assert all(row["peak_bytes"] > 0 for row in rows)
     assert bench.run(8, 5, 2, F32) == []  # once is enough
     assert "--step-seconds" in bench.left_out[0]["why"]
@@ -190,21 +195,26 @@ def test_targets_and_losses_say_what_was_measured():
     rows = [
         row("snnfast cpu", "ours", ms=1.0, peak_bytes=30),
         row("SpikingJelly", "peer", ms=1.2, peak_bytes=100, loss_error=2e-5),
+        row("memopt level 1", "peer", ms=1.5, peak_bytes=40),
         row("torch loop", "peer", ms=0.9, peak_bytes=80),
+        row("plan at memopt's peak", "ours", ms=1.0, peak_bytes=40),
     ]
     measured = [(t["measured"], t["met"]) for t in train_report.targets(rows, "cpu")]
     assert measured[0] == (1.2, False) and measured[1] == (0.3, True)
-    assert measured[2][0] == pytest.approx(2e-5) and measured[2][1] is False
+    assert measured[2] == (1.5, True)
+    rows[-1]["peak_bytes"] = 41
+    assert train_report.targets(rows, "cpu")[2]["met"] is False, "beyond the peak"
+    assert measured[3][0] == pytest.approx(2e-5) and measured[3][1] is False
     (lost,) = report.losses(rows)
     assert "torch loop" in lost
-    assert [t["met"] for t in train_report.targets(rows, "cuda")] == [None, None]
+    assert [t["met"] for t in train_report.targets(rows, "cuda")] == [None] * 3
     fast = [
         row("snnfast triton", "ours", ms=1.0, peak_bytes=50, dtype="bfloat16"),
         row("SpikingJelly cuda", "peer", ms=2.5, peak_bytes=120, dtype="bfloat16"),
         row("SpikingJelly triton", "peer", ms=1.9, peak_bytes=100, dtype="bfloat16"),
     ]
     measured = [(t["measured"], t["met"]) for t in train_report.targets(fast, "cuda")]
-    assert measured == [(1.9, False), (0.5, True)]
+    assert measured == [(1.9, False), (0.5, True), (None, None)]
 
 
 @pytest.mark.parametrize(

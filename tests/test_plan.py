@@ -6,6 +6,7 @@ import re
 import sys
 import time
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -69,8 +70,11 @@ def choices(found):
 
 
 @pytest.mark.unpoisoned
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*((name, torch.float32) for name in MODELS), *((n, torch.bfloat16) for n in ("flat", "vgg9"))],
+    ids=str,
+)
 def test_what_is_kept_is_what_was_promised(name, dtype):
     net, x = MODELS[name](), sequence()
 
@@ -188,7 +192,7 @@ def test_undo():
     types = list(map(type, net.modules()))
     found = plan(net, x, budget=0.3)
     assert types != list(map(type, net.modules()))
-    with pytest.raises(ValueError, match="planned or checkpointed already.*undo"):
+    with pytest.raises(ValueError, match=r"planned or checkpointed already.*undo"):
         plan(net, x, budget=0.3)
     found.undo()
     found.undo()
@@ -266,21 +270,17 @@ def test_streams_go_on_from_where_they_were():
 
 
 @pytest.mark.unpoisoned
-def test_compiled(monkeypatch):
-    net, x = flat(), sequence()
-    for budget in (0.9, 0.3):
-        found = plan(net, x, budget=budget)
-        eager, compiled = copy.deepcopy(net), copy.deepcopy(net)
-        torch.manual_seed(1)
-        eager[5] = compiled[5] = OverTime(nn.Identity())
-        run = torch.compile(compiled, backend="aot_eager", fullgraph=True)
-        results = []
-        for one, call in ((eager, eager), (compiled, run)):
-            call(x).square().sum().backward()
-            results.append([*(p.grad for p in one.parameters()), *one.buffers()])
-        for a, b in zip(*results):
-            torch.testing.assert_close(a, b)
-        found.undo()
+def test_compiled():
+    net, x = nn.Sequential(conv(16, 16), LIF(), Block(16, 16), conv(16, 16), LIF()), sequence()
+    found = plan(net, x, budget=0.35)
+    assert choices(found) == {PACKED, AGAIN} and type(net) is not nn.Sequential
+    results = []
+    for wrap in (lambda net: net, partial(torch.compile, backend="aot_eager", fullgraph=True)):
+        one = copy.deepcopy(net)
+        wrap(one)(x).square().sum().backward()
+        results.append([p.grad for p in one.parameters()])
+    for a, b in zip(*results):
+        torch.testing.assert_close(a, b)
 
 
 def test_without_gradients_and_in_evaluation():
@@ -328,8 +328,8 @@ def test_a_block_with_a_memory_of_its_own_is_not_computed_again():
     ("arguments", "error", "message"),
     [
         ((3, sequence(), 0.5), TypeError, "model must be a torch module, got int"),
-        ((flat(), [1], 0.5), TypeError, "example must be a tensor or a tuple of them, got list"),
-        ((flat(), (), 0.5), ValueError, "example must be a tensor or a tuple of them, got ()"),
+        ((flat(), [1], 0.5), TypeError, "example must be a tensor or a tuple .*, got list"),
+        ((flat(), (4,), 0.5), TypeError, "example must be .* got no tensor in the tuple"),
         ((flat(), sequence().to("meta"), 0.5), ValueError, "example must be on the model's device"),
         ((flat(), sequence(), "1 GB"), TypeError, "budget must be bytes.*got str"),
         ((flat(), sequence(), True), TypeError, "budget must be bytes.*got bool"),
@@ -345,7 +345,7 @@ def test_a_block_with_a_memory_of_its_own_is_not_computed_again():
 )  # fmt: skip
 def test_refusals(arguments, error, message):
     net, example, budget = arguments
-    with pytest.raises(error, match=f"plan: {message}".replace("()", r"\(\)")):
+    with pytest.raises(error, match=f"plan: {message}"):
         plan(net, example, budget=budget)
 
 

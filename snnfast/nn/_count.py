@@ -39,7 +39,7 @@ class Count:
         self.fixed: set[Block] = set()
         """Blocks that leave something behind for their next call: they cannot run again."""
         self.bit_seconds: dict[int, float] = {}
-        self._device, self._inside, self._hooks = device, [], 0.0
+        self.device, self._inside, self._hooks = device, [], 0.0
         self._held: dict[int, tuple] = {}
 
     def cost(self, packed: Set[Block], again: Set[Block], everywhere: bool) -> tuple[dict, dict]:
@@ -70,8 +70,8 @@ class Count:
         return kept, seconds
 
     def _now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
     def note(self, t: Tensor, border: Block | None = None) -> None:
@@ -126,7 +126,7 @@ def count(model: nn.Module, blocks: list[Block], inputs: tuple) -> Count:
     """One forward of ``model``, which is left as it was. Not counted are parameters, buffers, the
     inputs and the outputs, which are there anyway."""
     want_marks()
-    device = inputs[0].device
+    device = next(t.device for t in inputs if isinstance(t, Tensor))
     found = Count(device)
     changed = give({block: found.watching(block) for block in blocks}, lasting=False)
     try:
