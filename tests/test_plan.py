@@ -6,6 +6,7 @@ import re
 import sys
 import time
 import warnings
+from datetime import timedelta
 from functools import partial
 
 import pytest
@@ -57,7 +58,7 @@ def model(name, **more):
 
 MODELS = {
     "flat": flat,
-    **{name: NETS[name] for name in ("chain", "norm", "residual", "pooled")},
+    **{name: NETS[name] for name in ("chain", "norm", "pooled", "two readers")},
     **{name: lambda name=name: model(name) for name in ("digits_cnn", "digits_resnet", "vgg9")},
     "resnet18": lambda: model("resnet18", tau=1.5),
     "sew_resnet18": lambda: model("sew_resnet18"),
@@ -174,6 +175,30 @@ def test_the_cheapest_bytes_come_first():
     assert len(again) < 5 and found.ms == pytest.approx(sum(block.ms for block in found.blocks))
     assert all(block.ms > 0 for block in again if "downsample" not in block.name)
     assert max(block.before - block.after for block in again) >= largest
+
+
+def test_slow_blocks_are_the_last_to_run_again():
+    net = nn.Sequential(*(Block(16, 16) for _ in range(4)))
+    for i in (0, 2):
+        net[i].conv = nn.Conv2d(16, 16, 15, padding=7, bias=False)
+        nn.init.normal_(net[i].conv.weight, std=0.05)
+    found = plan(net, (sequence() > 1).float(), budget=0.35)
+    again = [block.name for block in found.blocks if block.choice == AGAIN]
+    assert again == ["1", "3"], found
+
+
+@pytest.mark.unpoisoned
+def test_every_budget_is_met():
+    net, x = model("resnet18"), sequence()
+    for percent in range(5, 100, 6):
+        try:
+            found = plan(net, x, budget=percent / 100)
+        except ValueError:
+            assert percent < 10
+            continue
+        assert found.after <= percent / 100 * found.before
+        assert kept_bytes(net, x) == pytest.approx(found.after, rel=0.02)
+        found.undo()
 
 
 def test_what_is_printed_says_what_is_done():
@@ -358,7 +383,9 @@ def test_a_compiled_model_is_refused():
 
 def of_ranks(rank, size, folder):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=size)
+    dist.init_process_group(
+        "gloo", f"file://{folder}/store", rank=rank, world_size=size, timeout=timedelta(seconds=60)
+    )
     torch.manual_seed(0)
     net = model("digits_resnet")
     set_process_group(net, dist.group.WORLD)
@@ -380,3 +407,30 @@ def test_ranks_that_share_statistics_have_one_plan(tmp_path):
     mp.spawn(of_ranks, (2, tmp_path), nprocs=2)
     first, second = (torch.load(tmp_path / str(rank)) for rank in range(2))
     assert first == second and AGAIN in first
+
+
+def test_what_a_fused_module_runs_itself_is_no_block():
+    class Front(nn.Module):
+        """Neurons, a convolution and a batch norm, whose neurons are elsewhere."""
+
+        def __init__(self):
+            super().__init__()
+            self.lif, self.conv, self.bn = LIF(), conv(16, 16), nn.BatchNorm2d(16)
+
+        def forward(self, x):
+            return self.bn(self.conv(self.lif(x)).flatten(0, 1))
+
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.front, self.lif, self.last = Front(), LIF(), Block(16, 16)
+
+        def forward(self, x):
+            return self.last(self.lif(self.front(x).unflatten(0, (4, 2))))
+
+    net, x = fuse(Whole()), sequence()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = plan(net, x, budget=least(net, x))
+        assert [b.name for b in found.blocks] == ["front.conv", "last", "(between blocks)"]
+        net(x).sum().backward()
