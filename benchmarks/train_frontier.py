@@ -69,6 +69,7 @@ def within(limit: int, case: Case, contender: Contender, memory: Callable) -> Co
     for tried in range(TRIES):
         found = replace(contender, prepare=partial(_planned, share))
         training = Training(case, found)
+        training.step()  # gradients and momenta are there from then on
         above = memory(training)["peak_bytes"] - limit
         if above <= 0:
             return found

@@ -134,7 +134,8 @@ def plan(model: nn.Module, example: "Tensor | tuple", *, budget: "int | float") 
     again in backward (``checkpoint_spikes``): the cheapest bytes come first, until the budget is
     met. Blocks are the smallest modules with neurons and weights in them, shortcuts in them, and in
     a plain ``Sequential`` of layers the parts that end in neurons; what runs between blocks can be
-    packed. A model whose forward calls all layers itself has no blocks, and can only be packed.
+    packed. A model whose forward calls all layers itself has no blocks, and can only be packed; so
+    can what ``fuse`` has drawn into the forward of another module.
 
     The model is changed in place: parameters, keys, attributes and results stay, bit for bit, and
     so do random numbers, running statistics and streams; ``deepcopy`` and pickle take the plan
