@@ -110,4 +110,4 @@ def _frontier(axis, rows: list[dict], looks: dict) -> None:
     axis.set_title("nothing was timed" if steps is None else f"images per second, T = {steps}",
                    fontsize=9)  # fmt: skip
     axis.grid(alpha=0.3)
-    axis.margins(0.15)
+    axis.margins(0.3, 0.15)

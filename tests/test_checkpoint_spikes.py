@@ -158,6 +158,25 @@ def test_arguments_by_name_and_several_inputs(monkeypatch):
     assert [p.shape for p in found] == [s.shape]
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        snnfast.nn.LIF(),
+        snnfast.nn.Leaky(beta=0.9),
+        snnfast.nn.BatchNormLIF(16),
+        snnfast.nn.BatchNormNeuron(16, neuron=snnfast.nn.Leaky(beta=0.9)),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_forward_may_be_profiled_and_backward_not(layer):
+    """Behind the dispatcher once, and past it the other time."""
+    block, x = checkpoint_spikes(nn.Sequential(layer)), sequence().requires_grad_()
+    with torch.profiler.profile():
+        s = block(x)
+    s.square().sum().backward()
+    assert x.grad.any()
+
+
 def test_without_gradients_nothing_is_kept(monkeypatch):
     net, x = checkpoint_spikes(Block(16, 16)), sequence()
     monkeypatch.setattr("snnfast.nn.checkpoint.checkpoint", None)

@@ -1,6 +1,7 @@
 """A LIF layer as a value: from the arguments of the public functions to what the ops carry, and the
 tensors that a call of such a layer reads and makes."""
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -220,6 +221,14 @@ def present(x: Tensor, results):
         return results
     dtype = layout.state_dtype(x)
     return tuple(x.new_empty(0, dtype=dtype) if t is None else t for t in results)
+
+
+@functools.cache
+def nothing(device: torch.device) -> Tensor:
+    """Saved in place of borders that there are none of: as many tensors then as behind the
+    dispatcher, where a forward may be that is run again without it."""
+    with torch.inference_mode(False):
+        return torch.empty(0, device=device)
 
 
 def axis(layer: LifLayer) -> int:

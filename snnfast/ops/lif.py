@@ -115,6 +115,7 @@ class _Lif(torch.autograd.Function):
     def forward(ctx, x, v0, rate, call):
         op = torch.ops.snnfast.lif_forward.default
         s, v, borders = call.run(call.direct, op, _forward, (x, v0, rate), call.state, True)
+        borders = layers.nothing(x.device) if borders is None else borders
         ctx.save_for_backward(x, v0, rate, borders)
         ctx.set_materialize_grads(False)
         ctx.call = call

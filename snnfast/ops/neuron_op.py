@@ -240,6 +240,7 @@ class Neuron(torch.autograd.Function):
         step = call.layer.step
         inputs, states, params = parts(step, tensors)
         outputs, new_states, borders = forward(call, inputs, states, params, True)
+        borders = layers.nothing(inputs[0].device) if borders is None else borders
         ctx.save_for_backward(*tensors, borders)
         ctx.set_materialize_grads(False)
         ctx.call = call

@@ -132,7 +132,7 @@ class _NormLif(torch.autograd.Function):
         tensors = (y, residual, stats, norms.or_zeros(bias, stats), v0, rate)
         op = torch.ops.snnfast.norm_lif_forward.default
         s, v, borders = call.run(call.direct, op, _forward, tensors, call.state, True)
-        ctx.save_for_backward(*tensors, borders)
+        ctx.save_for_backward(*tensors, layers.nothing(y.device) if borders is None else borders)
         ctx.set_materialize_grads(False)
         ctx.call, ctx.count, ctx.group = call, count, group
         return (s, v) if call.state else s

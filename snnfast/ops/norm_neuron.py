@@ -30,6 +30,7 @@ class _NormNeuron(torch.autograd.Function):
         tensors = (*tensors, stats[specs.MEAN], stats[specs.SCALE], norms.or_zeros(bias, stats))
         parts = neuron_op.parts(call.layer.step, tensors)
         outputs, after, borders = neuron_op.forward(call, *parts, True)
+        borders = layers.nothing(stats.device) if borders is None else borders
         ctx.save_for_backward(stats, *tensors, borders)
         ctx.set_materialize_grads(False)
         ctx.call, ctx.count, ctx.group = call, count, group
