@@ -163,8 +163,9 @@ Place<R> reads(const R* row) {
 template <class R>
 Place<R> writes(RowsOut<R>& to, int64_t t, R* buffer) {
   const Out<R> row = to.row(t, buffer);
-  if (row.stream) return {buffer, 1, row.row, false};
-  return {row.row, 1, nullptr, row.add};
+  R* const at = static_cast<R*>(row.row);
+  if (row.stream) return {buffer, 1, at, false};
+  return {at, 1, nullptr, row.add};
 }
 
 }  // namespace SNN_ISA

@@ -41,7 +41,7 @@ void channel_stats(const NormStats& job) {
     Reader<R> y(job.y, job.dtype, job.stride, begin, tile);
     TileRow<R> k[1], sum, square;
     channels.spread({job.mean}, k);
-    const R* rows[kSegment];
+    In<R> rows[kSegment];
     for (int64_t first = 0; first < job.steps; first += kSegment) {
       const int steps = int(std::min<int64_t>(kSegment, job.steps - first));
       Ahead next[kSegment];
@@ -53,7 +53,7 @@ void channel_stats(const NormStats& job) {
         if (first > 0) sum_i = load(sum.at + i), square_i = load(square.at + i);
         for (int t = 0; t < steps; ++t) {
           next[t].fetch(i);
-          const V d = load(rows[t] + i) - k_i;
+          const V d = rows[t].load(i) - k_i;
           sum_i = sum_i + d;
           square_i = mad_(d, d, square_i);
         }
@@ -89,12 +89,12 @@ void normalisation_dy(const NormDy& job) {
     for (int64_t t = 0; t < job.steps; ++t) {
       const Ahead next = t + 1 < job.steps ? y.ahead(t + 1) : y.ahead_of_tile(0);
       const Ahead next_d = t + 1 < job.steps ? dx.ahead(t + 1) : dx.ahead_of_tile(0);
-      const R *row = y.read(t), *d = dx.read(t);
+      const In<R> row = y.read(t), d = dx.read(t);
       const Out<R> out = dy.row(t);
       for (int64_t i = 0; i < tile; i += V::kCount) {
         next.fetch(i), next_d.fetch(i);
-        const V centred = mad_(load(b.at + i), load(row + i) - load(mean.at + i), load(c.at + i));
-        out.put(i, mad_(load(a.at + i), load(d + i), centred));
+        const V centred = mad_(load(b.at + i), row.load(i) - load(mean.at + i), load(c.at + i));
+        out.put(i, mad_(load(a.at + i), d.load(i), centred));
       }
       dy.write(t);
     }

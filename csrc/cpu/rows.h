@@ -1,13 +1,14 @@
 // Rows: one timestep of a tile of neurons, in memory in the tensors' dtype, in the loops in R
-// (float, or double). A row that is already R is read and written where it lies; any other goes
-// through a buffer in L1, and so do the tails that fill no whole vector. The loops know neither.
+// (float, or double). They are read and written where they lie, vector by vector; those with a tail
+// that fills no whole vector go through a buffer in L1, and so do all that are not R where a loop
+// (of the interpreter) wants R. The loops know neither.
 #pragma once
 
 #include <algorithm>
 #include <cstring>
 
-#include "lanes.h"
 #include "lif.h"
+#include "storage.h"
 
 namespace snnfast {
 inline namespace SNN_ISA {
@@ -47,6 +48,13 @@ void set_row(R* row, const R* from, int64_t n, R otherwise) {
   if (from) copy_row(row, from, n);
 }
 
+// Asks for the lines of a vector.
+template <class S>
+SNN_HD void prefetch_vector(const S* p) {
+  constexpr int kBytes = Lanes<typename Io<std::remove_const_t<S>>::Real>::kCount * int(sizeof(S));
+  for (int k = 0; k < kBytes; k += 64) __builtin_prefetch(reinterpret_cast<const char*>(p) + k);
+}
+
 // Where the next row lies: a loop asks for it, vector by vector, while it works on this one.
 struct Ahead {
   const char* row;
@@ -57,16 +65,49 @@ struct Ahead {
   }
 };
 
+// The dtype that is R.
+template <class R>
+constexpr int kDtypeOf = sizeof(R) == 8 ? kFloat64 : kFloat32;
+
+// A row that a loop reads, in its dtype; kReal: known to be of R, as in Out.
+template <class R>
+struct In {
+  const void* row = nullptr;
+  int dtype = kDtypeOf<R>;
+  bool real() const { return dtype == kDtypeOf<R>; }
+  template <bool kReal = false>
+  SNN_HD Lanes<R> load(int64_t i) const {
+    if constexpr (sizeof(R) == 4 && !kReal) {
+      if (dtype == kBFloat16) return Io<BFloat16>::load(static_cast<const BFloat16*>(row) + i);
+      if (dtype == kFloat16) return Io<Half>::load(static_cast<const Half*>(row) + i);
+    }
+    return Io<R>::load(static_cast<const R*>(row) + i);
+  }
+};
+
 // Where a loop puts its row: in L1 or in memory, and then past the caches if that is wanted; or,
 // for a sum over time, on top of what is there.
 template <class R>
 struct Out {
-  R* row;
+  void* row;
+  int dtype;
   bool stream, add;
+  bool real() const { return dtype == kDtypeOf<R>; }
+  template <bool kReal = false>
   SNN_HD void put(int64_t i, Lanes<R> v) const {
-    if (stream) return Io<R>::stream(row + i, v);
-    if (add) v = v + load(row + i);
-    store(row + i, v);
+    if constexpr (sizeof(R) == 4 && !kReal) {
+      if (dtype == kBFloat16) return put_as<BFloat16>(i, v);
+      if (dtype == kFloat16) return put_as<Half>(i, v);
+    }
+    if (add) v = v + load(static_cast<const R*>(row) + i);
+    put_as<R>(i, v);
+  }
+
+ private:
+  template <class S>
+  SNN_HD void put_as(int64_t i, Lanes<R> v) const {
+    S* const to = static_cast<S*>(row) + i;
+    stream ? Io<S>::stream(to, v) : Io<S>::store(to, v);
   }
 };
 
@@ -79,12 +120,30 @@ void with_storage(int dtype, F&& f) {
   f(static_cast<const BFloat16*>(nullptr));
 }
 
+// Calls f with null pointers to what a row that is read and a narrow one that is written are in
+// memory: of one dtype, or the former of float.
+template <class F>
+void with_narrow(int from, int to, F&& f) {
+  const float* const real = nullptr;
+  const auto call = [&](auto* narrow) {
+    from == to ? f(const_cast<const std::remove_pointer_t<decltype(narrow)>*>(narrow), narrow)
+               : f(real, narrow);
+  };
+  to == kFloat16 ? call(static_cast<Half*>(nullptr)) : call(static_cast<BFloat16*>(nullptr));
+}
+
 inline int64_t itemsize_of(int dtype) { return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2; }
 
-// Whether a row of n elements can be used where it lies.
+// Whether a row of n elements has no tail.
 template <class R>
-bool lies_well(int dtype, int64_t n) {
-  return itemsize_of(dtype) == int64_t(sizeof(R)) && n % Lanes<R>::kCount == 0;
+bool is_whole(int64_t n) {
+  return n % Lanes<R>::kCount == 0;
+}
+
+// Whether so many bytes stay in cache from one call to the next.
+inline bool stay_in_cache(int64_t bytes) {
+  static const int64_t kCacheBytes = cache_bytes();
+  return bytes <= kCacheBytes;
 }
 
 template <class S>
@@ -131,11 +190,13 @@ class RowsIn {
   }
   // The same row of the tile that follows.
   Ahead ahead_of_tile(int64_t t) const { return {base_ + t * stride_ + n_ * itemsize_, itemsize_}; }
-  // The row where it lies, or in `to`.
+  // The row where it lies...
+  In<R> at(int64_t t) const { return {base_ + t * stride_, dtype_}; }
+  // ...or, if it is not R or has a tail, in `to`.
   const R* read(int64_t t, R* to) const {
     if (!base_) return nullptr;
     const char* row = base_ + t * stride_;
-    if (lies_well<R>(dtype_, n_)) return reinterpret_cast<const R*>(row);
+    if (dtype_ == kDtypeOf<R> && is_whole<R>(n_)) return reinterpret_cast<const R*>(row);
     if constexpr (sizeof(R) == 4) {
       if (dtype_ == kFloat16) return widen_row<Half>(row, to, n_), to;
       if (dtype_ == kBFloat16) return widen_row<BFloat16>(row, to, n_), to;
@@ -143,6 +204,8 @@ class RowsIn {
     set_row(to, reinterpret_cast<const R*>(row), n_, R(0));
     return to;
   }
+  bool null() const { return !base_; }
+  int64_t size() const { return n_; }
 
  private:
   int64_t itemsize_;
@@ -151,12 +214,15 @@ class RowsIn {
   int dtype_;
 };
 
-// The same with room for the rows of a segment side by side.
+// The same with room for the rows of a segment side by side, for those with a tail.
 template <class R>
 class Reader : public RowsIn<R> {
  public:
   using RowsIn<R>::RowsIn;
-  const R* read(int64_t t) { return RowsIn<R>::read(t, buffer_ + t % kSegment * kTile); }
+  In<R> read(int64_t t) {
+    if (is_whole<R>(this->size())) return this->at(t);
+    return {RowsIn<R>::read(t, buffer_ + t % kSegment * kTile)};
+  }
 
  private:
   alignas(64) R buffer_[kSegment * kTile];
@@ -176,19 +242,19 @@ class RowsOut {
         stride_(stride * itemsize_),
         n_(n),
         dtype_(dtype),
-        direct_(!sum && lies_well<R>(dtype, n)),
         sum_(sum) {
-    static const int64_t kCacheBytes = cache_bytes();
-    stream_ = kCanStream && !sum && moved * itemsize_ > kCacheBytes &&
+    stream_ = kCanStream && !sum && !stay_in_cache(moved * itemsize_) &&
               reinterpret_cast<uintptr_t>(base_) % kRegisterBytes == 0 &&
               stride_ % kRegisterBytes == 0;
   }
 
-  // Where the row belongs, or `buffer`, from which write() then takes it; for a sum the buffer is
-  // 0 before the first row and finish() takes it.
-  Out<R> row(int64_t t, R* buffer) {
-    if (direct_) return {reinterpret_cast<R*>(base_ + t * stride_), stream_, false};
-    return {buffer, false, sum_};
+  // The row where it belongs...
+  Out<R> at(int64_t t) const { return {base_ + t * stride_, dtype_, stream_, false}; }
+  // ...or, if it is not R, has a tail or is a sum, `buffer`, from which write() then takes it; for
+  // a sum the buffer is 0 before the first row and finish() takes it.
+  Out<R> row(int64_t t, R* buffer) const {
+    if (is_real()) return at(t);
+    return {buffer, kDtypeOf<R>, false, sum_};
   }
   // A row in memory, or where nothing is asked for.
   Ahead ahead(int64_t t) const {
@@ -196,15 +262,17 @@ class RowsOut {
     if (stream_ || sum_) return {kNowhere, 0};
     return {base_ + t * stride_, itemsize_};
   }
-  // From row to row, in elements.
-  int64_t step() const { return direct_ ? stride_ / itemsize_ : kTile; }
-  bool sums() const { return sum_; }
   void write(int64_t t, const R* buffer) {
-    if (!direct_ && !sum_) put(base_ + t * stride_, buffer);
+    if (!is_real() && !sum_) put(base_ + t * stride_, buffer);
   }
   void finish(const R* buffer) {
     if (sum_) put(base_, buffer);
   }
+
+ protected:
+  bool is_whole_row() const { return !sum_ && is_whole<R>(n_); }
+  bool is_real() const { return is_whole_row() && dtype_ == kDtypeOf<R>; }
+  bool sums() const { return sum_; }
 
  private:
   void put(char* row, const R* from) {
@@ -219,10 +287,10 @@ class RowsOut {
   char* base_;
   int64_t stride_, n_;
   int dtype_;
-  bool direct_, stream_, sum_;
+  bool stream_, sum_;
 };
 
-// The same with room for the rows of a segment, which stay where they were put until the next.
+// The same with room for the rows of a segment, for those with a tail or that are kept.
 template <class R>
 class Writer : public RowsOut<R> {
  public:
@@ -230,12 +298,20 @@ class Writer : public RowsOut<R> {
   explicit Writer(Args... args) : RowsOut<R>(args...) {
     if (this->sums()) std::fill(buffer_, buffer_ + kTile, R(0));
   }
-  Out<R> row(int64_t t) { return RowsOut<R>::row(t, at(t)); }
-  void write(int64_t t) { RowsOut<R>::write(t, at(t)); }
+  Out<R> row(int64_t t) {
+    return this->is_whole_row() ? this->at(t) : RowsOut<R>::row(t, buffer(t));
+  }
+  void write(int64_t t) {
+    if (!this->is_whole_row()) RowsOut<R>::write(t, buffer(t));
+  }
+  bool narrow() const { return this->is_whole_row() && !this->is_real(); }
+  // A row in R that stays where it is until the next segment.
+  Out<R> keep(int64_t t) { return RowsOut<R>::row(t, buffer(t)); }
+  void write_kept(int64_t t) { RowsOut<R>::write(t, buffer(t)); }
   void finish() { RowsOut<R>::finish(buffer_); }
 
  private:
-  R* at(int64_t t) { return buffer_ + (this->sums() ? 0 : t % kSegment * kTile); }
+  R* buffer(int64_t t) { return buffer_ + (this->sums() ? 0 : t % kSegment * kTile); }
   alignas(64) R buffer_[kSegment * kTile];
 };
 

@@ -1,12 +1,14 @@
 // The walk over time on a CPU, for any neuron of include/neuron.h with one state variable.
 //
-// The neurons of a tile go through a segment of steps together, a few registers of them at a time:
-// their state stays in registers from step to step. The steps of a neuron are a chain of dependent
-// operations, the neurons are not, so the processor works on the next ones meanwhile. Backward
-// recomputes H of a segment from x and the state at its border, then walks the segment in reverse.
+// The neurons of a tile go through a step together, a few registers of them at a time: their state
+// stays in L1 from step to step. The steps of a neuron are a chain of dependent operations, the
+// neurons are not, so the processor works on the next ones meanwhile. Backward recomputes H of a
+// segment from x and the state at its border, then walks the segment in reverse.
 #pragma once
 
 #include <algorithm>
+#include <cmath>
+#include <type_traits>
 
 #include "lanes.h"
 #include "lif.h"
@@ -40,6 +42,13 @@ struct ChannelRates {
   }
 };
 
+// Dividing by it and multiplying with its reciprocal give the same bits.
+template <class R>
+bool is_power_of_two(R x) {
+  int exponent;
+  return std::frexp(x, &exponent) == R(0.5);
+}
+
 // Calls f(neuron, rates) for a tile; where one rate serves all, whether it divides is a constant in
 // the loops that f holds.
 template <class R, class Neuron, class F>
@@ -52,12 +61,13 @@ SNN_HD void with_rates(Neuron neuron, const LifLayer& layer, int64_t begin, int6
     ChannelRates<R> per_channel;
     per_channel.set_tile(layer, begin, n);
     f(neuron, per_channel);
-  } else if (neuron.divide) {
+  } else if (neuron.divide && !is_power_of_two(rate)) {
     neuron.divide = true;
     f(neuron, SharedRate<R>{rate, R(1) / rate});
   } else {
+    const R factor = neuron.divide ? R(1) / rate : rate;
     neuron.divide = false;
-    f(neuron, SharedRate<R>{rate, rate});
+    f(neuron, SharedRate<R>{rate, factor});
   }
 }
 
@@ -89,20 +99,51 @@ void step_row(const Neuron neuron, const Rates& rates, int64_t vectors, Ahead ah
     ahead.fetch(i);
     auto h = neuron.charge(load(x + i), load(state + i), rates.at(i));
     auto spike = fire<kSmooth>(neuron, h);
-    s.put(i, spike);
+    s.template put<true>(i, spike);
     store(state + i, reset<kSmooth>(neuron, h, spike));
   }
 }
 
-// The same without the spikes, keeping H: `before` is the state before the step, `after` behind it.
-// `h` may be `x`; `later` is the row that the gradient will be written to.
-template <bool kSmooth, class Neuron, class Rates, class R>
+// Rows of two steps, or of the first alone, to 16 bits from 16 or from floats.
+template <class SX, class SS>
+struct NarrowSteps {
+  bool two, stream;
+  SX *x[2], *next[2];
+  SS* s[2];
+};
+
+// The same where spikes have 16 bits, converted on the way: of two steps, between which the state
+// stays in registers. (Of more, the processor could not begin the next vector's meanwhile.)
+template <class Neuron, class Rates, class SX, class SS>
+SNN_HD void narrow_steps(const Neuron neuron, const Rates& rates, const NarrowSteps<SX, SS> steps,
+                         int64_t vectors, float* state) {
+  using V = Lanes<float>;
+  using Order = Ordered<SX, SS>;
+  for (int64_t i = 0; i < vectors * V::kCount; i += V::kCount) {
+    V v = Order::from(load(state + i));
+    Rate<V> rate = rates.at(i);
+    rate = {Order::from(rate.divisor), Order::from(rate.factor)};
+    const auto step = [&](int k) SNN_INLINE {
+      prefetch_vector(steps.next[k] + i);
+      const V h = neuron.charge(Order::load(steps.x[k] + i), v, rate), spike = neuron.fire(h);
+      Order::put_spikes(steps.s[k] + i, spike, steps.stream);
+      v = neuron.reset(h, spike);
+    };
+    step(0);
+    if (steps.two) step(1);
+    store(state + i, Order::back(v));
+  }
+}
+
+// One step of a row without the spikes, keeping H: `before` is the state before the step, `after`
+// behind it. `later` is the row that the gradient will be written to.
+template <bool kSmooth, bool kReal, class Neuron, class Rates, class R>
 void recompute_row(const Neuron neuron, const Rates& rates, int64_t vectors, Ahead ahead,
-                   Ahead later, const R* x, const R* before, R* h, R* after) {
+                   Ahead later, In<R> x, const R* before, R* h, R* after) {
   for (int64_t k = 0; k < vectors; ++k) {
     const int64_t i = k * Lanes<R>::kCount;
     ahead.fetch(i), later.fetch(i);
-    auto h_t = neuron.charge(load(x + i), load(before + i), rates.at(i));
+    auto h_t = neuron.charge(x.template load<kReal>(i), load(before + i), rates.at(i));
     store(h + i, h_t);
     store(after + i, reset<kSmooth>(neuron, h_t, fire<kSmooth>(neuron, h_t)));
   }
@@ -110,22 +151,31 @@ void recompute_row(const Neuron neuron, const Rates& rates, int64_t vectors, Ahe
 
 // The adjoint of a step: `dstate` goes in as the gradient of V_t and comes out as that of V_{t-1}.
 // x and `before` are read, and `dfactor` added to, for the gradient of 1/tau alone.
-template <bool kSmooth, bool kWantRate, class Neuron, class Rates, class R>
+template <bool kSmooth, bool kReal, bool kWantRate, class Neuron, class Rates, class R>
 SNN_HD void adjoint_row(const Neuron neuron, const Rates& rates, int64_t vectors, Ahead ahead,
-                        const R* x, const R* before, const R* h, const R* g, const R* ds, R* dstate,
+                        In<R> x, const R* before, const R* h, const R* g, In<R> ds, R* dstate,
                         R* dfactor, Out<R> dx) {
   using V = Lanes<R>;
   for (int64_t k = 0; k < vectors; ++k) {
     const int64_t i = k * V::kCount;
     ahead.fetch(i);
     V h_t = load(h + i), x_t(0), v(0);
-    if constexpr (kWantRate) x_t = load(x + i), v = load(before + i);
-    auto d = neuron.adjoint(x_t, v, h_t, fire<kSmooth>(neuron, h_t), load(g + i), load(ds + i),
-                            load(dstate + i), rates.at(i));
+    if constexpr (kWantRate) x_t = x.template load<kReal>(i), v = load(before + i);
+    auto d = neuron.adjoint(x_t, v, h_t, fire<kSmooth>(neuron, h_t), load(g + i),
+                            ds.template load<kReal>(i), load(dstate + i), rates.at(i));
     store(dstate + i, d.dv);
     if (kWantRate) store(dfactor + i, load(dfactor + i) + d.drate);
-    dx.put(i, d.dx);
+    dx.template put<kReal>(i, d.dx);
   }
+}
+
+// Calls f(whether all rows of a loop are of R), a constant.
+template <class R, class F>
+SNN_HD void with_real(bool real, F&& f) {
+  if constexpr (sizeof(R) == 8)
+    f(std::true_type());
+  else
+    real ? f(std::true_type()) : f(std::false_type());
 }
 
 template <bool kSmooth, class R, class Neuron, class Rates>
@@ -137,15 +187,39 @@ void forward_tile(const Neuron neuron, const Rates& rates, const LifLayer& layer
   R* const borders = static_cast<R*>(io.borders);
   Source<R> x(io.x, layer.dtype, io.x_stride, io.norm, layer.steps, begin, tile);
   Writer<R> s(io.s, layer.dtype, n, begin, tile, 2 * layer.steps * n);
-  alignas(64) R state[kTile], row[kTile];
+  alignas(64) R state[kTile], rows[2][kTile];
   set_row(state, v0 ? v0 + begin : nullptr, tile, neuron.r);
 
-  for (int64_t t = 0; t < layer.steps; ++t) {
+  for (int64_t t = 0, count; t < layer.steps; t += count) {
+    count = s.narrow() && !io.v_every_step && t + 1 < layer.steps ? 2 : 1;
     if (borders && t > 0 && t % kSegment == 0)
       copy_row(borders + (t / kSegment - 1) * n + begin, state, tile);
-    const Ahead next = t + 1 < layer.steps ? x.ahead(t + 1) : x.ahead_of_tile(0);
-    step_row<kSmooth>(neuron, rates, vectors, next, x.read(t, row), state, s.row(t));
-    s.write(t);
+    In<R> x_at[2];
+    Ahead next[2];
+    for (int k = 0; k < count; ++k) {
+      x_at[k] = x.read(t + k, rows[k]);
+      next[k] = t + k + count < layer.steps ? x.ahead(t + k + count) : x.ahead_of_tile(k);
+    }
+    if (s.narrow()) {
+      if constexpr (sizeof(R) == 4) {
+        with_narrow(x_at[0].dtype, s.row(t).dtype, [&](auto* from, auto* to) {
+          NarrowSteps<std::remove_pointer_t<decltype(from)>, std::remove_pointer_t<decltype(to)>>
+              steps{count == 2, s.row(t).stream, {}, {}, {}};
+          for (int k = 0; k < count; ++k) {
+            // What is normalised lies in L1.
+            const void* const ahead = x.normal() ? x_at[k].row : next[k].row;
+            steps.x[k] = static_cast<decltype(from)>(x_at[k].row);
+            steps.next[k] = static_cast<decltype(from)>(ahead);
+            steps.s[k] = static_cast<decltype(to)>(s.row(t + k).row);
+          }
+          narrow_steps(neuron, rates, steps, vectors, state);
+        });
+      }
+    } else {
+      step_row<kSmooth>(neuron, rates, vectors, next[0], static_cast<const R*>(x_at[0].row), state,
+                        s.row(t));
+    }
+    for (int k = 0; k < count; ++k) s.write(t + k);
     if (io.v_every_step) copy_row(v_out + t * n + begin, state, tile);
   }
   if (v_out && !io.v_every_step) copy_row(v_out + begin, state, tile);
@@ -163,10 +237,11 @@ void backward_tile(const Neuron neuron, const Rates& rates, const LifLayer& laye
   Writer<R> dx(io.dx, layer.dtype, io.sum_dx ? 0 : n, begin, tile,
                io.sum_dx || x.normal() ? 0 : 3 * layer.steps * n, io.sum_dx);
   alignas(64) R h[kSegment][kTile], g[kTile], before[kWantRate ? kSegment + 1 : 1][kTile];
-  alignas(64) R dstate[kTile], dfactor[kTile], centred[kSegment][kTile];
+  alignas(64) R dstate[kTile], dfactor[kTile];
   alignas(64) R x_rows[kWantRate ? kSegment : 1][kTile];
   alignas(64) static const R zeros[kTile] = {};
-  const R* x_at[kSegment];
+  In<R> x_at[kSegment], y_at[kSegment];
+  const R* dx_at[kSegment];
   Moments<R> moments;
   set_row(dstate, dv && !io.dv_every_step ? dv + begin : nullptr, tile, R(0));
   if (kWantRate) set_row<R>(dfactor, nullptr, tile, 0);
@@ -178,10 +253,14 @@ void backward_tile(const Neuron neuron, const Rates& rates, const LifLayer& laye
     set_row(before[0], start ? start + begin : nullptr, tile, neuron.r);
     for (int t = 0; t < steps; ++t) {
       const Ahead next = t + 1 < steps ? x.ahead(first + t + 1) : ds.ahead(first + t);
+      if (x.normal()) y_at[t] = x.y(first + t);
       // Where nobody reads X again, H takes its place.
-      x_at[t] = x.read(first + t, kWantRate ? x_rows[t] : h[t], centred[t]);
-      recompute_row<kSmooth>(neuron, rates, vectors, next, dx.ahead(first + t), x_at[t],
-                             before[kWantRate ? t : 0], h[t], before[kWantRate ? t + 1 : 0]);
+      x_at[t] = x.read(first + t, kWantRate ? x_rows[t] : h[t]);
+      with_real<R>(x_at[t].real(), [&](auto real) {
+        recompute_row<kSmooth, real>(neuron, rates, vectors, next, dx.ahead(first + t), x_at[t],
+                                     before[kWantRate ? t : 0], h[t],
+                                     before[kWantRate ? t + 1 : 0]);
+      });
     }
     for (int t = steps - 1; t >= 0; --t) {
       if (io.dv_every_step) add_row(dstate, dv + (first + t) * n + begin, tile);
@@ -190,25 +269,28 @@ void backward_tile(const Neuron neuron, const Rates& rates, const LifLayer& laye
       const Ahead next = t > 0       ? ds.ahead(first + t - 1)
                          : first > 0 ? x.ahead(first - kSegment)
                                      : x.ahead_of_tile(last);
-      const R* const given = ds.read(first + t);
-      const auto run = [&](Neuron neuron) {
-        adjoint_row<kSmooth, kWantRate>(neuron, rates, vectors, next, x_at[t],
-                                        before[kWantRate ? t : 0], h[t], g, given ? given : zeros,
-                                        dstate, dfactor, dx.row(first + t));
-      };
+      const In<R> given = ds.null() ? In<R>{zeros} : ds.read(first + t);
+      const Out<R> out = x.normal() ? dx.keep(first + t) : dx.row(first + t);
+      if (x.normal()) dx_at[t] = static_cast<const R*>(out.row);
       // Constants in the loop.
-      Neuron fixed = neuron;
-      if (neuron.detach_reset)
-        fixed.detach_reset = true, run(fixed);
-      else
-        fixed.detach_reset = false, run(fixed);
-      dx.write(first + t);
+      with_real<R>(x_at[t].real() && given.real() && out.real(), [&](auto real) {
+        const auto run = [&](Neuron neuron) {
+          adjoint_row<kSmooth, real, kWantRate>(neuron, rates, vectors, next, x_at[t],
+                                                before[kWantRate ? t : 0], h[t], g, given, dstate,
+                                                dfactor, out);
+        };
+        Neuron fixed = neuron;
+        if (neuron.detach_reset)
+          fixed.detach_reset = true, run(fixed);
+        else
+          fixed.detach_reset = false, run(fixed);
+      });
+      x.normal() ? dx.write_kept(first + t) : dx.write(first + t);
     }
-    if (x.normal() && !io.sum_dx)
-      moments.add(steps, vectors, dx.row(first).row, dx.step(), centred[0]);
+    if (x.normal() && !io.sum_dx) moments.add(steps, vectors, dx_at, x, y_at);
   }
   if (x.normal()) {
-    if (io.sum_dx) moments.add(1, vectors, dx.row(0).row, 0, centred[0]);  // one y for all steps
+    if (io.sum_dx) moments.add(1, vectors, dx_at, x, y_at);  // one y for all steps
     double* sums = io.norm.partial + chunk * 2 * io.norm.channels;
     x.channels().add(moments.sum.at, sums);
     x.channels().add(moments.product.at, sums + io.norm.channels);

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "lanes.h"
+#include "storage.h"
 
 namespace snnfast {
 namespace {

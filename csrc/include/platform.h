@@ -9,6 +9,7 @@
 #else
 #define SNN_HD inline __attribute__((always_inline))
 #define SNN_OUTLINE __attribute__((noinline))
+#define SNN_INLINE __attribute__((always_inline))
 #define SNN_UNROLL
 #endif
 
