@@ -117,26 +117,27 @@ class Source {
   Ahead ahead(int64_t t) const { return y_.ahead(t); }
   Ahead ahead_of_tile(int64_t t) const { return y_.ahead_of_tile(t); }
 
-  // The row of step t: where it lies; or normalised in `x`, and then the next rows are asked for.
-  In<R> read(int64_t t, R* x) {
+  // The row of step t: where it lies; or normalised in `x`. `centred` gets Y - mean unless it is
+  // null; then what comes next of Y is asked for here, and so is what the residual has.
+  In<R> read(int64_t t, R* x, R* centred = nullptr) {
     const In<R> y = y_.read(t);
     if (!normal_) return y;
-    const bool more = !residual_.null();
+    const bool more = !residual_.null(), last = t + 1 == steps_;
     const In<R> r = more ? residual_.read(t) : In<R>{};
-    const bool last = t + 1 == steps_;
     const Ahead next_y = last ? y_.ahead_of_tile(0) : y_.ahead(t + 1);
     const Ahead next_r = last ? residual_.ahead_of_tile(0) : residual_.ahead(t + 1);
     for (int64_t i = 0; i < vectors_ * V::kCount; i += V::kCount) {
-      next_y.fetch(i);
-      V x_i = centred(y, i) * load(rows_[1].at + i) + load(rows_[2].at + i);
+      const V d = y.load(i) - load(rows_[0].at + i);
+      if (centred)
+        store(centred + i, d);
+      else
+        next_y.fetch(i);
+      V x_i = d * load(rows_[1].at + i) + load(rows_[2].at + i);
       if (more) next_r.fetch(i), x_i = x_i + r.load(i);
       store(x + i, x_i);
     }
     return {x};
   }
-  // Y of step t, and its deviation from the mean.
-  In<R> y(int64_t t) { return y_.read(t); }
-  SNN_HD V centred(In<R> y, int64_t i) const { return y.load(i) - load(rows_[0].at + i); }
   bool normal() const { return normal_; }
   const Channels& channels() const { return channels_; }
 
@@ -148,13 +149,13 @@ class Source {
   TileRow<R> rows_[3];  // mean, scale, bias
 };
 
-// Sums over time of d and of d (Y - mean), one of each for every neuron of a tile.
+// Sums over time of d and of d times something, one of each for every neuron of a tile.
 template <class R>
 struct Moments {
   TileRow<R> sum, product;
   bool empty = true;
-  // Of rows of d, and of d times the deviation of Y from its mean.
-  void add(int steps, int64_t vectors, const R* const* d, const Source<R>& source, const In<R>* y) {
+  // Of rows of d; those of `by` are kTile apart.
+  void add(int steps, int64_t vectors, const R* const* d, const R* by) {
     using V = Lanes<R>;
     for (int64_t i = 0; i < vectors * V::kCount; i += V::kCount) {
       V first(0), second(0);
@@ -162,7 +163,7 @@ struct Moments {
       for (int t = 0; t < steps; ++t) {
         const V v = load(d[t] + i);
         first = first + v;
-        second = mad_(v, source.centred(y[t], i), second);
+        second = mad_(v, load(by + t * kTile + i), second);
       }
       store(sum.at + i, first), store(product.at + i, second);
     }

@@ -198,7 +198,10 @@ void forward_tile(const Neuron neuron, const Rates& rates, const LifLayer& layer
     Ahead next[2];
     for (int k = 0; k < count; ++k) {
       x_at[k] = x.read(t + k, rows[k]);
-      next[k] = t + k + count < layer.steps ? x.ahead(t + k + count) : x.ahead_of_tile(k);
+      // What is normalised lies in L1; its source has asked for the rest.
+      next[k] = x.normal()                    ? Ahead{static_cast<const char*>(x_at[k].row), 0}
+                : t + k + count < layer.steps ? x.ahead(t + k + count)
+                                              : x.ahead_of_tile(k);
     }
     if (s.narrow()) {
       if constexpr (sizeof(R) == 4) {
@@ -206,10 +209,8 @@ void forward_tile(const Neuron neuron, const Rates& rates, const LifLayer& layer
           NarrowSteps<std::remove_pointer_t<decltype(from)>, std::remove_pointer_t<decltype(to)>>
               steps{count == 2, s.row(t).stream, {}, {}, {}};
           for (int k = 0; k < count; ++k) {
-            // What is normalised lies in L1.
-            const void* const ahead = x.normal() ? x_at[k].row : next[k].row;
             steps.x[k] = static_cast<decltype(from)>(x_at[k].row);
-            steps.next[k] = static_cast<decltype(from)>(ahead);
+            steps.next[k] = reinterpret_cast<decltype(from)>(next[k].row);
             steps.s[k] = static_cast<decltype(to)>(s.row(t + k).row);
           }
           narrow_steps(neuron, rates, steps, vectors, state);
@@ -237,10 +238,10 @@ void backward_tile(const Neuron neuron, const Rates& rates, const LifLayer& laye
   Writer<R> dx(io.dx, layer.dtype, io.sum_dx ? 0 : n, begin, tile,
                io.sum_dx || x.normal() ? 0 : 3 * layer.steps * n, io.sum_dx);
   alignas(64) R h[kSegment][kTile], g[kTile], before[kWantRate ? kSegment + 1 : 1][kTile];
-  alignas(64) R dstate[kTile], dfactor[kTile];
+  alignas(64) R dstate[kTile], dfactor[kTile], centred[kSegment][kTile];
   alignas(64) R x_rows[kWantRate ? kSegment : 1][kTile];
   alignas(64) static const R zeros[kTile] = {};
-  In<R> x_at[kSegment], y_at[kSegment];
+  In<R> x_at[kSegment];
   const R* dx_at[kSegment];
   Moments<R> moments;
   set_row(dstate, dv && !io.dv_every_step ? dv + begin : nullptr, tile, R(0));
@@ -253,9 +254,8 @@ void backward_tile(const Neuron neuron, const Rates& rates, const LifLayer& laye
     set_row(before[0], start ? start + begin : nullptr, tile, neuron.r);
     for (int t = 0; t < steps; ++t) {
       const Ahead next = t + 1 < steps ? x.ahead(first + t + 1) : ds.ahead(first + t);
-      if (x.normal()) y_at[t] = x.y(first + t);
       // Where nobody reads X again, H takes its place.
-      x_at[t] = x.read(first + t, kWantRate ? x_rows[t] : h[t]);
+      x_at[t] = x.read(first + t, kWantRate ? x_rows[t] : h[t], centred[t]);
       with_real<R>(x_at[t].real(), [&](auto real) {
         recompute_row<kSmooth, real>(neuron, rates, vectors, next, dx.ahead(first + t), x_at[t],
                                      before[kWantRate ? t : 0], h[t],
@@ -287,10 +287,10 @@ void backward_tile(const Neuron neuron, const Rates& rates, const LifLayer& laye
       });
       x.normal() ? dx.write_kept(first + t) : dx.write(first + t);
     }
-    if (x.normal() && !io.sum_dx) moments.add(steps, vectors, dx_at, x, y_at);
+    if (x.normal() && !io.sum_dx) moments.add(steps, vectors, dx_at, centred[0]);
   }
   if (x.normal()) {
-    if (io.sum_dx) moments.add(1, vectors, dx_at, x, y_at);  // one y for all steps
+    if (io.sum_dx) moments.add(1, vectors, dx_at, centred[0]);  // one y for all steps
     double* sums = io.norm.partial + chunk * 2 * io.norm.channels;
     x.channels().add(moments.sum.at, sums);
     x.channels().add(moments.product.at, sums + io.norm.channels);
