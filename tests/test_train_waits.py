@@ -109,7 +109,7 @@ def test_ranks_share_statistics_without_a_copy(copies, monkeypatch):
         monkeypatch.setattr(dist, name, lambda *tensors, group: None)
     monkeypatch.setattr(dist, "get_world_size", lambda group: 2)
     block = torch.nn.Sequential(snnfast.nn.batch_norm.BatchNorm2d(4), snnfast.nn.BatchNormLIF(4))
-    snnfast.models.set_process_group(block, "both")
+    snnfast.models.set_process_group(block, dist.ProcessGroup(0, 2))
     norm, neurons = block.to("meta")
     before = len(copies())
     x = torch.empty(2, 3, 4, 5, 5, device="meta", requires_grad=True)

@@ -69,15 +69,14 @@ def type_name(value) -> str:
     )
 
 
-def is_transformed() -> bool:
-    """Whether torch.func sees what is computed now."""
-    return torch._C._functorch.maybe_current_level() is not None
+transform = torch._C._functorch.maybe_current_level
+"""Of torch.func, what sees what is computed now; None where nothing does."""
 
 
 def refuse_transforms(op: str, *tensors: Tensor | None) -> None:
     """Neither torch.func nor forward-mode differentiation sees into a kernel: without a word the
     one would lose gradients and the other give zero tangents."""
-    if is_transformed():
+    if transform() is not None:
         raise NotImplementedError(
             f"{op}: no transform of torch.func (grad, vmap, jvp, ...) must be active, got one; "
             "call it outside, and take gradients with torch.autograd"

@@ -18,7 +18,7 @@ from snnfast import surrogate as surrogates
 from snnfast.interop.spikingjelly._later import Later, Memories
 from snnfast.interop.spikingjelly._surrogates import firing
 from snnfast.ops.lif import lif
-from snnfast.ops.validation import is_transformed, state_dtype
+from snnfast.ops.validation import state_dtype, transform
 
 
 class Unlike(Exception):
@@ -134,7 +134,7 @@ def multi_step(node, x: Tensor, version: Version, charge: Charge, every: bool):
 def _refuse_infinite(x: Tensor) -> None:
     """Unlike where theirs makes NaN of it: it resets V by a product."""
     if x.device.type == "cpu" and not torch.compiler.is_compiling():  # where to look is no wait
-        if not is_transformed() and not math.isfinite(x.detach().sum(dtype=torch.float)):
+        if transform() is None and not math.isfinite(x.detach().sum(dtype=torch.float)):
             raise Unlike("x is not finite")
 
 
