@@ -169,7 +169,7 @@ def test_the_cheapest_bytes_come_first():
     assert choices(found) == {KEPT, PACKED} and 0 < found.ms < 20
     found.undo()
     found = plan(net, x, budget=0.4)
-    assert choices(found) == {PACKED, AGAIN}
+    assert {PACKED, AGAIN} <= choices(found)  # and where that is enough, one as it is
     again = [block for block in found.blocks if block.choice == AGAIN]
     largest = max(block.before - block.after for block in found.blocks if block.choice != AGAIN)
     assert len(again) < 5 and found.ms == pytest.approx(sum(block.ms for block in found.blocks))
