@@ -18,7 +18,7 @@ from snnfast.program.trace import in_no_mode, trace
 _KNOWN = {cls.__name__: cls for cls in surrogates.TABLE.values()} | {
     "DeterministicPass": surrogates.StraightThrough
 }
-_PARTS_OF_A_MODULE = frozenset(vars(nn.Module()))
+PARTS_OF_A_MODULE = frozenset(vars(nn.Module()))
 _MUST_BE_EMPTY = (
     "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_parameters", "_buffers", "_modules"
 )  # fmt: skip
@@ -104,7 +104,7 @@ def _key(function):
             return None
     count, names = _own_names.get(cls, (0, ()))
     if count != len(own):
-        names = tuple(name for name in own if name not in _PARTS_OF_A_MODULE)
+        names = tuple(name for name in own if name not in PARTS_OF_A_MODULE)
         _own_names[cls] = len(own), names
     try:
         values = [own[name] for name in names]

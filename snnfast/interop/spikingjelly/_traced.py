@@ -24,13 +24,12 @@ from snnfast.interop.spikingjelly._engine import (
     row,
     start,
 )
-from snnfast.interop.spikingjelly._surrogates import OutOfPlace
+from snnfast.interop.spikingjelly._surrogates import PARTS_OF_A_MODULE, OutOfPlace
 from snnfast.ops.neuron import Definition
 from snnfast.program.trace import in_no_mode
 from snnfast.reference.neuron import spike
 
 _CONSTANT = (bool, int, float, str, type(None), types.FunctionType, types.BuiltinFunctionType)
-_PARTS_OF_A_MODULE = frozenset(vars(nn.Module()))
 _OF_THE_CALL = ("_memories", "_memories_rv", "v_seq", "_store_v_seq", "surrogate_function")
 PROGRAMS = 256
 """Of a class; a number that is another one in every call is no constant."""
@@ -88,7 +87,7 @@ def constants(node: nn.Module, states: tuple[str, ...]) -> tuple:
     """What a step may read besides tensors."""
     found = [node.training]
     for name, value in (*vars(node).items(), *vars(node)["_memories"].items()):
-        if name in _PARTS_OF_A_MODULE or name in _OF_THE_CALL or name in states:
+        if name in PARTS_OF_A_MODULE or name in _OF_THE_CALL or name in states:
             continue
         one = value if type(value) is tuple else (value,)
         if not all(type(v) in _CONSTANT for v in one):
@@ -183,7 +182,7 @@ def _refuse_writing(before, one, states) -> None:
     attributes, memories = before
     for name, value in (*vars(one).items(), *one._memories.items()):
         old = memories[name] if name in memories else attributes.get(name)
-        if name not in states and name not in _PARTS_OF_A_MODULE and value is not old:
+        if name not in states and name not in PARTS_OF_A_MODULE and value is not old:
             raise ValueError(f"its step writes {name}")
 
 

@@ -12,18 +12,29 @@ from snnfast.interop.spikingjelly.activation_based import base, functional
 from snnfast.interop.spikingjelly.stepping import seq_to_ann_forward
 
 
+class _StepMode:
+    """A layer that takes a ``step_mode`` behind its own arguments, of which there are ``_own``."""
+
+    _own: int
+
+    def __init__(self, *args, step_mode: str = "s", **kwargs):
+        if len(args) > self._own:
+            *args, step_mode = args
+        super().__init__(*args, **kwargs)
+        self.step_mode = step_mode
+
+    def extra_repr(self):
+        return ", ".join(filter(None, (super().extra_repr(), f"step_mode={self.step_mode}")))
+
+
 def _layer(cls: type[nn.Module], *axes: int):
     """``cls`` over time: in step mode "m" x [T, N, ...] is a batch [T N, ...]. ``axes``: how many
     such an x may have, where a wrong number must not pass for another shape."""
     names = list(inspect.signature(cls).parameters)
-    own = names[: names.index("device")] if "device" in names else names
+    own = names.index("device") if "device" in names else len(names)
 
-    class Layer(cls, base.StepModule):
-        def __init__(self, *args, step_mode: str = "s", **kwargs):
-            if len(args) > len(own):
-                *args, step_mode = args
-            super().__init__(*args, **kwargs)
-            self.step_mode = step_mode
+    class Layer(_StepMode, cls, base.StepModule):
+        _own = own
 
         def forward(self, x: Tensor):
             if self.step_mode == "s" or cls is nn.Linear:  # which takes any number of axes
@@ -36,25 +47,14 @@ def _layer(cls: type[nn.Module], *axes: int):
                 )
             return seq_to_ann_forward(x, super().forward)
 
-        def extra_repr(self):
-            return ", ".join(filter(None, (super().extra_repr(), f"step_mode={self.step_mode}")))
-
     return _named(Layer, cls.__name__, cls.__doc__)
 
 
 def _memory(step: type):
     """One of ``stepping``'s layers with a memory, behind its own arguments a ``step_mode``."""
-    own = list(inspect.signature(step).parameters)
 
-    class Layer(step, base.MemoryModule):
-        def __init__(self, *args, step_mode: str = "s", **kwargs):
-            if len(args) > len(own):
-                *args, step_mode = args
-            super().__init__(*args, **kwargs)
-            self.step_mode = step_mode
-
-        def extra_repr(self):
-            return ", ".join(filter(None, (super().extra_repr(), f"step_mode={self.step_mode}")))
+    class Layer(_StepMode, step, base.MemoryModule):
+        _own = len(inspect.signature(step).parameters)
 
     return _named(Layer, step.__name__.removesuffix("Step"), step.__doc__)
 
