@@ -18,7 +18,7 @@ TRITON_TESTS := $(addprefix tests/,test_triton_aot.py test_norm_triton_aot.py \
 	ops/test_norm_sums.py ops/test_spikes.py ops/test_neuron.py ops/test_neuron_triton.py \
 	ops/test_norm_neuron.py ops/test_family.py)
 
-.PHONY: demo test prove fuzz oldest-triton resolve package lint format gpu gpu-full peers clean
+.PHONY: demo test prove fuzz oldest-triton resolve package docs docs-check lint format gpu gpu-full peers clean
 
 demo: $(STAMP)
 	$(BIN)/snnfast train digits_twkd --output runs/demo --overwrite
@@ -72,6 +72,10 @@ package: $(STAMP)
 	sed -n '/^```python/,/^```/p; /^```$$/q' README.md | grep -v '^```' > build/package/example.py
 	echo 'Net()(torch.rand(2, 784)).sum().backward()' >> build/package/example.py
 	cd build/package && env/bin/python example.py && env/bin/snnfast info
+
+# The site, at the address that it prints; and built with every link checked.
+docs docs-check: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(if $(filter docs,$@),serve,build --strict --quiet) -f docs/mkdocs.yml
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

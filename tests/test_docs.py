@@ -1,4 +1,4 @@
-"""The pages of docs/: their Python blocks run in order and print what the text behind them says."""
+"""The pages of docs: their Python blocks run in order and print what the text behind them says."""
 
 import contextlib
 import io
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from peer_neurons import package
 
-PAGES = sorted((Path(__file__).resolve().parent.parent / "docs").glob("*.md"))
+PAGES = sorted((Path(__file__).resolve().parent.parent / "docs" / "pages").glob("*.md"))
 BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.M | re.S)
 NEW_PROCESS = "<!-- in a new process -->"
 

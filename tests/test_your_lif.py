@@ -1,4 +1,4 @@
-"""The rows of docs/your_lif.md: each call against the published equations in a loop over time."""
+"""The rows of docs/pages/your_lif.md: each call against the published equations in a loop."""
 
 import math
 import re
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-PAGE = (Path(__file__).resolve().parent.parent / "docs" / "your_lif.md").read_text()
+PAGE = (Path(__file__).resolve().parent.parent / "docs" / "pages" / "your_lif.md").read_text()
 ROW = re.compile(r"^\| ([^|]+) \| ([^|]+) \| (\[[^|]+\]) \| `([^`]+)` \|$", re.M)
 ROWS = {name: (layout, call) for name, _, layout, call in ROW.findall(PAGE)}
 STEPS = 8
