@@ -253,12 +253,3 @@ def test_a_rank_that_dies_ends_the_others(tmp_path, start, size, victim, number)
     for error in ends(ranks, 1, seconds=30):
         assert f"rank {victim} no longer answers" in error or (not victim and "store" in error)
         assert "--resume auto" in error
-
-
-@pytest.fixture
-def free_port():
-    import socket
-
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]

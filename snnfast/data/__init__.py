@@ -5,11 +5,13 @@ import inspect
 
 import torch
 
+from snnfast.data import encode
 from snnfast.data.base import IGNORED, Augment, Data, DataError, Split, TensorSplit, Transform
 from snnfast.data.cifar import cifar10, cifar100
 from snnfast.data.digits import digits
 from snnfast.data.events import cifar10_dvs, dvs_gesture
 from snnfast.data.folder import folder, imagenet
+from snnfast.data.neuromorphic import event_frames, n_caltech101, n_mnist, shd
 
 __all__ = [
     "IGNORED",
@@ -20,6 +22,7 @@ __all__ = [
     "TensorSplit",
     "Transform",
     "data_options",
+    "encode",
     "list_data",
     "load_data",
 ]
@@ -30,8 +33,12 @@ _DATA = {
     "cifar10_dvs": cifar10_dvs,
     "digits": digits,
     "dvs_gesture": dvs_gesture,
+    "event_frames": event_frames,
     "folder": folder,
     "imagenet": imagenet,
+    "n_caltech101": n_caltech101,
+    "n_mnist": n_mnist,
+    "shd": shd,
 }
 
 

@@ -1,4 +1,5 @@
-"""Recordings of event cameras as sequences of frames: DVS-Gesture and CIFAR10-DVS."""
+"""Recordings of event cameras as sequences of frames: DVS-Gesture and CIFAR10-DVS, and what
+they share with those of :mod:`snnfast.data.neuromorphic`."""
 
 import csv
 import os
@@ -31,6 +32,7 @@ def cifar10_dvs(
     augment: Sequence[str] = ("flip", "events"),
     workers: int = 2,
     on_error: str = "stop",
+    split_seed: int | None = None,
     device: str | torch.device = "cpu",
 ) -> Data:
     """CIFAR10-DVS (Li et al., Frontiers in Neuroscience 2017): sequences of T = ``timesteps``
@@ -38,8 +40,8 @@ def cifar10_dvs(
 
     airplane/*.aedat and so on for all classes, in ``root`` or in cifar10_dvs or CIFAR10DVS there:
     1,000 files each, as they are published (AEDAT 2.0) or as the package tonic has them (AEDAT 4.0,
-    *.aedat4; needs ``snnfast[events]``). In the order of their names the first nine tenths of every
-    class are for training.
+    *.aedat4; needs ``snnfast[events]``). Nine tenths of every class are for training: the
+    first in the order of their names, or with ``split_seed`` as that draws them.
 
     Every frame has equally many events (:func:`snnfast.data.frames.integrate`), in float16 on
     ``device``. They are computed by ``workers`` processes and kept in a file beside the recordings.
@@ -61,14 +63,29 @@ def cifar10_dvs(
                 f"{name}: {root.resolve()}/{known} must hold 2 or more recordings (*.aedat, "
                 f"*.aedat4), got {len(files)}"
             )
-        for number, path in enumerate(files):
-            split = "train" if number < len(files) * 9 // 10 else "test"
-            read = read_aedat2
-            if path.suffix == ".aedat4":
-                require("aedat", "events")  # before the work begins
-                read = read_aedat4
-            recordings[split].append(Recording(path, ((label, None, None),), read))
-    return _data(name, root, recordings, len(OBJECTS), *options)
+        read = read_aedat2
+        if files[0].suffix == ".aedat4":
+            require("aedat", "events")  # before the work begins
+            read = read_aedat4
+        for split, part in nine_to_one(name, files, split_seed, label).items():
+            recordings[split] += [Recording(path, ((label, None, None),), read) for path in part]
+    return sequences(name, root, recordings, len(OBJECTS), *options, split_seed=split_seed)
+
+
+def nine_to_one(name: str, files: list[Path], seed: int | None, label: int) -> dict[str, list]:
+    """Files of one class for training and for testing, each in the order given."""
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
+        raise ValueError(f"{name}: split_seed must be an int >= 0 or None, got {seed!r}")
+    count = len(files) * 9 // 10
+    order = range(len(files))
+    if seed is not None:
+        drawn = np.random.RandomState([seed % 2**32, label])  # its stream is frozen
+        order = drawn.permutation(len(files)).tolist()
+    chosen = set(order[:count])
+    return {
+        "train": [path for place, path in enumerate(files) if place in chosen],
+        "test": [path for place, path in enumerate(files) if place not in chosen],
+    }
 
 
 def dvs_gesture(
@@ -110,7 +127,7 @@ def dvs_gesture(
                 f"{name}: {GESTURES} classes expected, the labels of its {len(labels)} {split} "
                 f"samples are {min(labels, default=None)} to {max(labels, default=None)}"
             )
-    return _data(name, root, recordings, GESTURES, *options)
+    return sequences(name, root, recordings, GESTURES, *options)
 
 
 def _trials(root: Path, split: str) -> list[Recording]:
@@ -170,7 +187,7 @@ def _read_npy(path: Path) -> np.ndarray:
     return events(1000 * t.astype(np.int64), x, y, p)
 
 
-def _data(
+def sequences(
     name: str,
     root: Path,
     recordings: dict[str, list[Recording]],
@@ -183,7 +200,11 @@ def _data(
     workers: int,
     on_error: str,
     device,
+    split_seed: int | None = None,
+    classes_of: Sequence[str] | None = None,
 ) -> Data:
+    """Data of recordings {"train": ..., "test": ...}: their frames, computed or taken from the file
+    that is called by split, T, size and ``split_seed``."""
     for option, value, least in (
         ("timesteps", timesteps, 1),
         ("image_size", image_size, 8),
@@ -199,7 +220,8 @@ def _data(
         found = recordings[split]
         labels = torch.tensor([label for r in found for label, _, _ in r.samples])
         chosen = choose(name, split, labels, count)
-        kept = root / f"{name}-{split}-T{timesteps}-{image_size}.safetensors"
+        drawn = "" if split_seed is None else f"-seed{split_seed}"
+        kept = root / f"{name}-{split}-T{timesteps}-{image_size}{drawn}.safetensors"
         frames, targets, skipped = load_frames(
             name, kept, found, timesteps, image_size, workers, on_error
         )
@@ -215,5 +237,5 @@ def _data(
         timesteps=timesteps,
         augment=steps[0],
         prepare=steps[1],
-        classes=CLASSES[name],
+        classes=tuple(classes_of) if classes_of else CLASSES[name],
     )

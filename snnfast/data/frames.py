@@ -20,44 +20,67 @@ from snnfast.data.base import IGNORED, DataError
 from snnfast.data.extras import require
 from snnfast.data.workers import load
 
-SENSOR = 128  # pixels of a side
+DVS128 = (128, 128)  # rows and columns of the sensor
 VERSION = 2  # of the frames: counts up when they are computed in another way
 
 
 @dataclass(frozen=True)
 class Recording:
     """One file and its samples: (label, start, stop) with start <= t < stop in microseconds, or
-    (label, None, None) for all of it."""
+    (label, None, None) for all of it; its sensor has so many rows and columns. ``read`` gives its
+    events, or where they are ``integrated`` already frames [T, 2, H, W]."""
 
     path: Path
     samples: tuple[tuple[int, int | None, int | None], ...]
     read: Callable[[Path], np.ndarray]
+    sensor: tuple[int, int] = DVS128
+    integrated: bool = False
 
 
-def integrate(events: np.ndarray, timesteps: int, size: int) -> Tensor:
+def integrate(
+    events: np.ndarray, timesteps: int, size: int, sensor: tuple[int, int] = DVS128
+) -> Tensor:
     """Counts of events in ``timesteps`` frames of equally many, float16 [T, 2, size, size].
 
     Of N events, frame t has those from t * (N // T), the last frame the rest as well. Channel 0
-    counts events to darker, 1 to brighter. From 128 x 128 pixels the counts are averaged down,
-    bilinearly and over all pixels. Counts above 65504, the largest float16, are 65504: a pixel that
-    never rests must not be infinite. Raises ValueError for fewer events than frames and for events
-    outside of the sensor.
+    counts events to darker, 1 to brighter. From the rows and columns of ``sensor`` the counts are
+    averaged down, bilinearly and over all pixels. Counts above 65504, the largest float16, are
+    65504: a pixel that never rests must not be infinite. Raises ValueError for fewer events than
+    frames and for events outside of the sensor.
     """
     count = len(events)
     if count < timesteps:
         raise ValueError(f"{count} events are too few for {timesteps} frames")
     x, y, p = events["x"], events["y"], events["p"]
-    for name, values, most in (("x", x, SENSOR - 1), ("y", y, SENSOR - 1), ("p", p, 1)):
+    rows, columns = sensor
+    for name, values, most in (("x", x, columns - 1), ("y", y, rows - 1), ("p", p, 1)):
         low, high = int(values.min()), int(values.max())
         if low < 0 or high > most:
             raise ValueError(f"{name} must be 0 to {most}, got {low} to {high}")
     frame = np.minimum(np.arange(count) // (count // timesteps), timesteps - 1)
-    cells = ((frame * 2 + p) * SENSOR + y) * SENSOR + x
-    counts = np.bincount(cells, minlength=timesteps * 2 * SENSOR * SENSOR)
-    frames = torch.from_numpy(counts).float().view(timesteps, 2, SENSOR, SENSOR)
-    if size != SENSOR:
+    cells = ((frame * 2 + p) * rows + y) * columns + x
+    counts = np.bincount(cells, minlength=timesteps * 2 * rows * columns)
+    return scaled(torch.from_numpy(counts).view(timesteps, 2, rows, columns), size)
+
+
+def scaled(frames: Tensor, size: int) -> Tensor:
+    """Counts [T, 2, H, W] averaged down to float16 [T, 2, size, size], at most 65504."""
+    frames = frames.float()
+    if frames.shape[-2:] != (size, size):
         frames = F.interpolate(frames, (size, size), mode="bilinear", antialias=True)
-    return frames.clamp_(max=torch.finfo(torch.float16).max).half()
+    return frames.clamp(max=torch.finfo(torch.float16).max).half()
+
+
+def checked(frames: np.ndarray, timesteps: int, size: int) -> Tensor:
+    """Frames that were integrated before, as :func:`integrate` gives them; ValueError for another
+    shape, another T, and for numbers that no counts are."""
+    if frames.ndim != 4 or frames.shape[1] != 2 or frames.dtype.kind not in "iuf":
+        raise ValueError(f"frames [T, 2, H, W] expected, got {frames.dtype} {list(frames.shape)}")
+    if len(frames) != timesteps:
+        raise ValueError(f"it has {len(frames)} frames, timesteps is {timesteps}")
+    if frames.size == 0 or not (np.isfinite(frames).all() and frames.min() >= 0):
+        raise ValueError("counts >= 0 expected")
+    return scaled(torch.from_numpy(frames.astype(np.float32)), size)
 
 
 def load_frames(
@@ -143,9 +166,12 @@ class _Reader:
             try:
                 if problem is not None:
                     raise problem
+                if recording.integrated:
+                    frames[place] = checked(events, self.timesteps, self.size)
+                    continue
                 t = events["t"]
                 part = events if start is None else events[(t >= start) & (t < stop)]
-                frames[place] = integrate(part, self.timesteps, self.size)
+                frames[place] = integrate(part, self.timesteps, self.size, recording.sensor)
             except Exception as error:
                 sample = label_of(recording, place)
                 failures[place] = f"{self.name}: {sample} cannot be read: {error}"

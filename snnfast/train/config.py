@@ -77,6 +77,7 @@ class DataConfig(_Table):
     normalise: maybe(bool) = key(None, "mean and standard deviation; none: the data set's own")
     image_size: Pixels = key(0, "height and width, pixels; 0: the data set's own")
     frames: Natural = key(0, "frames of an event recording; 0: as many as timesteps")
+    split_seed: maybe(Natural) = key(None, "draws the 9:1 split of events; none: by name")
     workers: Few = key(2, "processes that decode image files")
     on_error: Literal["stop", "skip"] = key("stop", "at a file that cannot be read")
 
