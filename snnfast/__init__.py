@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from snnfast import distill, interop, models, neurons, nn, surrogate
     from snnfast._info import info
     from snnfast.interop.accelerate import accelerate
+    from snnfast.monitoring.monitor import monitor
     from snnfast.nn.streaming import streaming
     from snnfast.ops.distill import (
         mean_cross_entropy,
@@ -39,6 +40,7 @@ __all__ = [
     "load",
     "mean_cross_entropy",
     "models",
+    "monitor",
     "neuron",
     "neurons",
     "nn",
@@ -70,6 +72,7 @@ _HOMES = {
     "load": "snnfast.train.load",
     "mean_cross_entropy": "snnfast.ops.distill",
     "models": None,
+    "monitor": "snnfast.monitoring.monitor",
     "neuron": "snnfast.ops.neuron",
     "neurons": None,
     "nn": None,

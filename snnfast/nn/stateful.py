@@ -18,17 +18,20 @@ class Stateful(nn.Module):
     _called = None  # in this forward of the streaming model; None: not within one
     _loop = ()
 
+    _watch = None  # of snnfast.monitor: (self, op, time_first) -> op, which it looks at
     _replayed = False  # by checkpoint_spikes, which brings the state of forward back
 
     def __getstate__(self):
         # A copy does not stream and holds no state, wherever it was made.
-        passing = ("_streaming", "_v", "_called", "_loop")
+        passing = ("_streaming", "_v", "_called", "_loop", "_watch")
         return {name: value for name, value in vars(self).items() if name not in passing}
 
     def _step_on(self, op: Callable, state, time_first: Callable = lambda v: v):
         """``op(state, return_state)`` from the state given, that of the stream, or rest: what the
         module returns. A state is a tensor, or a tuple of them; ``time_first``: of the states after
         every step a view [T, ...]."""
+        if self._watch is not None:
+            op = self._watch(self, op, time_first)
         streaming = self._streaming
         if streaming and not torch.compiler.is_compiling():
             self._call_once()

@@ -7,7 +7,8 @@ import torch
 
 from snnfast.data.extras import require
 from snnfast.distill import anytime, full_range
-from snnfast.train import activity, build
+from snnfast.monitoring import energy
+from snnfast.train import build
 from snnfast.train.checkpoint import write_atomic
 from snnfast.train.config import ConfigError
 from snnfast.train.config import load as load_config
@@ -100,9 +101,9 @@ def _activity(model, data, steps: int) -> dict:
     some = torch.arange(0, len(data.test), max(1, len(data.test) // SAMPLES))[:SAMPLES]
     ready = (data.prepare(images, seed=0) for images, _ in data.test.batches(some.split(50)))
     if not spiking(model):
-        return activity.measure(model, map(still, ready)).asdict()
+        return energy.measure(model, map(still, ready)).asdict()
     shown = (show(x, steps)[:steps] if x.dim() == 5 else x for x in ready)
-    return activity.measure(model, shown, steps).asdict()
+    return energy.measure(model, shown, steps).asdict()
 
 
 def table(found: dict) -> str:
@@ -130,7 +131,7 @@ def _layers(found: dict) -> list[str]:
     head = ("MMACs", "runs", "rate %", "MSOPs", "uJ")
     lines = [
         f"activity over {found['samples']} samples at T = {found['timesteps']}; energy at 45 nm: "
-        f"{activity.MAC_PJ} pJ a MAC, {activity.AC_PJ} pJ a synaptic operation",
+        f"{energy.MAC_PJ} pJ a MAC, {energy.AC_PJ} pJ a synaptic operation",
         f"{'layer':{width}}" + "".join(f"{name:>10}" for name in head),
     ]
     for layer in found["layers"]:

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from snnfast.models import create_model
+from snnfast.monitoring import energy
+from snnfast.monitoring.energy import FIRST, MEANS, REAL, SUMS, measure
 from snnfast.nn import LIF
-from snnfast.train import activity
-from snnfast.train.activity import FIRST, MEANS, REAL, SUMS, measure
 
 T, B = 4, 2
 
@@ -177,7 +177,7 @@ def test_spiking_resnet():
 
 def test_popcount():
     bits = torch.tensor([0, 1, 3, 255, 128], dtype=torch.uint8)
-    assert activity._popcount(bits) == 0 + 1 + 2 + 8 + 1
+    assert energy._popcount(bits) == 0 + 1 + 2 + 8 + 1
 
 
 def test_bad_arguments():
