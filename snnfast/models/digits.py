@@ -10,10 +10,11 @@ The max-pool of spikes is a spike again, so every layer but the first reads bina
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from snnfast.models.layers import Neurons, conv3x3, flat, over_time
+from snnfast.models.layers import Neurons, conv3x3, flat
 from snnfast.models.network import SpikingNetwork
 from snnfast.models.registry import register
 from snnfast.nn.batch_norm import BatchNorm2d
+from snnfast.nn.over_time import over_time
 
 WIDTHS = (16, 32, 64)
 

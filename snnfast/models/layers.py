@@ -14,11 +14,6 @@ LARGE = 96
 """Pixels from which the stem of a ResNet is that for ImageNet, a fourth of the side behind it."""
 
 
-def over_time(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Apply a layer without a time axis to x [T, B, ...]: one call on [T * B, ...], T-major."""
-    return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-
-
 def timesteps_of(x: Tensor, timesteps: int | None, default: int) -> tuple[bool, int]:
     """(static, T) of a spiking model's input: an image [B, C, H, W] or a sequence [T, B, C, H, W].
 

@@ -2,7 +2,8 @@
 
 from torch import Tensor, nn
 
-from snnfast.models.layers import over_time, pooled, timesteps_of
+from snnfast.models.layers import pooled, timesteps_of
+from snnfast.nn.over_time import over_time
 
 
 class SpikingNetwork(nn.Module):

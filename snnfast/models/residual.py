@@ -25,13 +25,13 @@ from snnfast.models.layers import (
     Neurons,
     conv3x3,
     kaiming_fan_out,
-    over_time,
     stem_conv,
     stem_pool,
 )
 from snnfast.models.network import SpikingNetwork
 from snnfast.models.registry import register
 from snnfast.models.resnet import make_stages
+from snnfast.nn.over_time import over_time
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 WIDTHS = (64, 128, 256, 512)

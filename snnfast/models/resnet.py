@@ -14,13 +14,13 @@ from snnfast.models.layers import (
     BatchNorm2d,
     Neurons,
     conv3x3,
-    over_time,
     pooled,
     stem_conv,
     stem_pool,
 )
 from snnfast.models.network import SpikingNetwork
 from snnfast.models.registry import register
+from snnfast.nn.over_time import over_time
 
 RESNET18 = {"blocks": (2, 2, 2, 2), "widths": (64, 128, 256, 512), "stem": 64, "hidden": None}
 RESNET19 = {"blocks": (3, 3, 2), "widths": (128, 256, 512), "stem": 128, "hidden": 256}

@@ -11,9 +11,10 @@ quarters.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from snnfast.models.layers import Neurons, conv3x3, flat, over_time
+from snnfast.models.layers import Neurons, conv3x3, flat
 from snnfast.models.network import SpikingNetwork
 from snnfast.models.registry import register
+from snnfast.nn.over_time import over_time
 
 VGG9 = {"stages": ((64, 128), (256, 256), (512, 512), (512, 512)), "flatten": True}
 VGG11 = {"stages": ((64,), (128, 256), (512, 512), (512,), (512, 512)), "flatten": False}

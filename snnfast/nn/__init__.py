@@ -24,6 +24,7 @@ from snnfast.nn.family import (
 )
 from snnfast.nn.fuse import Fusion, fuse
 from snnfast.nn.neuron import IF, LIF, Neuron, ParametricLIF
+from snnfast.nn.over_time import OverTime
 from snnfast.nn.plan import plan
 from snnfast.nn.unroll import unroll
 
@@ -50,6 +51,7 @@ __all__ = [
     "Leaky",
     "Neuron",
     "NorseLIF",
+    "OverTime",
     "ParametricLIF",
     "Synaptic",
     "TernaryLIF",

@@ -191,6 +191,8 @@ class ParametricLIF(BaseNeuron):
         channels: None for one tau per layer (``w`` []), as in SpikingJelly; C for one per channel
             (``w`` [C], axis 2 of [T, B, C, ...]).
         decay_input and the rest: as in ``snnfast.nn.LIF``.
+
+    ``tau`` can be read and set; what is kept and learns is ``w``.
     """
 
     def __init__(
@@ -214,6 +216,25 @@ class ParametricLIF(BaseNeuron):
         self.v_rest = v_rest
         shape = () if channels is None else (channels,)
         self.w = nn.Parameter(torch.full(shape, -math.log(init_tau - 1.0)))
+
+    @property
+    def tau(self) -> Tensor:
+        """1 / sigmoid(w), [] or [C], with w's gradient. To be set with a number, or a tensor [] or
+        of w's shape, > 1 and finite."""
+        return 1.0 / self.w.sigmoid()
+
+    @tau.setter
+    def tau(self, value: "float | Tensor") -> None:
+        value = torch.as_tensor(value, dtype=torch.float64).detach()
+        if value.dim() and value.shape != self.w.shape:
+            raise ValueError(
+                f"ParametricLIF: tau must be of shape [] or {list(self.w.shape)}, got "
+                f"{list(value.shape)}"
+            )
+        if not ((value > 1.0) & value.isfinite()).all():
+            raise ValueError(f"ParametricLIF: tau must be > 1 and finite, got {value.tolist()}")
+        with torch.no_grad():
+            self.w.copy_(-torch.log(value - 1.0))
 
     def _rate(self, x):
         inv_tau = _in_state_dtype(self.w, x).sigmoid()
