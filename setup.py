@@ -5,7 +5,6 @@ Environment: SNNFAST_CUDA=auto|0|1 (1 makes a missing or failing nvcc an error),
 """
 
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -18,10 +17,15 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 CXX_FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=off -Wall -Wextra -Wno-psabi"
 # What is built here runs on older machines of the same kind: one object per instruction set.
-ISA_FLAGS = {"baseline": ""} | ({"avx2": "-mavx2 -mfma -mf16c"} if IS_X86 else {})
+X86_FLAGS = {"avx2": "-mavx2 -mfma -mf16c"}
+# For compiler and linker: OpenMP of gcc and clang, that of Apple's clang with libomp, none.
+OPENMP = (
+    ("-fopenmp", "-fopenmp"),
+    ("-Xpreprocessor -fopenmp", "-lomp"),
+    ("-Wno-unknown-pragmas", ""),
+)
 
 
 # Why there is no CUDA module; beside the modules, and gone where there is one.
@@ -80,13 +84,31 @@ def arch_flags() -> str:
     return " ".join([*flags, quoted(both)])
 
 
-def has_openmp(cxx: str) -> bool:
-    probe = [*cxx.split(), "-fopenmp", "-x", "c++", "-", "-shared", "-fPIC", "-o", os.devnull]
-    source = "#include <omp.h>\nint f() { return omp_get_max_threads(); }"
-    try:
-        return subprocess.run(probe, input=source, capture_output=True, text=True).returncode == 0
-    except OSError as error:
-        raise SystemExit(f"setup: no C++ compiler: {error}; install g++ or set CXX") from None
+class Compiler:
+    """The C++ compiler, and what the machine asks for that it compiles for: maybe not this one."""
+
+    def __init__(self):
+        self.command = os.environ.get("CXX", "g++")
+        try:
+            self.target = self.run("-dumpmachine").stdout.strip()
+        except OSError as error:
+            raise SystemExit(f"setup: no C++ compiler: {error}; install g++ or set CXX") from None
+        x86 = re.match(r"(x86_64|amd64)-", self.target)
+        self.isa_flags = {"baseline": ""} | (X86_FLAGS if x86 else {})
+        darwin = re.search("apple|darwin|macos", self.target)
+        # Python's own symbols are in the process that loads a module.
+        self.shared = "-shared -undefined dynamic_lookup" if darwin else "-shared"
+        self.openmp, self.openmp_link = next(filter(self.has_openmp, OPENMP[:-1]), OPENMP[-1])
+
+    def run(self, flags: str, source: str = "") -> subprocess.CompletedProcess:
+        command = [*self.command.split(), *flags.split()]
+        return subprocess.run(command, input=source, capture_output=True, text=True)
+
+    def has_openmp(self, flags: tuple[str, str]) -> bool:
+        compiled, linked = flags
+        source = "#include <omp.h>\nint f() { return omp_get_max_threads(); }"
+        probe = f"{compiled} -x c++ - -fPIC {self.shared} {linked} -o {os.devnull}"
+        return self.run(probe, source).returncode == 0
 
 
 def run_ninja(folder: Path) -> None:
@@ -149,7 +171,8 @@ class BuildWithNinja(build_ext):
     def build_extensions(self):
         cpu, cuda = self.extensions
         self.nvcc, why_not = find_nvcc()
-        plan = f"the CPU module ({', '.join(ISA_FLAGS)}), about a minute"
+        self.compiler = Compiler()
+        plan = f"the CPU module ({', '.join(self.compiler.isa_flags)}), about a minute"
         if self.nvcc:
             plan += (
                 f"; the CUDA module for sm_{', sm_'.join(archs())} with {self.nvcc}, some minutes "
@@ -182,23 +205,24 @@ class BuildWithNinja(build_ext):
         # it, so that the others are not compiled again.
         python = [pybind11.get_include(), sysconfig.get_paths()["include"]]
         self.bindings = " ".join(f"-isystem {quoted(path)}" for path in python)
-        self.cxx = os.environ.get("CXX", "g++")
         ninja = Ninja(Path(self.build_temp).resolve() / ext.name)
         (self.build_cuda if ext.name == "snnfast._cuda" else self.build_cpu)(ninja, output)
 
     def build_cpu(self, ninja, output):
-        openmp = "-fopenmp" if has_openmp(self.cxx) else ""
-        flags = f"{self.cxx} {CXX_FLAGS} {openmp} {self.includes}"
-        for kernel in ("distill", "lif", "program", "norm_lif", "spikes", "compiled"):
-            for isa, isa_flags in ISA_FLAGS.items():
-                float64 = "-DSNN_FLOAT64" if isa == "baseline" else ""
-                command = f"{flags} {isa_flags} -DSNN_ISA={isa} {float64}"
+        cxx = self.compiler
+        flags = f"{cxx.command} {CXX_FLAGS} {cxx.openmp} {self.includes}"
+        # The longest first, so that the last ones end together. Where there is a better instruction
+        # set the baseline is for machines of long ago and for float64, and need not be fast.
+        slow = "-O1" if len(cxx.isa_flags) > 1 else ""
+        defines = "".join(f" -DSNN_HAVE_{isa.upper()}" for isa in X86_FLAGS if isa in cxx.isa_flags)
+        command = f"{flags} -O1 {self.bindings}{defines}"
+        ninja.compile("bindings", command, ROOT / "csrc/cpu/bindings.cpp")
+        for kernel in ("lif", "distill", "program", "norm_lif", "compiled", "spikes"):
+            for isa, isa_flags in cxx.isa_flags.items():
+                more = f"-DSNN_FLOAT64 {slow}" if isa == "baseline" else isa_flags
+                command = f"{flags} -DSNN_ISA={isa} {more}"
                 ninja.compile(f"{kernel}_{isa}", command, ROOT / f"csrc/cpu/{kernel}.cpp")
-        defines = "-DSNN_HAVE_AVX2" if "avx2" in ISA_FLAGS else ""
-        for name in ("bindings", "program_bindings"):
-            command = f"{flags} -O1 {self.bindings} {defines}"
-            ninja.compile(name, command, ROOT / f"csrc/cpu/{name}.cpp")
-        ninja.link(output, f"{self.cxx} -shared {openmp} $in -o $out")
+        ninja.link(output, f"{cxx.command} {cxx.shared} $in {cxx.openmp_link} -o $out")
 
     def build_cuda(self, ninja, output):
         root = cuda_root(self.nvcc)
@@ -212,7 +236,7 @@ class BuildWithNinja(build_ext):
             ninja.compile(kernel, f"{nvcc} {host}", ROOT / f"csrc/cuda/{kernel}.cu")
         includes = f"{self.includes} {self.bindings} -I{quoted(root / 'include')}"
         for source in sorted((ROOT / "csrc/cuda").glob("*.cpp")):
-            ninja.compile(source.stem, f"{self.cxx} {CXX_FLAGS} -O1 {includes}", source)
+            ninja.compile(source.stem, f"{self.compiler.command} {CXX_FLAGS} -O1 {includes}", source)
         ninja.link(output, f"{quoted(self.nvcc)} -shared -cudart static $in -o $out")
 
 

@@ -29,6 +29,13 @@ if "-o" in sys.argv and "/dev/null" not in sys.argv:
     else:
         open(output, "w").close()
 """
+# A compiler for another machine, whose OpenMP asks for an option.
+TARGET = """
+if sys.argv[1:] == ["-dumpmachine"]:
+    print("{target}")
+elif "/dev/null" in sys.argv:
+    sys.exit("{openmp}" not in sys.argv or ("-lomp" in sys.argv) != ("{openmp}" == "-lomp"))
+"""
 NVCC = {
     "silent": "#!/bin/sh\nexit 1\n",
     "too old": "#!/bin/sh\necho \"nvcc fatal   : Value 'c++17' is not defined\" >&2\nexit 1\n",
@@ -196,6 +203,30 @@ def test_an_nvcc_that_works_again_leaves_no_note(machine):
     assert not note.exists() and list((machine.checkout / "snnfast").glob("_cuda.*.so"))
     # What was linked is no CUDA module: it is there and does not load.
     assert "snnfast._cuda does not load: " in "\n".join(machine.info())
+
+
+@pytest.mark.parametrize("openmp", ("-fopenmp", "-lomp", "none"))
+@pytest.mark.parametrize(
+    ("target", "objects", "link"),
+    (
+        ("x86_64-linux-gnu", {"baseline", "avx2"}, "-shared"),
+        ("aarch64-linux-gnu", {"baseline"}, "-shared"),
+        ("arm64-apple-darwin23.1.0", {"baseline"}, "-shared -undefined dynamic_lookup"),
+    ),
+)
+def test_what_is_built_is_for_the_compiler_s_target(machine, target, objects, link, openmp):
+    """And not for the machine that it is built on."""
+    text = COMPILER + TARGET.format(target=target, openmp=openmp)
+    log = machine.build_modules(CXX=str(executable(machine.folder / "bin/c++", text)))
+    *compiled, linked = (line for line in log.splitlines() if line.startswith("["))
+    lif = {line.split("-DSNN_ISA=")[1].split()[0]: line for line in compiled if "lif_" in line}
+    assert lif.keys() == objects and ("-mavx2" in log) == ("-DSNN_HAVE_AVX2" in log)
+    assert ("-mavx2" in log) == ("avx2" in objects) and f" {link} bindings.o " in linked
+    # The baseline is slow only where there is something better.
+    assert ("-O1" in lif["baseline"]) == (len(objects) > 1)
+    probed = {"-fopenmp": "-fopenmp", "-lomp": "-Xpreprocessor -fopenmp", "none": "-Wno-unknown"}
+    assert all(probed[openmp] in line for line in compiled)
+    assert openmp in linked if openmp != "none" else "omp" not in linked
 
 
 @pytest.mark.parametrize(

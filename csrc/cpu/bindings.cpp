@@ -13,6 +13,7 @@
 #include <tuple>
 
 #include "channels.h"
+#include "program_bindings.h"
 #include "unpack.h"
 
 namespace snnfast {

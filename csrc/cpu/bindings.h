@@ -43,6 +43,4 @@ inline std::unique_ptr<double[]> scratch(int64_t n) {
   return std::unique_ptr<double[]>(new double[size_t(n)]);  // not set to 0
 }
 
-void bind_program(py::module_& m);
-
 }  // namespace snnfast

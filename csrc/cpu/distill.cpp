@@ -16,7 +16,7 @@ template <class Row, class F>
 void for_rows(const DistillIo& io, int64_t steps_of_other, F&& f) {
   using R = typename Row::R;
   const int64_t tiles = (io.rows + Row::kSamples - 1) / Row::kSamples;
-  const bool alone = tiles == 1 || io.steps * io.rows * io.classes <= kAlone;
+  [[maybe_unused]] const bool alone = tiles == 1 || io.steps * io.rows * io.classes <= kAlone;
 #pragma omp parallel num_threads(io.threads) if (!alone)
   {
     Row row(io.steps, io.classes, steps_of_other);

@@ -63,7 +63,7 @@ def neuron_backward(
 
 
 def _neuron(layer: NeuronLayer, inputs, states, params):
-    """csrc/cpu/program_bindings.cpp's ``NeuronArgs``."""
+    """csrc/cpu/program_bindings.h's ``NeuronArgs``."""
     like = inputs[0]
     return (
         DTYPES[like.dtype],

@@ -1,4 +1,7 @@
-// snnfast._C's neurons that a program defines.
+// snnfast._C's neurons that a program defines. Part of bindings.cpp: pybind11's headers and templates
+// take longer to compile than what either binds.
+#pragma once
+
 #include <pybind11/stl.h>
 
 #include <cstddef>
@@ -127,7 +130,7 @@ void run_compiled(uintptr_t walk, std::string_view code_args, const NeuronArgs& 
 
 }  // namespace
 
-void bind_program(py::module_& m) {
+inline void bind_program(py::module_& m) {
   m.def("neuron_forward", &neuron_forward);
   m.def("neuron_backward", &neuron_backward);
   m.def("program_operations", [] {
