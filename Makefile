@@ -18,7 +18,7 @@ TRITON_TESTS := $(addprefix tests/,test_triton_aot.py test_norm_triton_aot.py \
 	ops/test_norm_sums.py ops/test_spikes.py ops/test_neuron.py ops/test_neuron_triton.py \
 	ops/test_norm_neuron.py ops/test_family.py)
 
-.PHONY: demo test prove fuzz oldest-triton resolve package docs docs-check lint format gpu gpu-full peers clean
+.PHONY: demo test prove fuzz oldest-triton resolve package cross docs docs-check lint format gpu gpu-full peers clean
 
 demo: $(STAMP)
 	$(BIN)/snnfast train digits_twkd --output runs/demo --overwrite
@@ -62,6 +62,11 @@ resolve: $(STAMP)
 		UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip compile --quiet --python-version $$version \
 			-c constraints.txt --extra dev pyproject.toml > /dev/null || exit 1; \
 	done
+
+# For aarch64 and macOS, compiled and linked by a compiler out of the package index; nothing of it runs.
+cross: $(STAMP)
+	$(BIN)/pip install --quiet ziglang==0.17.1
+	$(BIN)/python tests/cross.py > build/cross.log 2>&1 || (tail -20 build/cross.log; exit 1)
 
 # The sdist, a wheel from it in an environment that has nothing else, and the README's first example.
 package: $(STAMP)

@@ -236,7 +236,9 @@ class BuildWithNinja(build_ext):
             ninja.compile(kernel, f"{nvcc} {host}", ROOT / f"csrc/cuda/{kernel}.cu")
         includes = f"{self.includes} {self.bindings} -I{quoted(root / 'include')}"
         for source in sorted((ROOT / "csrc/cuda").glob("*.cpp")):
-            ninja.compile(source.stem, f"{self.compiler.command} {CXX_FLAGS} -O1 {includes}", source)
+            ninja.compile(
+                source.stem, f"{self.compiler.command} {CXX_FLAGS} -O1 {includes}", source
+            )
         ninja.link(output, f"{quoted(self.nvcc)} -shared -cudart static $in -o $out")
 
 
