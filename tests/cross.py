@@ -1,7 +1,7 @@
 """Compiles and links the CPU module for machines that are not here; nothing of it runs.
 
 python tests/cross.py                          # every target
-python tests/cross.py --as aarch64-macos ...   # the compiler for a target: what setup.py gets as CXX
+python tests/cross.py --as aarch64-macos ...   # a target's compiler: setup.py's CXX
 
 The compiler is ziglang's, which carries the headers of all of them.
 """

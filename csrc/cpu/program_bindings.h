@@ -1,5 +1,5 @@
-// snnfast._C's neurons that a program defines. Part of bindings.cpp: pybind11's headers and templates
-// take longer to compile than what either binds.
+// snnfast._C's neurons that a program defines. Part of bindings.cpp: pybind11's headers and
+// templates take longer to compile than what either binds.
 #pragma once
 
 #include <pybind11/stl.h>
