@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import snnfast
 from snnfast import reference
-from snnfast.models.layers import over_time
+from snnfast.nn.over_time import over_time
 
 CHUNK = 1 << 18
 """Elements that the gate looks at: whole channels, one at least."""

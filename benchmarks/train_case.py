@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import snnfast
 from snnfast.models import create_model
-from snnfast.models.layers import over_time
+from snnfast.nn.over_time import over_time
 from snnfast.surrogate import Sigmoid
 
 NEURON = {"tau": 2.0, "decay_input": False, "v_reset": 0.0, "surrogate": Sigmoid(alpha=4.0)}

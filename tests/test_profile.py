@@ -6,8 +6,8 @@ from torch import nn
 
 from snnfast.cli import main
 from snnfast.models import create_model
-from snnfast.models.layers import over_time
 from snnfast.nn import LIF, BatchNormLIF
+from snnfast.nn.over_time import over_time
 from snnfast.train import profile as profiles
 from snnfast.train import profile_report
 
