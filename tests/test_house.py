@@ -124,8 +124,8 @@ def test_self_targets_have_one_number_everywhere():
 FIRST_USE = """
 import sys, torch, snnfast
 x = torch.randn(4, 3, 5, requires_grad=True)
-with snnfast.packed_spikes():
-    snnfast.nn.BatchNormLIF(5)(x).sum().backward()
+with snnfast.packed_spikes(), snnfast.monitor(block := snnfast.nn.BatchNormLIF(5)):
+    block(x).sum().backward()
 snnfast.twkd_loss(snnfast.lif(x), torch.zeros(3).long(), alpha=0.0).backward()
 assert "torch._dynamo" not in sys.modules
 """

@@ -68,8 +68,8 @@ def monitor(
 
 def _chosen(model: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Module]:
     modules = dict(model.named_modules())
-    compiled = torch._dynamo.OptimizedModule
-    if any(isinstance(m, compiled) or m._compiled_call_impl for m in modules.values()):
+    # By what torch.compile leaves: its class would bring in the compiler, which takes seconds.
+    if any("_orig_mod" in m._modules or m._compiled_call_impl for m in modules.values()):
         raise ValueError("monitor: model must not be compiled, got a compiled module")
     if names is None:
         found = {name: module for name, module in modules.items() if _is_neuron(module)}
