@@ -3,7 +3,13 @@
 import pickle
 
 import numpy as np
-from event_files import write_cifar10_dvs, write_dvs_gesture
+from event_files import (
+    write_caltech,
+    write_cifar10_dvs,
+    write_dvs_gesture,
+    write_frames,
+    write_n_mnist,
+)
 
 CIFAR = {
     10: ("cifar-10-batches-py", "cifar-10-batches-bin"),
@@ -72,6 +78,9 @@ def write_data(name, root):
         "folder": lambda: write_images(root, splits=("train", "test")),
         "cifar10_dvs": lambda: write_cifar10_dvs(root),
         "dvs_gesture": lambda: write_dvs_gesture(root),
+        "n_mnist": lambda: write_n_mnist(root),
+        "n_caltech101": lambda: write_caltech(root, per_class=20),
+        "event_frames": lambda: write_frames(root, ("a", "b"), 60, timesteps=10),
         "digits": lambda: None,
     }
     writers[name]()

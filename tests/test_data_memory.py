@@ -253,13 +253,15 @@ def test_wrong_number_of_classes_names_both(tmp_path):
         load_data("cifar10", root=tmp_path)
 
 
-# Theirs are in test_data_neuromorphic.py.
-OTHERS = {"event_frames", "n_caltech101", "n_mnist", "shd"}
+# Of sets that have none of their own accord; one of spikes (shd) takes none at all.
+AUGMENT = {"event_frames": ["events"], "n_mnist": ["events"]}
 
 
-@pytest.mark.parametrize("name", sorted(set(list_data()) - OTHERS))
+@pytest.mark.parametrize("name", [n for n in list_data() if "augment" in data_options(n)])
 def test_every_set_gives_batches_that_its_augmentation_takes(tmp_path, name):
-    data = load_data(name, root=write_data(name, tmp_path)) if name != "digits" else load_data(name)
+    options = {"augment": AUGMENT[name]} if name in AUGMENT else {}
+    options |= {"root": write_data(name, tmp_path)} if name != "digits" else {}
+    data = load_data(name, **options)
     batch = next(data.train.batches([torch.arange(5)], seed=1))
     shape = (5, data.in_channels, data.image_size, data.image_size)
     if data.timesteps:

@@ -3,29 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from event_files import write_cifar10_dvs
+from event_files import (
+    drawn,
+    write_bin,
+    write_caltech,
+    write_cifar10_dvs,
+    write_frames,
+    write_shd,
+)
 
 from snnfast.data import DataError, load_data
-
-
-def drawn(seed, rows, columns, count=100):
-    random = np.random.default_rng(seed)
-    t = np.sort(random.integers(0, 2**15, count))
-    x, y, p = (random.integers(0, most, count) for most in (columns, rows, 2))
-    return t, x, y, p
-
-
-def write_bin(path, t, x, y, p):
-    """Five bytes an event; where 2^13 microseconds have gone by, one with y = 240 says so."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows, passed = [], 0
-    for now, *event in zip(t, x, y, p):
-        while now - (passed << 13) >= 2**13:
-            passed += 1
-            rows.append((0, 240, 0, 0, 0))
-        rest = int(now) - (passed << 13)
-        rows.append((event[0], event[1], event[2] << 7 | rest >> 16, rest >> 8 & 255, rest & 255))
-    path.write_bytes(np.array(rows, np.uint8).tobytes())
 
 
 def counted(t, x, y, p, timesteps, rows, columns):
@@ -63,12 +50,6 @@ def test_times_pass_an_overflow(tmp_path):
     found = read_bin(tmp_path / "a.bin")
     for name, values in zip("txyp", (t, x, y, p)):
         assert found[name].tolist() == values.tolist()
-
-
-def write_caltech(root, per_class=11):
-    for label, name in enumerate(("BACKGROUND_Google", "accordion", "yin_yang")):
-        for n in range(per_class):
-            write_bin(root / f"Caltech101/{name}/image_{n:04d}.bin", *drawn([label, n], 180, 240))
 
 
 def test_n_caltech101(tmp_path):
@@ -115,14 +96,6 @@ def test_a_seed_draws_another_split_and_is_kept_apart(tmp_path):
         tests_of(split_seed=-1)
 
 
-def write_frames(folder, classes, count, timesteps=4):
-    for label, name in enumerate(classes):
-        (folder / name).mkdir(parents=True)
-        for n in range(count):
-            frames = np.random.default_rng([label, n]).integers(0, 5, (timesteps, 2, 34, 34))
-            np.savez_compressed(folder / name / f"{n}.npz", frames=frames.astype(np.float32))
-
-
 @pytest.mark.parametrize("split", [True, False])
 def test_frames_that_were_integrated_before(tmp_path, split):
     folder = tmp_path / "frames_number_4_split_by_number"
@@ -151,19 +124,6 @@ def test_wrong_frames_are_named(tmp_path):
         load_data("event_frames", root=folder, timesteps=4, workers=0)
     with pytest.raises(FileNotFoundError, match=r"event_frames: .* 2 or more classes, got 0"):
         load_data("event_frames", root=tmp_path / "nothing", timesteps=4, workers=0)
-
-
-def write_shd(path, count=6, latest=1.39):
-    h5py = pytest.importorskip("h5py")
-    random = np.random.default_rng(count)
-    with h5py.File(path, "w") as file:
-        file["labels"] = (np.arange(count) * 7 % 20).astype(np.uint8)
-        for name, dtype in (("times", np.float16), ("units", np.uint16)):
-            kind = h5py.vlen_dtype(np.dtype(dtype))
-            data = file.create_dataset(f"spikes/{name}", (count,), dtype=kind)
-            for n in range(count):
-                drawn = np.sort(random.uniform(0, latest, 50))
-                data[n] = drawn if name == "times" else random.integers(0, 700, 50)
 
 
 def test_shd(tmp_path):

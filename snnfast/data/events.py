@@ -4,7 +4,7 @@ they share with those of :mod:`snnfast.data.neuromorphic`."""
 import csv
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,37 +55,45 @@ def cifar10_dvs(
             f"{name}: {root.resolve()} must hold airplane/*.aedat, automobile/*.aedat and so on: "
             "unpack the published archives there, or set root"
         )
-    recordings: dict[str, list[Recording]] = {"train": [], "test": []}
-    for label, known in enumerate(OBJECTS):
+    by_class = []
+    for known in OBJECTS:
         files = seen((root / known).glob("*.aedat")) or seen((root / known).glob("*.aedat4"))
         if len(files) < 2:
             raise FileNotFoundError(
                 f"{name}: {root.resolve()}/{known} must hold 2 or more recordings (*.aedat, "
                 f"*.aedat4), got {len(files)}"
             )
-        read = read_aedat2
         if files[0].suffix == ".aedat4":
             require("aedat", "events")  # before the work begins
-            read = read_aedat4
-        for split, part in nine_to_one(name, files, split_seed, label).items():
-            recordings[split] += [Recording(path, ((label, None, None),), read) for path in part]
+        by_class.append(files)
+
+    def recording(path: Path, label: int) -> Recording:
+        return Recording.whole(
+            path, label, read_aedat4 if path.suffix == ".aedat4" else read_aedat2
+        )
+
+    recordings = nine_to_one(name, by_class, split_seed, recording)
     return sequences(name, root, recordings, len(OBJECTS), *options, split_seed=split_seed)
 
 
-def nine_to_one(name: str, files: list[Path], seed: int | None, label: int) -> dict[str, list]:
-    """Files of one class for training and for testing, each in the order given."""
+def nine_to_one(
+    name: str,
+    by_class: Sequence[Sequence[Path]],
+    seed: int | None,
+    recording: Callable[[Path, int], Recording],
+) -> dict[str, list[Recording]]:
+    """Recordings for training and for testing, made of the files of each label, in their order."""
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
         raise ValueError(f"{name}: split_seed must be an int >= 0 or None, got {seed!r}")
-    count = len(files) * 9 // 10
-    order = range(len(files))
-    if seed is not None:
-        drawn = np.random.RandomState([seed % 2**32, label])  # its stream is frozen
-        order = drawn.permutation(len(files)).tolist()
-    chosen = set(order[:count])
-    return {
-        "train": [path for place, path in enumerate(files) if place in chosen],
-        "test": [path for place, path in enumerate(files) if place not in chosen],
-    }
+    recordings: dict[str, list[Recording]] = {"train": [], "test": []}
+    for label, files in enumerate(by_class):
+        order = range(len(files))
+        if seed is not None:  # RandomState's stream is frozen
+            order = np.random.RandomState([seed % 2**32, label]).permutation(len(files)).tolist()
+        train = set(order[: len(files) * 9 // 10])
+        for place, path in enumerate(files):
+            recordings["train" if place in train else "test"].append(recording(path, label))
+    return recordings
 
 
 def dvs_gesture(
@@ -172,9 +180,7 @@ def _cut(root: Path, split: str) -> list[Recording]:
         labels = [int(path.stem) for path in files]
     except ValueError as error:
         raise ValueError(f"dvs_gesture: files must be called LABEL.npy: {error}") from error
-    return [
-        Recording(path, ((label, None, None),), _read_npy) for path, label in zip(files, labels)
-    ]
+    return [Recording.whole(path, label, _read_npy) for path, label in zip(files, labels)]
 
 
 def _read_npy(path: Path) -> np.ndarray:

@@ -36,6 +36,11 @@ class Recording:
     sensor: tuple[int, int] = DVS128
     integrated: bool = False
 
+    @classmethod
+    def whole(cls, path: Path, label: int, read: Callable[[Path], np.ndarray], **more):
+        """A file that is one sample."""
+        return cls(path, ((label, None, None),), read, **more)
+
 
 def integrate(
     events: np.ndarray, timesteps: int, size: int, sensor: tuple[int, int] = DVS128

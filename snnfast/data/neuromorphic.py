@@ -37,19 +37,20 @@ def n_mnist(
     """
     options = (timesteps, image_size, train, test, augment, workers, on_error, device)
     name, root = "n_mnist", root_of(root, ("n_mnist", "N-MNIST", "NMNIST"), ("Train",))
-    recordings = {}
-    for split in ("train", "test"):
-        recordings[split] = [
-            Recording(path, ((digit, None, None),), read_bin, N_MNIST)
-            for digit in range(10)
-            for path in seen((root / split.title() / str(digit)).glob("*.bin"))
-        ]
-        if not recordings[split]:
-            raise FileNotFoundError(
-                f"{name}: {root.resolve()} must hold Train/0/*.bin to Train/9 and Test/0/*.bin to "
-                "Test/9: unpack the published archives there, or set root"
-            )
     names = [str(digit) for digit in range(10)]
+    recordings = {
+        split: [
+            Recording.whole(path, label, read_bin, sensor=N_MNIST)
+            for label, files in enumerate(_files(root / split.title(), names, "*.bin"))
+            for path in files
+        ]
+        for split in ("train", "test")
+    }
+    if not all(recordings.values()):
+        raise FileNotFoundError(
+            f"{name}: {root.resolve()} must hold Train/0/*.bin to Train/9 and Test/0/*.bin to "
+            "Test/9: unpack the published archives there, or set root"
+        )
     return sequences(name, root, recordings, 10, *options, classes_of=names)
 
 
@@ -75,10 +76,15 @@ def n_caltech101(
     options = (timesteps, image_size, train, test, augment, workers, on_error, device)
     places = ("n_caltech101", "N-Caltech101", "NCaltech101")
     name, root = "n_caltech101", root_of(root, places, ("Caltech101",))
-    return _of_classes(
-        name, root, root / "Caltech101", "*.bin", options, split_seed,
-        lambda path, label: Recording(path, ((label, None, None),), read_bin, N_CALTECH101),
-    )  # fmt: skip
+    folder = root / "Caltech101"
+    classes = _classes(name, folder, "*.bin")
+
+    def recording(path, label):
+        return Recording.whole(path, label, read_bin, sensor=N_CALTECH101)
+
+    recordings = nine_to_one(name, _files(folder, classes, "*.bin"), split_seed, recording)
+    own = {"split_seed": split_seed, "classes_of": classes}
+    return sequences(name, root, recordings, len(classes), *options, **own)
 
 
 def event_frames(
@@ -107,22 +113,25 @@ def event_frames(
     root = next((place for place in known if place.is_dir()), root)
 
     def recording(path, label):
-        return Recording(path, ((label, None, None),), read_npz, integrated=True)
+        return Recording.whole(path, label, read_npz, integrated=True)
 
-    if not (root / "train").is_dir():
-        return _of_classes(name, root, root, "*.npz", options, split_seed, recording)
-    if split_seed is not None:
+    split = (root / "train").is_dir()
+    classes = _classes(name, root / "train" if split else root, "*.npz")
+    if not split:
+        recordings = nine_to_one(name, _files(root, classes, "*.npz"), split_seed, recording)
+    elif split_seed is not None:
         raise ValueError(f"{name}: split_seed must be None where there are train and test")
-    classes = _classes(name, root / "train", "*.npz")
-    recordings = {
-        split: [
-            recording(path, label)
-            for label, called in enumerate(classes)
-            for path in seen((root / split / called).glob("*.npz"))
-        ]
-        for split in ("train", "test")
-    }
-    return sequences(name, root, recordings, len(classes), *options, classes_of=classes)
+    else:
+        recordings = {
+            part: [
+                recording(path, label)
+                for label, files in enumerate(_files(root / part, classes, "*.npz"))
+                for path in files
+            ]
+            for part in ("train", "test")
+        }
+    own = {"split_seed": split_seed, "classes_of": classes}
+    return sequences(name, root, recordings, len(classes), *options, **own)
 
 
 def shd(
@@ -220,13 +229,6 @@ def _classes(name: str, root: Path, pattern: str) -> list[str]:
     return sorted(found, key=int) if all(called.isdecimal() for called in found) else found
 
 
-def _of_classes(name, root, folder, pattern, options, split_seed, recording) -> Data:
-    """Data of ``folder``/CLASS/``pattern``, split nine to one."""
-    classes, recordings = _classes(name, folder, pattern), {"train": [], "test": []}
-    for label, called in enumerate(classes):
-        files = seen((folder / called).glob(pattern))
-        for split, part in nine_to_one(name, files, split_seed, label).items():
-            recordings[split] += [recording(path, label) for path in part]
-    return sequences(
-        name, root, recordings, len(classes), *options, split_seed=split_seed, classes_of=classes
-    )
+def _files(folder: Path, classes: Sequence[str], pattern: str) -> list[list[Path]]:
+    """Of each class those in its folder."""
+    return [seen((folder / called).glob(pattern)) for called in classes]
