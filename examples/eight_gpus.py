@@ -22,14 +22,14 @@ class Net(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(1, 16, 3, stride=2, padding=1, bias=False)
         self.bn1 = snnfast.nn.BatchNormLIF(16, process_group=dist.group.WORLD, surrogate="atan")
-        self.conv2 = nn.Conv2d(16, 32, 3, stride=2, padding=1, bias=False)
+        conv2 = nn.Conv2d(16, 32, 3, stride=2, padding=1, bias=False)
+        self.conv2 = snnfast.nn.OverTime(conv2)
         self.bn2 = snnfast.nn.BatchNormLIF(32, process_group=dist.group.WORLD, surrogate="atan")
         self.fc = nn.Linear(32 * 7 * 7, 10)
 
     def forward(self, images):
         s = self.bn1(self.conv1(images), timesteps=T)
-        y = self.conv2(s.flatten(0, 1)).unflatten(0, s.shape[:2])
-        return self.fc(self.bn2(y).flatten(2))
+        return self.fc(self.bn2(self.conv2(s)).flatten(2))
 
 
 def main():

@@ -16,13 +16,13 @@ T = 8
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
-        self.conv = nn.Conv2d(1, 16, 3, stride=2, padding=1, bias=False)
+        conv = nn.Conv2d(1, 16, 3, stride=2, padding=1, bias=False)
+        self.conv = snnfast.nn.OverTime(conv)
         self.neurons = snnfast.nn.BatchNormLIF(16, surrogate="atan")
         self.fc = nn.Linear(16 * 14 * 14, 10)
 
     def forward(self, frames):  # [T, B, 1, 28, 28]; any T, one frame as well
-        y = self.conv(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
-        return self.fc(self.neurons(y).flatten(2))  # [T, B, 10]
+        return self.fc(self.neurons(self.conv(frames)).flatten(2))  # [T, B, 10]
 
 
 def look(model, frames, threshold):

@@ -1,6 +1,7 @@
 """What all tests share: poisoned uninitialised memory, and the backends that run here."""
 
 import gc
+import socket
 from importlib.metadata import version
 
 import pytest
@@ -62,8 +63,6 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def free_port():
-    import socket
-
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return sock.getsockname()[1]

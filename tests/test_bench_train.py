@@ -12,6 +12,7 @@ import train_gate
 import train_measure
 import train_report
 from train_case import Case, Contender, LoopLayers, LoopLIF, PeerResNet18, Training, loop, ours
+from train_cases import one_thread
 from train_gate import Gate
 
 import snnfast
@@ -24,12 +25,9 @@ PLANS = ["plan for little", "plan at memopt's peak"]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for a busy core make steps of a millisecond take a hundred."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def alone():
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")

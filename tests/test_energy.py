@@ -5,26 +5,21 @@ import json
 import pytest
 import torch
 from torch import nn
+from train_cases import one_thread
 
 from snnfast.models import create_model
 from snnfast.monitoring import energy
 from snnfast.monitoring.energy import FIRST, MEANS, REAL, SUMS, measure
 from snnfast.nn import LIF
+from snnfast.nn.over_time import over_time
 
 T, B = 4, 2
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for a busy core make steps of a millisecond take a hundred."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def over_time(layer, x):
-    return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+def alone():
+    with one_thread():
+        yield
 
 
 class Net(nn.Module):

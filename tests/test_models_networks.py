@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from train_cases import one_thread
 
 import snnfast
 from snnfast.models import create_model, exported_weights
@@ -33,12 +34,9 @@ PARAMETERS = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for a busy core make steps of a millisecond take a hundred."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def alone():
+    with one_thread():
+        yield
 
 
 def build(name, size=16, channels=3, classes=10, seed=0, **more):

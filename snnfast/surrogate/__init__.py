@@ -73,6 +73,7 @@ TABLE: dict[str, type[Surrogate]] = {
 ALIASES = {"triangle": "piecewise_quadratic", "ste": "straight_through"}
 _DEFAULTS = {name: cls() for name, cls in TABLE.items()}
 _DEFAULTS.update({alias: _DEFAULTS[name] for alias, name in ALIASES.items()})
+BY_CLASS = {cls.__name__: cls for cls in TABLE.values()}
 _SPELLED = {name.replace("_", ""): name for name in _DEFAULTS}
 
 
@@ -104,14 +105,11 @@ def resolve(surrogate: "str | Surrogate", op: str = "lif") -> Surrogate:
     return _DEFAULTS[surrogate]
 
 
-_CLASSES = {cls.__name__: cls for cls in TABLE.values()}
-
-
 def _of_spikingjelly(function) -> Surrogate | None:
     """That of ours with the name and numbers of an object of SpikingJelly's own classes, which have
     the same formulas; None for anything else."""
     kind = type(function)
-    ours = _CLASSES.get(kind.__name__)
+    ours = BY_CLASS.get(kind.__name__)
     if ours is None or kind.__module__.split(".")[0] != "spikingjelly":
         return None
     names = [field.name for field in fields(ours)]

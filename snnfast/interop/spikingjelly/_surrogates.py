@@ -15,9 +15,7 @@ from torch.overrides import TorchFunctionMode
 from snnfast import surrogate as surrogates
 from snnfast.program.trace import in_no_mode, trace
 
-_KNOWN = {cls.__name__: cls for cls in surrogates.TABLE.values()} | {
-    "DeterministicPass": surrogates.StraightThrough
-}
+_KNOWN = surrogates.BY_CLASS | {"DeterministicPass": surrogates.StraightThrough}
 PARTS_OF_A_MODULE = frozenset(vars(nn.Module()))
 _MUST_BE_EMPTY = (
     "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_parameters", "_buffers", "_modules"
