@@ -65,6 +65,7 @@ resolve: $(STAMP)
 
 # For aarch64 and macOS, compiled and linked by a compiler out of the package index; nothing of it runs.
 cross: $(STAMP)
+	mkdir -p build
 	$(BIN)/pip install --quiet ziglang==0.17.1
 	$(BIN)/python tests/cross.py > build/cross.log 2>&1 || (tail -20 build/cross.log; exit 1)
 
