@@ -419,6 +419,7 @@ def of_ranks(rank, size, folder):
     try:
         plan(net, x, budget=1)
     except ValueError:
+        dist.barrier()  # nobody goes while another still talks to it
         dist.destroy_process_group()
 
 
