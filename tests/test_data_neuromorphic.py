@@ -8,6 +8,7 @@ from event_files import (
     write_bin,
     write_caltech,
     write_cifar10_dvs,
+    write_dvs_gesture,
     write_frames,
     write_shd,
 )
@@ -163,3 +164,13 @@ def test_half_an_event_is_named(tmp_path):
     (tmp_path / "Train/3/0.bin").write_bytes(bytes(7))
     with pytest.raises(DataError, match=r"3/0.bin cannot be read: 7 bytes are not a multiple of 5"):
         load_data("n_mnist", root=tmp_path, workers=0)
+
+
+def test_what_is_wrong_is_said_alike_each_time(tmp_path):
+    """numpy names a place in memory where a header has a name for a number."""
+    write_dvs_gesture(tmp_path, cut=True)
+    bad = tmp_path / "ibmGestureTrain/user01_led/3.npy"
+    bad.write_bytes(bad.read_bytes().replace(b"False", b"Fault"))
+    with pytest.raises(DataError, match=r"3.npy cannot be read: malformed node or string") as error:
+        load_data("dvs_gesture", root=tmp_path, workers=0)
+    assert "0x" not in str(error.value)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -179,7 +180,8 @@ class _Reader:
                 frames[place] = integrate(part, self.timesteps, self.size, recording.sensor)
             except Exception as error:
                 sample = label_of(recording, place)
-                failures[place] = f"{self.name}: {sample} cannot be read: {error}"
+                why = re.sub(r" object at 0x[0-9a-f]+", "", str(error))  # the same each time
+                failures[place] = f"{self.name}: {sample} cannot be read: {why}"
         return frames, failures
 
 
