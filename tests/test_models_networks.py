@@ -232,6 +232,25 @@ def test_channels_last_runs_through_without_a_copy():
         assert step.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", ["resnet18", "sew_resnet18"])
+def test_a_training_step_copies_no_activation_into_another_layout(name, layout):
+    model = build(name, timesteps=2, **NEURON).to(memory_format=layout)
+    x = images().to(memory_format=layout)
+    with torch.profiler.profile(record_shapes=True) as seen:
+        model(x).square().sum().backward()
+    copies = []
+    for event in seen.events():
+        if event.name == "aten::copy_" and len(event.input_shapes[0]) >= 4:
+            above = [event]
+            while above[-1].cpu_parent is not None:
+                above.append(above[-1].cpu_parent)
+            names = [e.name for e in above]
+            if "aten::convolution_backward" not in names:  # torch's own
+                copies.append((event.input_shapes[0], names))
+    assert not copies
+
+
 def test_half_precision_under_autocast():
     model = build("resnet18", timesteps=2, **NEURON)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -75,10 +75,9 @@ SNN_HD Softmax<V> softmax_of_sum(V top, V inv_tau, V sum) {
   return {top, inv_tau, log_(sum), V(1) / sum};
 }
 
-// The softmax of z(k), its exponentials left in `cache`.
+// The softmax of z(k), whose largest is `top`, its exponentials left in `cache`.
 template <class Row, class V, class F>
-SNN_HD Softmax<V> softmax_of(Row& row, int cache, V inv_tau, F&& z) {
-  const V top = top_of(row, z);
+SNN_HD Softmax<V> softmax_below(Row& row, int cache, V inv_tau, V top, F&& z) {
   V sum(0);
   row.each([&](auto k) {
     const V e = row.live(k, exp_((z(k) - top) * inv_tau));
@@ -86,6 +85,32 @@ SNN_HD Softmax<V> softmax_of(Row& row, int cache, V inv_tau, F&& z) {
     sum = sum + e;
   });
   return softmax_of_sum(top, inv_tau, row.sum(sum));
+}
+
+template <class Row, class V, class F>
+SNN_HD Softmax<V> softmax_of(Row& row, int cache, V inv_tau, F&& z) {
+  return softmax_below(row, cache, inv_tau, top_of(row, z), z);
+}
+
+// Those of a teacher u(k) and of z(k), in the same two passes; exponentials in kTeacherP and kTau.
+template <class V>
+struct Softmaxes {
+  Softmax<V> p, q;
+};
+
+template <class Row, class V, class U, class Z>
+SNN_HD Softmaxes<V> softmaxes_of(Row& row, V inv_tau, U&& u, Z&& z) {
+  V top_u(typename Row::R(-3e38)), top_z = top_u, sum_u(0), sum_z(0);
+  row.each([&](auto k) { top_u = larger_(top_u, u(k)), top_z = larger_(top_z, z(k)); });
+  top_u = row.max(top_u), top_z = row.max(top_z);
+  row.each([&](auto k) {
+    const V e_u = row.live(k, exp_((u(k) - top_u) * inv_tau));
+    const V e_z = row.live(k, exp_((z(k) - top_z) * inv_tau));
+    row.cache(kTeacherP, k, e_u), row.cache(kTau, k, e_z);
+    sum_u = sum_u + e_u, sum_z = sum_z + e_z;
+  });
+  const auto p = softmax_of_sum(top_u, inv_tau, row.sum(sum_u));
+  return {p, softmax_of_sum(top_z, inv_tau, row.sum(sum_z))};
 }
 
 template <class Row, class V>
@@ -224,8 +249,8 @@ SNN_HD void stepwise_row(Row& row, const StepwiseRow<R>& p, typename Row::V (&te
 template <class Row, class R, class U, class Z, class Out>
 SNN_HD typename Row::V kl_row(Row& row, R inv_tau, R coefficient, U&& u, Z&& z, Out&& out) {
   using V = typename Row::V;
-  const auto p = softmax_of(row, kTeacherP, V(inv_tau), u);
-  const auto q = softmax_of(row, kTau, V(inv_tau), z);
+  const auto both = softmaxes_of(row, V(inv_tau), u, z);
+  const auto &p = both.p, &q = both.q;
   V kl(0);
   row.each([&](auto k) {
     const V prob = probability(row, kTeacherP, p, u(k), k);
@@ -281,11 +306,11 @@ SNN_HD void tssd_row(Row& row, const TssdRow<R>& p, typename Row::V (&terms)[4])
 
   // From here on kCe and kH hold the exponentials at temperature 1, kTeacherP and kTau those at
   // tau.
+  const auto both = softmaxes_of(row, V(p.inv_tau), mean, student);
+  const auto &taught = both.p, &learns = both.q;
   Softmax<V> all{}, first{};
-  if (p.ce_all != R(0)) all = softmax_of(row, kCe, V(1), mean);
-  if (p.ce_student != R(0)) first = softmax_of(row, kH, V(1), student);
-  const auto taught = softmax_of(row, kTeacherP, V(p.inv_tau), mean);
-  const auto learns = softmax_of(row, kTau, V(p.inv_tau), student);
+  if (p.ce_all != R(0)) all = softmax_below(row, kCe, V(1), taught.top, mean);
+  if (p.ce_student != R(0)) first = softmax_below(row, kH, V(1), learns.top, student);
   V task(0), kl(0);
   row.each([&](auto k) {
     const V a = mean(k), s = student(k), y = row.label(k);

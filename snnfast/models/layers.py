@@ -55,8 +55,11 @@ def stem_pool(image_size: int) -> Callable[[Tensor], Tensor] | None:
 
 
 def pooled(x: Tensor) -> Tensor:
-    """The mean over space: [..., C, H, W] -> [..., C]."""
-    return x.mean((-2, -1))
+    """The mean over space: [..., C, H, W] -> [..., C]. Its gradient lies as ``x`` does."""
+    if x.is_contiguous():
+        return x.mean((-2, -1))
+    # Channels-last, where the gradient of a mean over the last axes would be channels-first.
+    return x.movedim(-3, -1).mean((-3, -2))
 
 
 def flat(x: Tensor, features: int) -> Tensor:
