@@ -1,4 +1,4 @@
-"""What a type checker knows of the public functions. `make lint` has pyright read it; it never runs.
+"""What a type checker knows of the public functions: `make lint` has pyright read it, none runs it.
 
 Each `ignore` is a fault that must be seen: one that is none is an error.
 """
