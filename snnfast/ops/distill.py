@@ -2,6 +2,7 @@
 arguments."""
 
 import inspect
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -146,7 +147,7 @@ def twkd_loss(
     ignore_index: int = -100,
     return_terms: bool = False,
     backend: str | None = None,
-):
+) -> Tensor | Any:
     r"""Temporal-wise logit distillation (Yu, Zhao et al., ICML 2025, arXiv 2501.15925).
 
     With the student's logits z_t [B, C] at each of T steps, the teacher's z^A [B, C],
@@ -239,7 +240,7 @@ def tser_loss(
     ignore_index: int = -100,
     return_terms: bool = False,
     backend: str | None = None,
-):
+) -> Tensor | Any:
     r"""Temporal separation with entropy regularisation (Yu et al., CVPR 2025, arXiv 2503.03144).
 
     With the student's logits z_t [B, C] at each of T steps and the teacher's z^A [B, C]::
@@ -305,7 +306,7 @@ def tssd_loss(
     ignore_index: int = -100,
     return_terms: bool = False,
     backend: str | None = None,
-):
+) -> Tensor | Any:
     r"""Temporal-spatial self-distillation (Zuo, Ding et al. 2024, arXiv 2406.07862).
 
     One run of T steps is the teacher of its own first T_s = ``student_steps``, and its logits z_t

@@ -6,6 +6,7 @@ its arguments, chosen before the call.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -156,7 +157,7 @@ def lif(
     time_axis: "int | str" = 0,
     return_state: "bool | str" = False,
     backend: str | None = None,
-):
+) -> Tensor | Any:  # Any: the tuple that return_state asks for
     r"""Leaky integrate-and-fire neurons over all timesteps in one launch.
 
     With r = ``v_reset``, or 0 where the reset is soft, and theta = ``v_threshold``::

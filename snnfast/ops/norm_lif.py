@@ -7,6 +7,7 @@ again from them.
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -222,7 +223,7 @@ def norm_lif(
     return_state: "bool | str" = False,
     process_group=None,
     backend: str | None = None,
-):
+) -> Tensor | Any:
     r"""Batch normalisation, a residual and leaky integrate-and-fire neurons over all timesteps.
 
     With mean and var of every channel over time, batch and space (of this batch in training, the
