@@ -57,9 +57,9 @@ def _check_problem(op: str, logits, target, ignore_index: int) -> None:
 
 
 def _refuse_labels_on_cpu(op: str, target: Tensor, logits: Tensor, ignore_index: int) -> None:
-    """What kernels do on the way, for the reference; a GPU's labels would have to be fetched."""
-    if target.dtype == torch.int64 and target.device.type == "cpu":
-        target = check.plain(target)
+    """What kernels do on the way, for the reference."""
+    target = check.to_look_at(target)
+    if target is not None and target.dtype == torch.int64:
         wrong = ((target < 0) | (target >= logits.shape[-1])) & (target != ignore_index)
         if bool(wrong.any()):
             refuse_label(op, int(target[wrong][0]), logits, ignore_index)

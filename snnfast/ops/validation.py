@@ -94,6 +94,16 @@ def plain(t: Tensor) -> Tensor:
     return t
 
 
+def to_look_at(t: Tensor) -> Tensor | None:
+    """The values of ``t``; None where they may not be looked at: elsewhere than on the CPU that
+    would wait for the device, and who traces a transform has none."""
+    if t.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    if transform() is None and forward_ad._current_level < 0:
+        return t.detach()
+    return None if torch._C._len_torch_dispatch_stack() else plain(t).detach()
+
+
 def check_input(op: str, name: str, x) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{op}: {name} must be a tensor, got {type_name(x)}")
@@ -187,21 +197,16 @@ def check_row(op: str, name: str, value: Tensor, x: Tensor, shape: torch.Size) -
 
 
 def check_finite(op: str, name: str, value: Tensor) -> None:
-    """On the CPU only; elsewhere that would wait for the device."""
-    if value.device.type == "cpu" and not torch.compiler.is_compiling():
-        values = plain(value).detach()
-        if not bool(values.isfinite().all()):
-            raise ValueError(f"{op}: {name} must be finite, got {values.tolist()}")
+    values = to_look_at(value)
+    if values is not None and not bool(values.isfinite().all()):
+        raise ValueError(f"{op}: {name} must be finite, got {values.tolist()}")
 
 
 def check_rate(op: str, name: str, rate: Tensor, x: Tensor, shape: torch.Size) -> None:
-    """A tensor tau or inv_tau.
-
-    Its values are looked at on the CPU only; elsewhere that would wait for the device.
-    """
+    """A tensor tau or inv_tau."""
     check_row(op, name, rate, x, shape)
-    if rate.device.type == "cpu" and not torch.compiler.is_compiling():
-        values = plain(rate).detach()
+    values = to_look_at(rate)
+    if values is not None:
         low, high = (1.0, math.inf) if name == "tau" else (0.0, 1.0)
         if not bool(((values >= low) & (values <= high) & values.isfinite()).all()):
             bound = ">= 1 and finite" if name == "tau" else "in 0..1"
