@@ -11,7 +11,7 @@ from snnfast import reference
 from snnfast.backends import spec as specs
 from snnfast.backends.spec import StepwiseLoss, TssdLoss
 from snnfast.ops import validation as check
-from snnfast.ops.distill_op import Stepwise, Tssd, refuse_label, stepwise, tssd
+from snnfast.ops.distill_op import Lent, Stepwise, Tssd, refuse_label, stepwise, tssd
 from snnfast.ops.select import check_name, select
 
 SELF_TARGETS = {"mean": specs.SELF_MEAN, "correct": specs.SELF_CORRECT}
@@ -39,7 +39,6 @@ def _weight(op: str, name: str, value) -> float:
 
 def _check_problem(op: str, logits, target, ignore_index: int) -> None:
     check.check_sequence(op, logits)
-    check.refuse_transforms(op, logits)
     if not isinstance(target, Tensor):
         raise TypeError(f"{op}: target must be a tensor, got {check.type_name(target)}")
     if target.dtype == torch.int64:
@@ -59,8 +58,9 @@ def _check_problem(op: str, logits, target, ignore_index: int) -> None:
 
 
 def _refuse_labels_on_cpu(op: str, target: Tensor, logits: Tensor, ignore_index: int) -> None:
-    """What kernels do on the way, for the reference; a GPU's labels would have to be fetched."""
-    if target.dtype == torch.int64 and target.device.type == "cpu":
+    """What kernels do on the way, for the reference."""
+    target = check.to_look_at(target)
+    if target is not None and target.dtype == torch.int64:
         wrong = ((target < 0) | (target >= logits.shape[-1])) & (target != ignore_index)
         if bool(wrong.any()):
             refuse_label(op, int(target[wrong][0]), logits, ignore_index)
@@ -92,6 +92,7 @@ def _stepwise_options(
 def _stepwise(op, options, names, logits, target, teacher_logits, return_terms, backend):
     """TWKD and TSER, whose options are checked."""
     _check_problem(op, logits, target, options.ignore_index)
+    given = (logits, target, teacher_logits)
     if teacher_logits is not None:
         shape = logits.shape[1:]
         check.check_logits(op, "teacher_logits", teacher_logits, logits, shape)
@@ -101,14 +102,17 @@ def _stepwise(op, options, names, logits, target, teacher_logits, return_terms, 
             teacher_logits = teacher_logits.detach()
     elif options.kl_weight != 0:
         raise ValueError(f"{op}: teacher_logits must be given where alpha is not 0, got None")
-    name = select(op, backend, logits.device.type, logits.dtype, False)
+    seen = check.transformed(logits)
+    name = select(op, backend, logits.device.type, logits.dtype, False, transformed=seen)
 
     if name == "reference":
         _refuse_labels_on_cpu(op, target, logits, options.ignore_index)
         loss, terms = reference.stepwise_loss(logits, target, teacher_logits, options)
     elif torch.is_grad_enabled() and logits.requires_grad:
         packed = (op, *options.pack())
-        loss, terms = Stepwise.apply(logits, target, teacher_logits, packed, name)
+        loss, terms = Stepwise.apply(
+            logits, target, teacher_logits, packed, name, Lent.of(options, *given)
+        )
     else:
         packed = (op, *options.pack())
         loss, terms, _, _ = stepwise(logits, target, teacher_logits, packed, False, name)
@@ -182,7 +186,9 @@ def twkd_loss(
     Returns the loss, a scalar (float64 for float64 logits, else float32), or (loss, terms).
 
     Arithmetic is float32 (float64 for float64) whatever the logits' dtype. Kept for backward: one
-    gradient in the logits' dtype and shape. Differentiable once. Non-finite logits give a
+    gradient in the logits' dtype and shape. Under a transform of ``torch.func``, in forward mode
+    and for gradients with a graph (``create_graph=True``) it is the reference that computes; for
+    the latter logits, target and teacher_logits must still be alive. Non-finite logits give a
     non-finite loss; so does a batch in which every row is ignored, as in torch.
 
     Raises:
@@ -346,7 +352,6 @@ def tssd_loss(
         )
     if aux_logits is not None:
         check.check_logits(op, "aux_logits", aux_logits, logits, logits.shape)
-        check.refuse_transforms(op, aux_logits)
         if aux_logits.dtype != logits.dtype:
             raise TypeError(
                 f"{op}: aux_logits must be {check.type_name(logits)} as the logits, "
@@ -354,16 +359,18 @@ def tssd_loss(
             )
     elif beta != 0:
         raise ValueError(f"{op}: aux_logits must be given where beta is not 0, got None")
-    name = select(op, backend, logits.device.type, logits.dtype, False)
+    seen = check.transformed(logits, aux_logits)
+    name = select(op, backend, logits.device.type, logits.dtype, False, transformed=seen)
 
+    whole = options._replace(student_steps=student_steps)
     packed = (op, student_steps, *options.pack())
     aux_requires_grad = aux_logits is not None and aux_logits.requires_grad
     if name == "reference":
         _refuse_labels_on_cpu(op, target, logits, ignore_index)
-        whole = options._replace(student_steps=student_steps)
         loss, terms = reference.tssd_loss(logits, target, aux_logits, whole)
     elif torch.is_grad_enabled() and (logits.requires_grad or aux_requires_grad):
-        loss, terms = Tssd.apply(logits, target, aux_logits, packed, name)
+        lent = Lent.of(whole, logits, target, aux_logits)
+        loss, terms = Tssd.apply(logits, target, aux_logits, packed, name, lent)
     else:
         loss, terms, *_ = tssd(logits, target, aux_logits, packed, (False, False), name)
     return (loss, _named(terms, ("task", "temporal", "spatial"))) if return_terms else loss

@@ -9,16 +9,19 @@ them.
 
 import functools
 import math
+from typing import NamedTuple
+from weakref import ref
 
 import torch
 from torch import Tensor
 
+from snnfast import reference
 from snnfast.backends import checks, layout
 from snnfast.backends import spec as specs
 from snnfast.backends.spec import StepwiseLoss, TssdLoss
 from snnfast.ops import direct
-from snnfast.ops.layer import refuse_twice
 from snnfast.ops.select import by_name, implementation
+from snnfast.ops.transforms import differentiable, wants_graph
 
 _library = torch.library.Library("snnfast", "FRAGMENT")
 _library.define(
@@ -171,21 +174,48 @@ def tssd(logits, target, aux_logits, options, wanted: tuple[bool, bool], backend
     return direct.call(op, _run_tssd, tensors, *options, *wanted, backend)
 
 
+class Lent(NamedTuple):
+    """The arguments of a loss, not kept: what its kernel does not need again, a gradient with a
+    graph does. Weak references, and the versions then."""
+
+    loss: StepwiseLoss | TssdLoss
+    tensors: tuple
+
+    @staticmethod
+    def of(loss, *tensors: Tensor | None) -> "Lent | None":
+        if torch.compiler.is_compiling():
+            return None
+        return Lent(loss, tuple(t if t is None else (ref(t), t._version) for t in tensors))
+
+    def gradients(self, op: str, function, wanted, dloss) -> list[Tensor | None]:
+        """Those of ``function`` of the reference, with a graph."""
+        given = []
+        for lent in self.tensors:
+            t = lent if lent is None else lent[0]()
+            if lent is not None and (t is None or t._version != lent[1]):
+                raise RuntimeError(
+                    f"{op}: its arguments must be there, unchanged, where create_graph=True, got "
+                    "one that is not; keep the logits in a variable, or use backend='reference'"
+                )
+            given.append(t)
+        run = lambda *tensors: function(*tensors, self.loss)[0]  # noqa: E731
+        return differentiable(run, given, wanted, (dloss,))
+
+
 class _Loss(torch.autograd.Function):
     """What both objectives share: keeps the gradients of the inputs, and backward scales them."""
 
     @staticmethod
-    def keep(ctx, op, outputs, backend):
+    def keep(ctx, op, outputs, backend, lent):
         loss, terms, unit, gradients = outputs
         ctx.save_for_backward(unit, gradients)
         ctx.mark_non_differentiable(terms)
         ctx.set_materialize_grads(False)
-        ctx.op, ctx.backend = op, backend
+        ctx.op, ctx.backend, ctx.lent = op, backend, lent
         return loss, terms
 
     @staticmethod
     def scaled(ctx, dloss) -> Tensor:
-        refuse_twice(ctx.op)
         unit, gradients = ctx.saved_tensors
         op = torch.ops.snnfast.scale_gradient.default
         return direct.call(op, _run_scale, (gradients, dloss, unit), ctx.backend)
@@ -193,25 +223,32 @@ class _Loss(torch.autograd.Function):
 
 class Stepwise(_Loss):
     @staticmethod
-    def forward(ctx, logits, target, teacher_logits, options, backend):
+    def forward(ctx, logits, target, teacher_logits, options, backend, lent):
         outputs = stepwise(logits, target, teacher_logits, options, True, backend)
-        return _Loss.keep(ctx, options[0], outputs, backend)
+        return _Loss.keep(ctx, options[0], outputs, backend, lent)
 
     @staticmethod
     def backward(ctx, dloss, _):
-        return None if dloss is None else _Loss.scaled(ctx, dloss), None, None, None, None
+        if dloss is not None and wants_graph():
+            wanted = (True, False, False)
+            return *ctx.lent.gradients(ctx.op, reference.stepwise_loss, wanted, dloss), *[None] * 3
+        return None if dloss is None else _Loss.scaled(ctx, dloss), *[None] * 5
 
 
 class Tssd(_Loss):
     @staticmethod
-    def forward(ctx, logits, target, aux_logits, options, backend):
+    def forward(ctx, logits, target, aux_logits, options, backend, lent):
         ctx.wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
         outputs = tssd(logits, target, aux_logits, options, ctx.wanted, backend)
-        return _Loss.keep(ctx, options[0], outputs, backend)
+        return _Loss.keep(ctx, options[0], outputs, backend, lent)
 
     @staticmethod
     def backward(ctx, dloss, _):
         if dloss is None:
-            return None, None, None, None, None
-        gradients, (logits, aux) = _Loss.scaled(ctx, dloss), ctx.wanted
-        return gradients[0] if logits else None, None, gradients[-1] if aux else None, None, None
+            return (None,) * 6
+        logits, aux = ctx.wanted
+        if wants_graph():
+            wanted = (logits, False, aux)
+            return *ctx.lent.gradients(ctx.op, reference.tssd_loss, wanted, dloss), *[None] * 3
+        gradients = _Loss.scaled(ctx, dloss)
+        return gradients[0] if logits else None, None, gradients[-1] if aux else None, *[None] * 3

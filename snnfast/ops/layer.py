@@ -181,8 +181,8 @@ def checked_call(op, x, v0, *others, tau, v_threshold, v_reset, decay_input, det
     )  # fmt: skip
     if by_tensor:
         rate = check_rate(op, x, x.shape[timesteps is None :], tau, inv_tau)
-    check.refuse_transforms(op, rate, *given)
-    name = select(op, backend, x.device.type, x.dtype, not chosen.spiking)
+    smooth, seen = not chosen.spiking, check.transformed(rate, *given)
+    name = select(op, backend, x.device.type, x.dtype, smooth, transformed=seen)
     direct = is_direct(x, v0, rate, *others)
     return Call(layer, state, chosen, name, (*packed, name), direct), rate, found
 
@@ -306,12 +306,3 @@ def gradients_as_launched(x: Tensor, layer: LifLayer, v0, borders, ds, dv):
 def rate_gradient(layer: LifLayer, rate: Tensor, dfactor: Tensor) -> Tensor:
     """The gradient of tau or of 1/tau, whichever ``rate`` is; kernels give that of 1/tau."""
     return -dfactor / (rate * rate) if layer.divide else dfactor
-
-
-def refuse_twice(op: str) -> None:
-    """Called in backward: a kernel's gradient has no graph of its own."""
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        raise RuntimeError(
-            f"{op}: gradients must be taken once, got create_graph=True; "
-            "backend='reference' is differentiable twice"
-        )

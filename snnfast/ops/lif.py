@@ -6,6 +6,7 @@ its arguments, chosen before the call.
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from snnfast.ops.lif_definition import by_program
 from snnfast.ops.lif_definition import lif as definition
 from snnfast.ops.packed import mark_spikes
 from snnfast.ops.time_axis import FIRST, along
+from snnfast.ops.transforms import differentiable, wants_graph
 
 _library = torch.library.Library("snnfast", "FRAGMENT")
 _library.define(
@@ -109,6 +111,10 @@ for _device in ("CPU", "CUDA"):
     _library.impl("lif_backward", layers.behind_dispatcher(_backward, 6), _device)
 
 
+def _on_the_reference(call, x, v0, rate):
+    return call.results(*reference.lif(x, v0, **call.in_plain_words(rate)))
+
+
 class _Lif(torch.autograd.Function):
     """Keeps x, and V at the borders of segments where T > 8; backward recomputes H."""
 
@@ -124,9 +130,12 @@ class _Lif(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, ds, dv=None):
-        layers.refuse_twice("lif")
         x, v0, rate, borders = ctx.saved_tensors
-        _, want_dv0, want_drate, _ = ctx.needs_input_grad
+        want_dx, want_dv0, want_drate, _ = ctx.needs_input_grad
+        if wants_graph():
+            given, wanted = (x, v0, rate), (want_dx, want_dv0, want_drate)
+            run = partial(_on_the_reference, ctx.call)
+            return *differentiable(run, given, wanted, (ds, dv)), None
         op, tensors = torch.ops.snnfast.lif_backward.default, (x, v0, rate, borders, ds, dv)
         direct = ctx.call.direct and is_direct(x, ds, dv)
         dx, dv0, drate = ctx.call.run(direct, op, _backward, tensors, want_dv0, want_drate)
@@ -213,7 +222,9 @@ def lif(
     ``snnfast.neuron``: one launch as well, on the same backends.
 
     State and arithmetic are float32 whatever x's dtype, and autocast casts nothing. Kept for
-    backward: x, and 4 bytes per neuron for every 8 steps beyond the first 8. Differentiable once.
+    backward: x, and 4 bytes per neuron for every 8 steps beyond the first 8. Under a transform of
+    ``torch.func``, in forward mode and for gradients with a graph (``create_graph=True``) it is the
+    reference that computes; a backend that was asked for refuses the former.
 
     Raises:
         TypeError, ValueError: ``lif: <argument> must be ..., got ...``, before any launch.
@@ -251,7 +262,7 @@ def lif(
         return_state=return_state, backend=backend, own_check=_check_input,
     )  # fmt: skip
     if call.backend == "reference":
-        return call.results(*reference.lif(x, v0, **call.in_plain_words(rate)))
+        return _on_the_reference(call, x, v0, rate)
 
     if not x.is_contiguous():
         x = layers.with_dense_steps(x, call.layer, call.backend)

@@ -71,8 +71,6 @@ def by_program(op: str, run, x, v0, *, tau, inv_tau, v_threshold, v_reset, decay
                backend):  # fmt: skip
     """The call of ``op`` with all arguments checked, by ``run``, the definition or what ends in
     it."""
-    given = (x, v0, tau, inv_tau, beta, v_threshold)  # before anybody looks at their values
-    check.refuse_transforms(op, *(t for t in given if isinstance(t, Tensor)))
     check.check_input(op, "y" if op == "norm_lif" else "x", x)
     layers.check_options(
         op, v_threshold=v_threshold, v_reset=v_reset, detach_reset=detach_reset,

@@ -102,11 +102,10 @@ class Definition:
 
     def bind(
         self, inputs, parameters: dict, *, states, surrogate, timesteps, return_state, backend,
-        norm: str = "",
+        norm: str = "", beside: Sequence[Tensor | None] = (),
     ) -> "Bound":  # fmt: skip
         """The arguments of a call, checked. ``norm``: the program is that of the neuron behind a
-        normalisation, as ``plan_of`` has it."""
-        check.refuse_transforms(self.name)  # before anything is traced
+        normalisation, as ``plan_of`` has it; ``beside``: what that reads."""
         x, steps, shape = self._checked_inputs(inputs, timesteps)
         if not isinstance(return_state, (bool, str)) or return_state not in (False, True, "all"):
             raise ValueError(
@@ -119,13 +118,15 @@ class Definition:
         for name, value in tensors.items():
             check.check_row(self.name, name, value, x, shape)
         states, rest = self._checked_states(states, tensors | options, x, shape)
-        check.refuse_transforms(self.name, *inputs, *states, *tensors.values())
+        seen = check.transformed(*inputs, *states, *tensors.values(), *beside)
         unknown = None
         if not chosen.spiking:
             unknown = f"{type(chosen).__name__}(spiking=False)"
         elif not plan.fusible:
             unknown = type(chosen).__name__
-        name = select(self.name, backend, x.device.type, x.dtype, False, unknown, "neuron_forward")
+        name = select(
+            self.name, backend, x.device.type, x.dtype, False, unknown, "neuron_forward", seen
+        )
         static = timesteps is not None
         return Bound(
             self.name,
@@ -298,7 +299,7 @@ def prepared(bound: Bound) -> tuple[neuron_op.Call, list[Tensor]]:
     layer = NeuronLayer(plan.step, number, bound.static, a, b, bound.rest, bound.steps)
     state = layers.STATE_ALL if bound.return_state == "all" else int(bool(bound.return_state))
     direct = is_direct(*bound.inputs, *bound.states, *params)
-    return neuron_op.Call(layer, state, bound.backend, direct, bound.name), params
+    return neuron_op.Call(layer, state, bound.backend, direct, bound.name, bound.surrogate), params
 
 
 def returned(bound: Bound, outputs, states):

@@ -4,17 +4,23 @@ autograd.Function, in that order.
 The program goes along as text, so that a traced graph holds all that it runs.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from snnfast import reference
 from snnfast.backends import checks, layout
 from snnfast.backends import spec as specs
 from snnfast.backends.spec import NeuronLayer
 from snnfast.ops import layer as layers
 from snnfast.ops.direct import is_direct
 from snnfast.ops.select import implementation, named
+from snnfast.ops.transforms import differentiable, wants_graph
+from snnfast.program.evaluate import evaluate
+from snnfast.program.ir import Program
+from snnfast.surrogate import Surrogate
 
 _LAYER = f"str program, SymInt steps, {specs.CHOICES}, str backend"
 _TENSORS = "Tensor[] inputs, Tensor?[] states, Tensor[] params"
@@ -41,6 +47,8 @@ class Call(NamedTuple):
     """Whether forward needs no dispatcher."""
     name: str = "neuron"
     """In messages."""
+    surrogate: Surrogate | None = None
+    """Where gradients may get a graph."""
 
     @property
     def packed(self) -> tuple:
@@ -248,9 +256,10 @@ class Neuron(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *gradients):
-        layers.refuse_twice(ctx.call.name)
         *tensors, borders = ctx.saved_tensors
         wanted = list(ctx.needs_input_grad[1:])
+        if wants_graph():
+            return None, *differentiable(partial(again, ctx.call), tensors, wanted, gradients)
         made = backward(ctx.call, tensors, borders, gradients, wanted)
         return None, *(t if want else None for t, want in zip(made, wanted, strict=True))
 
@@ -272,6 +281,30 @@ def backward(call: Call, tensors, borders, gradients, wanted: list[bool]) -> lis
         given = (inputs, states, params, borders, douts, dstates)
         made = torch.ops.snnfast.neuron_backward.default(*given, *call.packed, wanted)
     return [t for part in made for t in part]
+
+
+def again(call: Call, *tensors) -> tuple[Tensor, ...]:
+    """The outputs and states of the call in plain PyTorch, by its program."""
+    step, state = call.layer.step, call.state
+    inputs, states, params = parts(step, tensors)
+    x, traced = inputs[0], Program.unpack(step.line)
+    shape = x.shape if call.layer.static else x.shape[1:]
+    states = [
+        x.new_full(shape, rest, dtype=layout.state_dtype(x)) if v is None else v
+        for v, rest in zip(states, call.layer.rest, strict=True)
+    ]
+
+    def one(*values, **named):
+        given = values[: step.inputs], values[step.inputs :], tuple(named.values())
+        leaves = dict(zip(("input", "state", "param"), given, strict=True))
+        return evaluate(traced, leaves, spike=reference.spike)
+
+    outputs, passed = reference.neuron(
+        one, inputs, states, {f"p{k}": p for k, p in enumerate(params)}, outputs=step.outputs,
+        surrogate=call.surrogate, timesteps=call.layer.steps if call.layer.static else None,
+    )  # fmt: skip
+    after = [v[1:] if state == layers.STATE_ALL else v[-1] for v in passed] if state else []
+    return (*outputs, *after)
 
 
 def parts(step: specs.Step, tensors) -> tuple[list, list, list]:

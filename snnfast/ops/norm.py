@@ -16,8 +16,10 @@ from torch import Tensor
 from snnfast import reference
 from snnfast.backends import checks, layout
 from snnfast.backends import spec as specs
+from snnfast.ops import validation as check
 from snnfast.ops.layer import TAGS, Call
 from snnfast.ops.select import implementation, named
+from snnfast.program.trace import outside_of_transforms
 
 _library = torch.library.Library("snnfast", "FRAGMENT")
 _library.define(
@@ -120,6 +122,28 @@ def update_running(
     # evaluation before this step, is not refused.
     running_mean.data.lerp_(mean, momentum)
     running_var.data.lerp_(var * (total / (total - 1)), momentum)
+
+
+def update_on_the_reference(op: str, y, running, momentum: float, total, static: bool) -> None:
+    """The same of the batch y; under a transform of torch.func the change is made outside of it."""
+    wide = y.detach().to(layout.state_dtype(y))
+    mean, var = reference.channel_stats(wide, channel_axis(static))
+    moved = [check.plain(t) for t in (*running, mean, var)]
+    if any(t.dim() != 1 for t in moved):
+        raise NotImplementedError(
+            f"{op}: running_mean and running_var must be None in training where y or they are "
+            "mapped (vmap), got tensors; torch's batch norm cannot update them there either"
+        )
+    with outside_of_transforms():
+        update_running(*(t.detach() for t in moved), momentum, total)
+
+
+def refuse_graph(op: str, group) -> None:
+    """Statistics over ranks are none of the reference's, which has the gradients with a graph."""
+    if group is not None:
+        raise NotImplementedError(
+            f"{op}: process_group must be None where create_graph=True, got one"
+        )
 
 
 def _stats(y, weight, running_mean, running_var, momentum, total, eps, static, kernels):

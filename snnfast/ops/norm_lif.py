@@ -25,6 +25,7 @@ from snnfast.ops.lif_definition import by_program, lif
 from snnfast.ops.packed import mark_spikes
 from snnfast.ops.select import recomputes_dx
 from snnfast.ops.time_axis import FIRST, along
+from snnfast.ops.transforms import differentiable, wants_graph
 
 _library = torch.library.Library("snnfast", "FRAGMENT")
 _NORM = "Tensor stats, Tensor bias"
@@ -129,23 +130,28 @@ class _NormLif(torch.autograd.Function):
     constants; ``group`` the ranks that share them, or None."""
 
     @staticmethod
-    def forward(ctx, y, residual, weight, bias, v0, rate, stats, call, count, group):
+    def forward(ctx, y, residual, weight, bias, v0, rate, stats, call, count, group, eps):
         tensors = (y, residual, stats, norms.or_zeros(bias, stats), v0, rate)
         op = torch.ops.snnfast.norm_lif_forward.default
         s, v, borders = call.run(call.direct, op, _forward, tensors, call.state, True)
-        ctx.save_for_backward(*tensors, layers.nothing(y.device) if borders is None else borders)
+        borders = layers.nothing(y.device) if borders is None else borders
+        ctx.save_for_backward(weight, *tensors, borders)
         ctx.set_materialize_grads(False)
-        ctx.call, ctx.count, ctx.group = call, count, group
+        ctx.call, ctx.count, ctx.group, ctx.eps = call, count, group, eps
         return (s, v) if call.state else s
 
     @staticmethod
     def backward(ctx, ds, dv=None):
-        layers.refuse_twice("norm_lif")
-        call, kept = ctx.call, ctx.saved_tensors
-        y, residual, _, _, _, rate, _ = kept
-        want_dy, want_dresidual, want_dweight, want_dbias, want_dv0, want_drate, *_ = (
-            ctx.needs_input_grad
-        )
+        (weight, *kept), call = ctx.saved_tensors, ctx.call
+        y, residual, stats, bias, v0, rate, _ = kept
+        wanted = ctx.needs_input_grad[:6]
+        if wants_graph():
+            norms.refuse_graph("norm_lif", ctx.group)
+            constants = None if ctx.count else (stats[specs.MEAN], stats[specs.VAR])
+            run = partial(_on_the_reference, call, constants, ctx.eps)
+            given = (y, residual, weight, bias, v0, rate)
+            return *differentiable(run, given, wanted, (ds, dv)), *[None] * 5
+        want_dy, want_dresidual, want_dweight, want_dbias, want_dv0, want_drate = wanted
         shared = ctx.group is not None
         again = residual is None and shared and recomputes_dx(call.backend, y.dtype)
         want_dx = want_dresidual or (shared and want_dy and not again)
@@ -167,23 +173,18 @@ class _NormLif(torch.autograd.Function):
             totals[specs.SUM] if want_dbias else None,
             dv0 if want_dv0 else None,
             drate if want_drate else None,
-            None, None, None, None,
-        )  # fmt: skip
+            *[None] * 5,
+        )
 
 
 _check = partial(norm_checks.check, "norm_lif")
 _definition = lif.named("norm_lif")
 
 
-def _on_the_reference(call, rate, y, residual, v0, weight, bias, statistics, update, eps):
-    """``statistics``: mean and variance that are constants; ``update``: what ``update_running``
-    takes besides those of the batch."""
+def _on_the_reference(call, statistics, eps, y, residual, weight, bias, v0, rate):
+    """``statistics``: mean and variance that are constants, None for those of the batch."""
     dtype, axis = check.state_dtype(y), norms.channel_axis(call.layer.static)
     mean, var = (None, None) if statistics is None else (t.clone() for t in statistics)
-    if update is not None:
-        *running, momentum, total = update
-        stats = reference.channel_stats(y.detach().to(dtype), axis)
-        norms.update_running(*running, *stats, momentum, total)
     one, zero = (torch.full((), number, dtype=dtype) for number in (1, 0))
     return call.results(
         *reference.norm_lif(
@@ -255,7 +256,8 @@ def norm_lif(
 
     Statistics and arithmetic are float32 (float64 for float64) whatever y's dtype. Kept for
     backward: y, the residual, a few numbers per channel, and 4 bytes per neuron for every 8 steps
-    beyond the first 8. Differentiable once.
+    beyond the first 8. Transforms and ``create_graph=True`` as in :func:`snnfast.lif`; a mapped y
+    (``vmap``) cannot update running statistics.
 
     Raises:
         TypeError, ValueError: ``norm_lif: <argument> must be ..., got ...``; in training also where
@@ -311,8 +313,11 @@ def norm_lif(
                 "norm_lif: process_group must be None on the reference backend, got one"
             )
         statistics = None if use_batch else (running_mean, running_var)
-        update = running and (*running, momentum, count * repeats)
-        return _on_the_reference(call, rate, y, residual, v0, weight, bias, statistics, update, eps)
+        if running is not None:
+            norms.update_on_the_reference(
+                "norm_lif", y, running, momentum, count * repeats, call.layer.static
+            )
+        return _on_the_reference(call, statistics, eps, y, residual, weight, bias, v0, rate)
 
     y = layout.with_dense_steps(y, layers.axis(call.layer))
     if use_batch:
@@ -324,7 +329,7 @@ def norm_lif(
         count, process_group = 0, None
     inputs = (y, residual, weight, bias, v0, rate)
     if layers.want_gradient(*inputs):
-        result = applied(_NormLif, call.direct, *inputs, stats, call, count, process_group)
+        result = applied(_NormLif, call.direct, *inputs, stats, call, count, process_group, eps)
     else:
         op = torch.ops.snnfast.norm_lif_forward.default
         tensors = (y, residual, stats, norms.or_zeros(bias, stats), v0, rate)

@@ -5,6 +5,8 @@ Backward: the neuron's own gives dX scale and, as the gradients of its parameter
 and of dX (y - mean); a second pass over both adds what flows through the statistics (``norm_dy``).
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,7 @@ from snnfast.ops import norm as norms
 from snnfast.ops import validation as check
 from snnfast.ops.direct import is_direct
 from snnfast.ops.neuron import Definition, looped, prepared, returned
+from snnfast.ops.transforms import differentiable, wants_graph
 
 
 class _NormNeuron(torch.autograd.Function):
@@ -26,22 +29,28 @@ class _NormNeuron(torch.autograd.Function):
     one, states and the neuron's own parameters."""
 
     @staticmethod
-    def forward(ctx, call, count, group, stats, weight, bias, *tensors):
+    def forward(ctx, call, count, group, eps, stats, weight, bias, *tensors):
         tensors = (*tensors, stats[specs.MEAN], stats[specs.SCALE], norms.or_zeros(bias, stats))
         parts = neuron_op.parts(call.layer.step, tensors)
         outputs, after, borders = neuron_op.forward(call, *parts, True)
         borders = layers.nothing(stats.device) if borders is None else borders
-        ctx.save_for_backward(stats, *tensors, borders)
+        ctx.save_for_backward(stats, weight, *tensors, borders)
         ctx.set_materialize_grads(False)
-        ctx.call, ctx.count, ctx.group = call, count, group
+        ctx.call, ctx.count, ctx.group, ctx.eps = call, count, group, eps
         return (*outputs, *after)
 
     @staticmethod
     def backward(ctx, *gradients):
-        layers.refuse_twice(ctx.call.name)
-        stats, *tensors, borders = ctx.saved_tensors
+        stats, weight, *tensors, borders = ctx.saved_tensors
         call, count, y = ctx.call, ctx.count, tensors[0]
-        wanted = [*ctx.needs_input_grad[6:], False, True, True]
+        if wants_graph():
+            norms.refuse_graph(call.name, ctx.group)
+            *given, _, _, bias = tensors
+            constants = None if count else (stats[specs.MEAN], stats[specs.VAR])
+            run = partial(_again, call, constants, ctx.eps)
+            made = differentiable(run, (weight, bias, *given), ctx.needs_input_grad[5:], gradients)
+            return *[None] * 5, *made
+        wanted = [*ctx.needs_input_grad[7:], False, True, True]
         made = neuron_op.backward(call, tensors, borders, gradients, wanted)
         dy, *others, _, dscale, dshift = made
         sums, own = torch.stack([dshift, dscale]), 0 if ctx.group is not None else count
@@ -55,8 +64,14 @@ class _NormNeuron(torch.autograd.Function):
             in_place = not torch.compiler.is_compiling() and is_direct(dy)
             static = call.layer.static
             dy = norms.dy(y, dy, scaled, totals, static, call.backend, in_place)
-        wants = zip((dweight, dbias, dy, *others), ctx.needs_input_grad[4:], strict=True)
-        return None, None, None, None, *(t if want else None for t, want in wants)
+        wants = zip((dweight, dbias, dy, *others), ctx.needs_input_grad[5:], strict=True)
+        return *[None] * 5, *(t if want else None for t, want in wants)
+
+
+def _again(call, constants, eps, weight, bias, y, *others):
+    """The outputs and states of the call in plain PyTorch."""
+    mean, scale = _rows(y, weight, constants, eps, call.layer.static)
+    return neuron_op.again(call, y, *others, mean, scale, bias)
 
 
 def norm_neuron(
@@ -112,6 +127,7 @@ def run(
         (y,), parameters, states=states, surrogate=surrogate, timesteps=timesteps,
         return_state=return_state, backend=backend,
         norm="alone" if residual is None else "and a residual",
+        beside=(residual, weight, bias, running_mean, running_var),
     )  # fmt: skip
     weight, bias = norms.in_state_dtype(weight, y), norms.in_state_dtype(bias, y)
     running = (running_mean, running_var) if training and running_mean is not None else None
@@ -120,8 +136,9 @@ def run(
         if use_batch and process_group is not None:
             raise ValueError(f"{who}: process_group must be None on the reference backend, got one")
         given = None if use_batch else (running_mean.clone(), running_var.clone())
-        update = running and (*running, momentum, count * repeats)
-        x = _on_the_reference(y, residual, weight, bias, given, update, eps, static)
+        if running is not None:
+            norms.update_on_the_reference(who, y, running, momentum, count * repeats, static)
+        x = _on_the_reference(y, residual, weight, bias, given, eps, static)
         return looped(neuron, bound._replace(inputs=(x,)), y.dtype)
     y = layout.with_dense_steps(y, norms.channel_axis(static) - 1)
     call, params = prepared(bound)
@@ -137,7 +154,7 @@ def run(
     inputs = (y,) if residual is None else (y, residual)
     tensors = (*inputs, *bound.states, *params)
     if layers.want_gradient(weight, bias, *tensors):
-        results = _NormNeuron.apply(call, count, process_group, stats, weight, bias, *tensors)
+        results = _NormNeuron.apply(call, count, process_group, eps, stats, weight, bias, *tensors)
     else:
         rows = (stats[specs.MEAN], stats[specs.SCALE], norms.or_zeros(bias, stats))
         outputs, after, _ = neuron_op.forward(call, inputs, bound.states, (*params, *rows), False)
@@ -146,17 +163,18 @@ def run(
     return returned(bound, results[:outputs], results[outputs:])
 
 
-def _on_the_reference(y, residual, weight, bias, given, update, eps, static) -> Tensor:
-    """X in the state's dtype. ``given``: mean and variance that are constants; ``update``: what
-    ``update_running`` takes besides those of the batch."""
-    dtype, axis = check.state_dtype(y), norms.channel_axis(static)
-    wide = y.to(dtype)
+def _rows(y, weight, given, eps, static) -> tuple[Tensor, Tensor]:
+    """Mean and scale [C]. ``given``: mean and variance that are constants."""
+    wide, axis = y.to(check.state_dtype(y)), norms.channel_axis(static)
     mean, var = reference.channel_stats(wide, axis) if given is None else given
-    if update is not None:
-        *running, momentum, total = update
-        norms.update_running(*running, mean.detach(), var.detach(), momentum, total)
     scale = reference.inverse_std(var, eps)
-    scale = scale if weight is None else weight * scale
+    return mean, scale if weight is None else weight * scale
+
+
+def _on_the_reference(y, residual, weight, bias, given, eps, static) -> Tensor:
+    """X in the state's dtype."""
+    dtype, axis = check.state_dtype(y), norms.channel_axis(static)
+    mean, scale = _rows(y, weight, given, eps, static)
     bias = torch.zeros_like(mean) if bias is None else bias
-    x = reference.normalise(wide, mean, scale, bias, axis)
+    x = reference.normalise(y.to(dtype), mean, scale, bias, axis)
     return x if residual is None else x + residual.to(dtype)

@@ -130,6 +130,12 @@ def explain(fn, *args, **kwargs) -> list[tuple[str, str, str]]:
         _local.calls = before
 
 
+_UNSEEN = (
+    "no transform of torch.func (grad, vmap, jvp, ...) and no forward mode sees into its kernels; "
+    "backend='auto' takes the reference there"
+)
+
+
 def _refuse(
     name: str, device: str, dtype: torch.dtype, smooth: bool, own: str | None, needs: str = ""
 ) -> str | None:
@@ -182,9 +188,11 @@ def select(
     smooth: bool,
     own: str | None = None,
     needs: str = "",
+    transformed: bool = False,
 ) -> str:
-    """The backend's name; ``own`` is that of a surrogate without a kernel. Raises ValueError for an
-    unknown one, BackendUnavailable where the one asked for cannot run."""
+    """The backend's name; ``own`` is that of a surrogate without a kernel, ``transformed`` whether
+    a transform of torch.func has to see the operations. Raises ValueError for an unknown one,
+    BackendUnavailable where the one asked for cannot run."""
     if asked is not None:
         check_name(asked, op)
         name, source = asked, "the backend argument"
@@ -192,7 +200,11 @@ def select(
         name, source = _local.backend, "snnfast.backend(...)"
     else:
         name, source = _DEFAULT, "SNNFAST_BACKEND"
-    if name == "auto":
+    if transformed and name != "reference":
+        if name != "auto":
+            raise BackendUnavailable(f"{op}: backend {name!r} cannot be used: {_UNSEEN}")
+        name, reason = "reference", "auto: a transform of torch.func sees what PyTorch computes"
+    elif name == "auto":
         name, reason = automatic(device, dtype, smooth, own, needs)
         if torch.compiler.is_compiling():
             pass

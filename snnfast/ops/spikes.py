@@ -97,7 +97,10 @@ def pack_spikes(s: Tensor, *, backend: str | None = None) -> Tensor:
         True
     """
     check.check_input("pack_spikes", "s", s)
-    name = select("pack_spikes", backend, s.device.type, s.dtype, False)
+    seen = check.transformed(s)
+    name = select("pack_spikes", backend, s.device.type, s.dtype, False, transformed=seen)
+    if seen:
+        return reference.pack_spikes(s.detach())
     return torch.ops.snnfast.pack_spikes(s.detach(), name)
 
 
@@ -139,5 +142,8 @@ def unpack_spikes(
             f"unpack_spikes: bits must have shape [{(count + 7) // 8}] for {count} elements, "
             f"got {list(bits.shape)}"
         )
-    name = select("unpack_spikes", backend, bits.device.type, dtype, False)
+    seen = check.transformed(bits)
+    name = select("unpack_spikes", backend, bits.device.type, dtype, False, transformed=seen)
+    if seen:
+        return reference.unpack_spikes(bits, shape, dtype)
     return torch.ops.snnfast.unpack_spikes(bits, shape, dtype, name)

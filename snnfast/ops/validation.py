@@ -73,21 +73,35 @@ transform = torch._C._functorch.maybe_current_level
 """Of torch.func, what sees what is computed now; None where nothing does."""
 
 
-def refuse_transforms(op: str, *tensors: Tensor | None) -> None:
-    """Neither torch.func nor forward-mode differentiation sees into a kernel: without a word the
-    one would lose gradients and the other give zero tangents."""
+def transformed(*tensors: Tensor | None) -> bool:
+    """Whether torch.func, or forward mode with a tangent of one of them, sees what is computed of
+    these now. Neither sees into a kernel: without a word the one would lose gradients and the other
+    give zero tangents."""
     if transform() is not None:
-        raise NotImplementedError(
-            f"{op}: no transform of torch.func (grad, vmap, jvp, ...) must be active, got one; "
-            "call it outside, and take gradients with torch.autograd"
-        )
+        return True
     if forward_ad._current_level >= 0:
         for t in tensors:
             if t is not None and forward_ad.unpack_dual(t).tangent is not None:
-                raise NotImplementedError(
-                    f"{op}: forward-mode differentiation is not supported, got a dual tensor; "
-                    "take gradients in reverse mode, with torch.autograd"
-                )
+                return True
+    return False
+
+
+def plain(t: Tensor) -> Tensor:
+    """The values of ``t`` without what transforms of torch.func have wrapped around it; those of
+    all that is mapped."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(t):
+        t = torch._C._functorch.get_unwrapped(t)
+    return t
+
+
+def to_look_at(t: Tensor) -> Tensor | None:
+    """The values of ``t``; None where they may not be looked at: elsewhere than on the CPU that
+    would wait for the device, and who traces a transform has none."""
+    if t.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    if transform() is None and forward_ad._current_level < 0:
+        return t.detach()
+    return None if torch._C._len_torch_dispatch_stack() else plain(t).detach()
 
 
 def check_input(op: str, name: str, x) -> None:
@@ -183,20 +197,16 @@ def check_row(op: str, name: str, value: Tensor, x: Tensor, shape: torch.Size) -
 
 
 def check_finite(op: str, name: str, value: Tensor) -> None:
-    """On the CPU only; elsewhere that would wait for the device."""
-    if value.device.type == "cpu" and not torch.compiler.is_compiling():
-        if not bool(value.detach().isfinite().all()):
-            raise ValueError(f"{op}: {name} must be finite, got {value.tolist()}")
+    values = to_look_at(value)
+    if values is not None and not bool(values.isfinite().all()):
+        raise ValueError(f"{op}: {name} must be finite, got {values.tolist()}")
 
 
 def check_rate(op: str, name: str, rate: Tensor, x: Tensor, shape: torch.Size) -> None:
-    """A tensor tau or inv_tau.
-
-    Its values are looked at on the CPU only; elsewhere that would wait for the device.
-    """
+    """A tensor tau or inv_tau."""
     check_row(op, name, rate, x, shape)
-    if rate.device.type == "cpu" and not torch.compiler.is_compiling():
-        values = rate.detach()
+    values = to_look_at(rate)
+    if values is not None:
         low, high = (1.0, math.inf) if name == "tau" else (0.0, 1.0)
         if not bool(((values >= low) & (values <= high) & values.isfinite()).all()):
             bound = ">= 1 and finite" if name == "tau" else "in 0..1"

@@ -47,12 +47,25 @@ class _Active(threading.local):
 _active = _Active()
 
 
+def outside_of_transforms():
+    """A context in which no transform of torch.func that is active sees what is computed."""
+    if torch._C._functorch.maybe_current_level() is None:
+        return nullcontext()
+    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+    return temporarily_clear_interpreter_stack()
+
+
 @contextmanager
 def in_no_mode():
-    """Out of whatever mode the caller is in, gradients on, and what is made is on the CPU."""
+    """Out of whatever mode or transform the caller is in, gradients on, and what is made is on the
+    CPU."""
     # Only where there is one: what disables them imports the compiler.
     modes = _disable_current_modes if torch._C._len_torch_dispatch_stack() else nullcontext
-    with modes(), torch.inference_mode(False), torch.enable_grad(), torch.device("cpu"):
+    with (
+        outside_of_transforms(), modes(), torch.inference_mode(False), torch.enable_grad(),
+        torch.device("cpu"),
+    ):  # fmt: skip
         with _own_saved_tensors():
             yield
 

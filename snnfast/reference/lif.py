@@ -12,16 +12,33 @@ from snnfast.surrogate import Surrogate
 class _HardReset(torch.autograd.Function):
     """V = r where S else H, with dV/dH = 1 - S and dV/dS = r - H."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, h, s, r):
-        ctx.save_for_backward(h, s)
-        ctx.r = r
+    def forward(h, s, r):
         return torch.where(s > 0, torch.full_like(h, r), h)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        h, s, ctx.r = inputs
+        ctx.save_for_backward(h, s)
+        ctx.save_for_forward(h, s)
 
     @staticmethod
     def backward(ctx, grad):
         h, s = ctx.saved_tensors
         return grad * (1 - s), grad * (ctx.r - h), None
+
+
+class _HardResetForward(_HardReset):
+    """The same in forward mode, too, which torch.compile does not take."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def jvp(ctx, dh, ds, _):
+        h, s = ctx.saved_tensors
+        return dh * (1 - s) + ds * (ctx.r - h)
 
 
 def charge(x: Tensor, v: Tensor, r: float, rate: Tensor | float, divide: bool, decay_input: bool):
@@ -71,6 +88,7 @@ def lif(
         rate = rate.view(-1, *[1] * (len(shape) - 2))
     r = 0.0 if v_reset is None else v_reset
     v = torch.full(shape, r, dtype=state, device=x.device) if v0 is None else v0
+    hard_reset = _HardReset if torch.compiler.is_compiling() else _HardResetForward
     spikes, states = [], [v]
     # A static input is widened once, so that its gradient is summed over time in the state's dtype.
     static = None if timesteps is None else x.to(state)
@@ -82,7 +100,7 @@ def lif(
         if v_reset is None:
             v = h - v_threshold * s_reset
         elif surrogate.spiking:
-            v = _HardReset.apply(h, s_reset, r)
+            v = hard_reset.apply(h, s_reset, r)
         else:
             v = (1 - s_reset) * h + s_reset * r
         spikes.append(s.to(x.dtype))

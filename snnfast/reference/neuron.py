@@ -14,11 +14,17 @@ from snnfast.program.trace import recording
 class _Fire(torch.autograd.Function):
     """S = 1 where x >= 0, with dS/dx = g(x)."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, x, surrogate):
-        ctx.save_for_backward(x)
-        ctx.surrogate = surrogate
+    def forward(x, surrogate):
         return (x >= 0).to(x.dtype)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, ctx.surrogate = inputs
+        ctx.save_for_backward(x)
+        ctx.save_for_forward(x)
 
     @staticmethod
     def backward(ctx, grad):
@@ -26,9 +32,23 @@ class _Fire(torch.autograd.Function):
         return grad * ctx.surrogate.gradient(x), None
 
 
+class _FireForward(_Fire):
+    """The same in forward mode, too, which torch.compile does not take."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def jvp(ctx, dx, _):
+        (x,) = ctx.saved_tensors
+        return dx * ctx.surrogate.gradient(x)
+
+
 def fire(u: Tensor, surrogate: surrogates.Surrogate) -> Tensor:
     """The spike at u = H - theta; in the smooth twin the surrogate's primitive."""
-    return _Fire.apply(u, surrogate) if surrogate.spiking else surrogate.primitive(u)
+    if not surrogate.spiking:
+        return surrogate.primitive(u)
+    function = _Fire if torch.compiler.is_compiling() else _FireForward
+    return function.apply(u, surrogate)
 
 
 class _Local(threading.local):

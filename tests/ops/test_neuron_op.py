@@ -234,12 +234,6 @@ def test_lazily_negative_tensors_are_what_they_are():
         assert torch.equal(plain, other)
 
 
-def test_backward_twice_is_refused():
-    x = torch.randn(4, 8, requires_grad=True)
-    with pytest.raises(RuntimeError, match="adaptive: gradients must be taken once"):
-        torch.autograd.grad(adaptive(x).sum(), x, create_graph=True)
-
-
 def test_the_smooth_twin_passes_gradcheck():
     x = torch.randn(3, 2, 3, dtype=torch.float64, requires_grad=True)
     rho = torch.rand(3, dtype=torch.float64, requires_grad=True)

@@ -18,7 +18,7 @@ from snnfast import surrogate as surrogates
 from snnfast.interop.spikingjelly._later import Later, Memories
 from snnfast.interop.spikingjelly._surrogates import firing
 from snnfast.ops.lif import lif
-from snnfast.ops.validation import state_dtype, transform
+from snnfast.ops.validation import state_dtype, transformed
 
 
 class Unlike(Exception):
@@ -116,25 +116,22 @@ def multi_step(node, x: Tensor, version: Version, charge: Charge, every: bool):
         **leak, **fires,
     )  # fmt: skip
     steps = None
-    try:
-        if every and not (version.keeps and _stay(x, v, theta)):
-            s, steps = chosen(return_state="all")
-            memories["v"] = steps[-1].clone()
-        else:
-            s, memories["v"] = chosen(return_state=True)
-            if every:
-                steps = Later(lambda: chosen(return_state="all")[1], x, v)
-                if type(memories) is not Memories:
-                    vars(node)["_memories"] = Memories(memories)
-    except NotImplementedError as error:  # under a transform of torch.func, say
-        raise Unlike(str(error)) from error
+    if every and not (version.keeps and _stay(x, v, theta)):
+        s, steps = chosen(return_state="all")
+        memories["v"] = steps[-1].clone()
+    else:
+        s, memories["v"] = chosen(return_state=True)
+        if every:
+            steps = Later(lambda: chosen(return_state="all")[1], x, v)
+            if type(memories) is not Memories:
+                vars(node)["_memories"] = Memories(memories)
     return s.detach() if evaluates else s, steps
 
 
 def _refuse_infinite(x: Tensor) -> None:
     """Unlike where theirs makes NaN of it: it resets V by a product."""
     if x.device.type == "cpu" and not torch.compiler.is_compiling():  # where to look is no wait
-        if transform() is None and not math.isfinite(x.detach().sum(dtype=torch.float)):
+        if not math.isfinite(x.detach().sum(dtype=torch.float)):
             raise Unlike("x is not finite")
 
 
@@ -190,6 +187,8 @@ def check_sequence(x) -> None:
         raise Unlike(f"x is a {x.dtype if isinstance(x, Tensor) else type(x).__name__}")
     if x.dim() == 0 or not x.shape[0]:
         raise Unlike("x has no timestep")
+    if transformed(x):
+        raise Unlike("a transform of torch.func sees what PyTorch computes")
 
 
 def fires_by(node) -> tuple[surrogates.Surrogate, str]:

@@ -213,12 +213,9 @@ def run(node: nn.Module, x: Tensor, plain: type, way: Way, keeps: bool) -> Tenso
             if isinstance(v, Tensor) and v.shape != x.shape[1:]:
                 raise FirstStep(f"{name} is that of inputs of another size")
     before = [start(node, name, x, 0.0, False) for name in step.states]
-    try:
-        s, after = step.definition(
-            x, states=before, surrogate=surrogate, return_state="all" if keeps else True, **named
-        )
-    except NotImplementedError as error:  # under a transform of torch.func, say
-        raise Unlike(str(error)) from error
+    s, after = step.definition(
+        x, states=before, surrogate=surrogate, return_state="all" if keeps else True, **named
+    )
     s = s if step.differentiable else s.detach()
     after = after if isinstance(after, tuple) else (after,)
     memories = vars(node)["_memories"]
