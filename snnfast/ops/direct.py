@@ -45,8 +45,3 @@ def applied(function: type[torch.autograd.Function], direct: bool, *arguments):
     if direct:
         return super(torch.autograd.Function, function).apply(*arguments)
     return function.apply(*arguments)
-
-
-def call(op, function, tensors: tuple, *rest):
-    """``op`` of torch.ops, or the function that it is."""
-    return (function if is_direct(*tensors) else op)(*tensors, *rest)

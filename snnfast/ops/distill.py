@@ -10,6 +10,7 @@ from snnfast import reference
 from snnfast.backends import spec as specs
 from snnfast.backends.spec import StepwiseLoss, TssdLoss
 from snnfast.ops import validation as check
+from snnfast.ops.direct import applied, is_direct
 from snnfast.ops.distill_op import Stepwise, Tssd, refuse_label, stepwise, tssd
 from snnfast.ops.select import check_name, select
 
@@ -101,16 +102,18 @@ def _stepwise(op, options, names, logits, target, teacher_logits, return_terms, 
     elif options.kl_weight != 0:
         raise ValueError(f"{op}: teacher_logits must be given where alpha is not 0, got None")
     name = select(op, backend, logits.device.type, logits.dtype, False)
+    direct = is_direct(logits, target, teacher_logits)
 
     if name == "reference":
         _refuse_labels_on_cpu(op, target, logits, options.ignore_index)
         loss, terms = reference.stepwise_loss(logits, target, teacher_logits, options)
     elif torch.is_grad_enabled() and logits.requires_grad:
         packed = (op, *options.pack())
-        loss, terms = Stepwise.apply(logits, target, teacher_logits, packed, name)
+        given = (logits, target, teacher_logits, packed, name, direct)
+        loss, terms = applied(Stepwise, direct, *given)
     else:
         packed = (op, *options.pack())
-        loss, terms, _, _ = stepwise(logits, target, teacher_logits, packed, False, name)
+        loss, terms, *_ = stepwise(logits, target, teacher_logits, packed, False, name, direct)
     return (loss, _named(terms, names)) if return_terms else loss
 
 
@@ -354,6 +357,7 @@ def tssd_loss(
     elif beta != 0:
         raise ValueError(f"{op}: aux_logits must be given where beta is not 0, got None")
     name = select(op, backend, logits.device.type, logits.dtype, False)
+    direct = is_direct(logits, target, aux_logits)
 
     packed = (op, student_steps, *options.pack())
     aux_requires_grad = aux_logits is not None and aux_logits.requires_grad
@@ -362,9 +366,10 @@ def tssd_loss(
         whole = options._replace(student_steps=student_steps)
         loss, terms = reference.tssd_loss(logits, target, aux_logits, whole)
     elif torch.is_grad_enabled() and (logits.requires_grad or aux_requires_grad):
-        loss, terms = Tssd.apply(logits, target, aux_logits, packed, name)
+        given = (logits, target, aux_logits, packed, name, direct)
+        loss, terms = applied(Tssd, direct, *given)
     else:
-        loss, terms, *_ = tssd(logits, target, aux_logits, packed, (False, False), name)
+        loss, terms, *_ = tssd(logits, target, aux_logits, packed, (False, False), name, direct)
     return (loss, _named(terms, ("task", "temporal", "spatial"))) if return_terms else loss
 
 

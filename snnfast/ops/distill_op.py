@@ -9,6 +9,7 @@ them.
 
 import functools
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from snnfast.backends import checks, layout
 from snnfast.backends import spec as specs
 from snnfast.backends.spec import StepwiseLoss, TssdLoss
-from snnfast.ops import direct
+from snnfast.ops.direct import is_direct
 from snnfast.ops.layer import refuse_twice
 from snnfast.ops.select import by_name, implementation
 
@@ -39,13 +40,10 @@ _library.define(
 def _allocate(logits: Tensor, terms: int, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
     """loss [], terms [n], unit [], and gradients of a ``shape``, (0,) where none are wanted."""
     checks.axes("logits", logits, 3, "[T, B, C]")
-    dtype, device = layout.state_dtype(logits), logits.device
-    return (
-        torch.empty((), dtype=dtype, device=device),
-        torch.empty(terms, dtype=dtype, device=device),
-        torch.empty((), dtype=dtype, device=device),
-        torch.empty(shape, dtype=logits.dtype, device=device),
-    )
+    new, dtype = logits.new_empty, layout.state_dtype(logits)
+    if logits.dtype != dtype:
+        new = partial(new, dtype=dtype)
+    return new(()), new(terms), new(()), logits.new_empty(shape)
 
 
 def _allocate_stepwise(logits, want_gradient):
@@ -161,57 +159,58 @@ for _device in ("CPU", "CUDA"):
     _library.impl("scale_gradient", by_name(_run_scale), _device)
 
 
-def stepwise(logits, target, teacher_logits, options, want_gradient: bool, backend: str):
-    op, tensors = torch.ops.snnfast.stepwise_loss.default, (logits, target, teacher_logits)
-    return direct.call(op, _run_stepwise, tensors, *options, want_gradient, backend)
+def stepwise(logits, target, teacher_logits, options, want_gradient: bool, backend: str, direct):
+    run = _run_stepwise if direct else torch.ops.snnfast.stepwise_loss.default
+    return run(logits, target, teacher_logits, *options, want_gradient, backend)
 
 
-def tssd(logits, target, aux_logits, options, wanted: tuple[bool, bool], backend: str):
-    op, tensors = torch.ops.snnfast.tssd_loss.default, (logits, target, aux_logits)
-    return direct.call(op, _run_tssd, tensors, *options, *wanted, backend)
+def tssd(logits, target, aux_logits, options, wanted: tuple[bool, bool], backend: str, direct):
+    run = _run_tssd if direct else torch.ops.snnfast.tssd_loss.default
+    return run(logits, target, aux_logits, *options, *wanted, backend)
 
 
 class _Loss(torch.autograd.Function):
     """What both objectives share: keeps the gradients of the inputs, and backward scales them."""
 
     @staticmethod
-    def keep(ctx, op, outputs, backend):
+    def keep(ctx, op, outputs, backend, direct):
         loss, terms, unit, gradients = outputs
         ctx.save_for_backward(unit, gradients)
         ctx.mark_non_differentiable(terms)
         ctx.set_materialize_grads(False)
-        ctx.op, ctx.backend = op, backend
+        ctx.op, ctx.backend, ctx.direct = op, backend, direct
         return loss, terms
 
     @staticmethod
     def scaled(ctx, dloss) -> Tensor:
         refuse_twice(ctx.op)
         unit, gradients = ctx.saved_tensors
-        op = torch.ops.snnfast.scale_gradient.default
-        return direct.call(op, _run_scale, (gradients, dloss, unit), ctx.backend)
+        direct = ctx.direct and is_direct(dloss)
+        run = _run_scale if direct else torch.ops.snnfast.scale_gradient.default
+        return run(gradients, dloss, unit, ctx.backend)
 
 
 class Stepwise(_Loss):
     @staticmethod
-    def forward(ctx, logits, target, teacher_logits, options, backend):
-        outputs = stepwise(logits, target, teacher_logits, options, True, backend)
-        return _Loss.keep(ctx, options[0], outputs, backend)
+    def forward(ctx, logits, target, teacher_logits, options, backend, direct):
+        outputs = stepwise(logits, target, teacher_logits, options, True, backend, direct)
+        return _Loss.keep(ctx, options[0], outputs, backend, direct)
 
     @staticmethod
     def backward(ctx, dloss, _):
-        return None if dloss is None else _Loss.scaled(ctx, dloss), None, None, None, None
+        return None if dloss is None else _Loss.scaled(ctx, dloss), *(None,) * 5
 
 
 class Tssd(_Loss):
     @staticmethod
-    def forward(ctx, logits, target, aux_logits, options, backend):
+    def forward(ctx, logits, target, aux_logits, options, backend, direct):
         ctx.wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
-        outputs = tssd(logits, target, aux_logits, options, ctx.wanted, backend)
-        return _Loss.keep(ctx, options[0], outputs, backend)
+        outputs = tssd(logits, target, aux_logits, options, ctx.wanted, backend, direct)
+        return _Loss.keep(ctx, options[0], outputs, backend, direct)
 
     @staticmethod
     def backward(ctx, dloss, _):
         if dloss is None:
-            return None, None, None, None, None
+            return (None,) * 6
         gradients, (logits, aux) = _Loss.scaled(ctx, dloss), ctx.wanted
-        return gradients[0] if logits else None, None, gradients[-1] if aux else None, None, None
+        return gradients[0] if logits else None, None, gradients[-1] if aux else None, *(None,) * 3

@@ -5,7 +5,6 @@ order. Kept for backward are y, the residual and a few numbers per channel: X an
 again from them.
 """
 
-import math
 from functools import partial
 
 import torch
@@ -20,7 +19,7 @@ from snnfast.ops import norm as norms
 from snnfast.ops import norm_checks, norm_neuron
 from snnfast.ops import validation as check
 from snnfast.ops.direct import applied, is_direct
-from snnfast.ops.lif_definition import by_program, lif
+from snnfast.ops.lif_definition import by_program, lif, needs_program
 from snnfast.ops.packed import mark_spikes
 from snnfast.ops.select import recomputes_dx
 from snnfast.ops.time_axis import FIRST, along
@@ -71,13 +70,18 @@ def _(y, stats, bias, v0, rate, borders, ds, dv, totals, steps, choices, numbers
     return layers.empty_input(y, layers.unpacked(y, steps, choices, numbers))
 
 
-def _forward(y, residual, stats, bias, v0, rate, layer, kernels, state, keep):
+def _forward(y, residual, stats, bias, v0, rate, layer, kernels, state, keep, *pending):
     y, sequence, rate, layer = layers.as_launched(y, rate, layer)
     s, v, borders = layers.empty_forward(y, layer, state, keep)
     where = norms.channels_of(y, layer.static)
     v0 = layout.like_steps(v0, y, layers.axis(layer))
     residual = layout.like_steps(residual, y, layers.axis(layer), any_stride=True)
-    kernels.lif_forward(layer, sequence, v0, rate, s, v, borders, stats, bias, residual, where)
+    tensors = (sequence, v0, rate, s, v, borders, stats, bias, residual)
+    if pending:
+        numbers, rows = pending
+        kernels.norm_lif_forward(layer, where, *numbers, *tensors, *rows)
+    else:
+        kernels.lif_forward(layer, *tensors, where)
     return s, v, borders
 
 
@@ -125,13 +129,14 @@ def _over_ranks(call: layers.Call, count, group, tensors: tuple, totals, dx, in_
 
 class _NormLif(torch.autograd.Function):
     """``count`` is the number of values a channel's statistics were taken of, 0 where they are
-    constants; ``group`` the ranks that share them, or None."""
+    constants; ``group`` the ranks that share them, or None; ``pending`` what ``norms.pending`` has
+    of statistics that are not there yet, or ()."""
 
     @staticmethod
-    def forward(ctx, y, residual, weight, bias, v0, rate, stats, call, count, group):
+    def forward(ctx, y, residual, weight, bias, v0, rate, stats, call, count, group, pending):
         tensors = (y, residual, stats, norms.or_zeros(bias, stats), v0, rate)
         op = torch.ops.snnfast.norm_lif_forward.default
-        s, v, borders = call.run(call.direct, op, _forward, tensors, call.state, True)
+        s, v, borders = call.run(call.direct, op, _forward, tensors, call.state, True, *pending)
         ctx.save_for_backward(*tensors, layers.nothing(y.device) if borders is None else borders)
         ctx.set_materialize_grads(False)
         ctx.call, ctx.count, ctx.group = call, count, group
@@ -162,11 +167,11 @@ class _NormLif(torch.autograd.Function):
         return (
             dy if want_dy else None,
             dx if want_dresidual else None,
-            totals[specs.DWEIGHT] if want_dweight else None,
-            totals[specs.SUM] if want_dbias else None,
+            totals.select(0, specs.DWEIGHT) if want_dweight else None,
+            totals.select(0, specs.SUM) if want_dbias else None,
             dv0 if want_dv0 else None,
             drate if want_drate else None,
-            None, None, None, None,
+            None, None, None, None, None,
         )  # fmt: skip
 
 
@@ -271,16 +276,7 @@ def norm_lif(
             timesteps=timesteps, return_state=return_state, process_group=process_group,
             backend=backend,
         )  # fmt: skip
-    # What no tuned kernel has, or is wrong.
-    if (
-        beta is not None
-        or v_rest is not None
-        or detach_state is not False
-        or fire != ">="
-        or isinstance(v_threshold, Tensor)
-        or v_threshold == math.inf
-        or (type(surrogate) is not str and getattr(surrogate, "ID", 0) is None)
-    ):
+    if needs_program(beta, v_rest, detach_state, fire, v_threshold, surrogate):
         run = partial(
             norm_neuron.run, "norm_lif", _definition, residual=residual, weight=weight, bias=bias,
             running_mean=running_mean, running_var=running_var, training=training,
@@ -314,20 +310,23 @@ def norm_lif(
         return _on_the_reference(call, rate, y, residual, v0, weight, bias, statistics, update, eps)
 
     y = layout.with_dense_steps(y, layers.axis(call.layer))
-    if use_batch:
+    pending = ()
+    if not use_batch:
+        stats = norms.prepared(running_mean, running_var, weight, eps, call)
+        count, process_group = 0, None
+    elif process_group is None and norms.may_wait(running, call):
+        stats, pending = norms.pending(y, weight, running, momentum, count, eps)
+    else:
         stats, count = norms.statistics(
             y, weight, running, momentum, repeats, eps, count, process_group, call
         )
-    else:
-        stats = norms.prepared(running_mean, running_var, weight, eps, call)
-        count, process_group = 0, None
     inputs = (y, residual, weight, bias, v0, rate)
     if layers.want_gradient(*inputs):
-        result = applied(_NormLif, call.direct, *inputs, stats, call, count, process_group)
+        result = applied(_NormLif, call.direct, *inputs, stats, call, count, process_group, pending)
     else:
         op = torch.ops.snnfast.norm_lif_forward.default
         tensors = (y, residual, stats, norms.or_zeros(bias, stats), v0, rate)
-        s, v, _ = call.run(call.direct, op, _forward, tensors, call.state, False)
+        s, v, _ = call.run(call.direct, op, _forward, tensors, call.state, False, *pending)
         result = (s, v) if call.state else s
     if call.surrogate.spiking:
         mark_spikes(result[0] if call.state else result)
