@@ -168,6 +168,13 @@ def lif_forward(
         _normalised(steps, x, where, stats, bias, residual)
 
 
+def norm_lif_forward(layer: LifLayer, where, momentum, unbias, eps, *tensors) -> None:
+    *tensors, weight, running_mean, running_var = tensors
+    lif_forward(layer, where, *tensors)
+    *_, stats, _, _ = tensors
+    norm_prepare(momentum, unbias, eps, stats, weight, running_mean, running_var)
+
+
 def _gradient(steps: _Steps, name: str, x: Tensor, dx: Tensor | None) -> None:
     """``dx`` is [T, ...], or summed over time."""
     if dx is not None and dx.dim() < x.dim():

@@ -7,6 +7,7 @@ within a step; states are float32 (float64 for float64); b are the bytes of x's 
 """
 
 from collections.abc import Sequence
+from functools import partial
 from types import ModuleType
 
 from torch import Tensor, dtype
@@ -51,7 +52,7 @@ class Backend:
         """All that was remembered of calls."""
         self._plans.clear()
 
-    def _run(self, name: str, make, values: tuple, tensors: tuple) -> None:
+    def _run(self, name: str, make, values: tuple, tensors: tuple):
         kinds = [t if t is None else (t.shape, t.stride(), t.dtype, t.device) for t in tensors]
         key = (name, values, *kinds)
         launch = self._plans.get(key)
@@ -61,7 +62,12 @@ class Backend:
             if len(self._plans) >= PLANS:
                 self._plans.clear()
             self._plans[key] = launch
-        launch(*tensors)
+        return launch(*tensors)
+
+    def _run_plain(self, name: str, values: tuple, tensors: tuple):
+        """The same for a function that launches at once: remembered is that it may."""
+        function = getattr(self.functions, name)
+        return self._run(name, lambda *_: partial(function, *values), values, tensors)
 
     def lif_forward(
         self, layer: LifLayer, x: Tensor, v0: Tensor | None, rate: Tensor | None, s: Tensor,
@@ -92,6 +98,32 @@ class Backend:
         """
         tensors = (x, v0, rate, borders, ds, dv, dx, dv0, drate, *(None,) * 4)
         self._run("lif_backward", self.functions.lif_backward, (layer, None, 0), tensors)
+
+    def norm_lif_forward(
+        self, layer: LifLayer, where: Channels, momentum: float, unbias: float, eps: float,
+        x: Tensor, v0: Tensor | None, rate: Tensor | None, s: Tensor, v: Tensor | None,
+        borders: Tensor | None, stats: Tensor, bias: Tensor, residual: Tensor | None,
+        weight: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
+    ) -> None:  # fmt: skip
+        """``norm_stats`` of ``x``, which is not static, and ``lif_forward`` with them."""
+        values, tensors = (layer, where, momentum, unbias, eps), (x, v0, rate, s, v, borders, stats)
+        tensors += (bias, residual, weight, running_mean, running_var)
+        self._run("norm_lif_forward", self._statistics_first, values, tensors)
+
+    def _statistics_first(
+        self, layer, where, momentum, unbias, eps, x, v0, rate, s, v, borders, stats, bias,
+        residual, *given,
+    ):  # fmt: skip
+        first = self.functions.norm_stats(where, momentum, unbias, eps, x, stats, *given)
+        second = self.functions.lif_forward(
+            layer, where, x, v0, rate, s, v, borders, stats, bias, residual
+        )
+
+        def launch(x, v0, rate, s, v, borders, stats, bias, residual, *given):
+            first(x, stats, *given)
+            second(x, v0, rate, s, v, borders, stats, bias, residual)
+
+        return launch
 
     def norm_lif_backward(
         self, layer: LifLayer, where: Channels, count: int, x: Tensor, v0: Tensor | None,
@@ -231,9 +263,8 @@ class Backend:
         ``logits`` [T, B, C] and ``teacher_logits`` [B, C] in any strides; ``target`` [B] int64 or
         [B, C]. Reads the logits once and writes the gradient once: 2b bytes per logit.
         """
-        arguments = (loss, logits, target, teacher_logits, value, terms, unit, gradient)
-        checks.stepwise_loss(*arguments)
-        return self.functions.stepwise_loss(*arguments)
+        tensors = (logits, target, teacher_logits, value, terms, unit, gradient)
+        return self._run_plain("stepwise_loss", (loss,), tensors)
 
     def tssd_loss(
         self, loss: TssdLoss, logits: Tensor, target: Tensor, aux_logits: Tensor | None,
@@ -242,16 +273,14 @@ class Backend:
     ) -> int | None:  # fmt: skip
         """Fills ``value``, ``terms`` [3], ``unit`` and the gradients, as ``stepwise_loss`` does;
         ``aux_logits`` [T, B, C] in any strides."""
-        arguments = (loss, logits, target, aux_logits, value, terms, unit, gradient, aux_gradient)
-        checks.tssd_loss(*arguments)
-        return self.functions.tssd_loss(*arguments)
+        tensors = (logits, target, aux_logits, value, terms, unit, gradient, aux_gradient)
+        return self._run_plain("tssd_loss", (loss,), tensors)
 
     def scale_gradient(
         self, gradient: Tensor, grad_output: Tensor, unit: Tensor, scaled: Tensor
     ) -> None:
         """scaled = gradient * (grad_output * unit); 2b bytes per element."""
-        checks.scale_gradient(gradient, grad_output, unit, scaled)
-        self.functions.scale_gradient(gradient, grad_output, unit, scaled)
+        self._run_plain("scale_gradient", (), (gradient, grad_output, unit, scaled))
 
     def pack_spikes(self, s: Tensor, bits: Tensor) -> None:
         """Fills ``bits`` [ceil(N / 8)] with those of the dense ``s``, in the order of its memory.

@@ -22,7 +22,7 @@ _LOOKING_ON = ~(_SET(_KEYS.BackendSelect) | _SET(_KEYS.ADInplaceOrView)).raw_rep
 
 
 @functools.cache
-def _unusual(device: str) -> int:
+def _unusual(device: torch.device) -> int:
     """The dispatch keys that a plain tensor on a device does not have."""
     with torch.inference_mode(False):
         return ~_keys(torch.empty(0, device=device)).raw_repr()
@@ -33,7 +33,7 @@ def is_direct(*tensors: Tensor | None) -> bool:
     one."""
     if _compiling() or _including().raw_repr() & _LOOKING_ON or _overriding() or _profiling():
         return False
-    unusual = _unusual(tensors[0].device.type)
+    unusual = _unusual(tensors[0].device)
     for t in tensors:
         if t is not None and _keys(t).raw_repr() & unusual:
             return False
@@ -45,8 +45,3 @@ def applied(function: type[torch.autograd.Function], direct: bool, *arguments):
     if direct:
         return super(torch.autograd.Function, function).apply(*arguments)
     return function.apply(*arguments)
-
-
-def call(op, function, tensors: tuple, *rest):
-    """``op`` of torch.ops, or the function that it is."""
-    return (function if is_direct(*tensors) else op)(*tensors, *rest)

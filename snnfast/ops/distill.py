@@ -11,6 +11,7 @@ from snnfast import reference
 from snnfast.backends import spec as specs
 from snnfast.backends.spec import StepwiseLoss, TssdLoss
 from snnfast.ops import validation as check
+from snnfast.ops.direct import applied, is_direct
 from snnfast.ops.distill_op import Lent, Stepwise, Tssd, refuse_label, stepwise, tssd
 from snnfast.ops.select import check_name, select
 
@@ -104,18 +105,19 @@ def _stepwise(op, options, names, logits, target, teacher_logits, return_terms, 
         raise ValueError(f"{op}: teacher_logits must be given where alpha is not 0, got None")
     seen = check.transformed(logits)
     name = select(op, backend, logits.device.type, logits.dtype, False, transformed=seen)
+    direct = is_direct(logits, target, teacher_logits)
 
     if name == "reference":
         _refuse_labels_on_cpu(op, target, logits, options.ignore_index)
         loss, terms = reference.stepwise_loss(logits, target, teacher_logits, options)
     elif torch.is_grad_enabled() and logits.requires_grad:
         packed = (op, *options.pack())
-        loss, terms = Stepwise.apply(
-            logits, target, teacher_logits, packed, name, Lent.of(options, *given)
-        )
+        lent = Lent.of(options, *given)
+        arguments = (logits, target, teacher_logits, packed, name, direct, lent)
+        loss, terms = applied(Stepwise, direct, *arguments)
     else:
         packed = (op, *options.pack())
-        loss, terms, _, _ = stepwise(logits, target, teacher_logits, packed, False, name)
+        loss, terms, *_ = stepwise(logits, target, teacher_logits, packed, False, name, direct)
     return (loss, _named(terms, names)) if return_terms else loss
 
 
@@ -361,6 +363,7 @@ def tssd_loss(
         raise ValueError(f"{op}: aux_logits must be given where beta is not 0, got None")
     seen = check.transformed(logits, aux_logits)
     name = select(op, backend, logits.device.type, logits.dtype, False, transformed=seen)
+    direct = is_direct(logits, target, aux_logits)
 
     whole = options._replace(student_steps=student_steps)
     packed = (op, student_steps, *options.pack())
@@ -370,9 +373,10 @@ def tssd_loss(
         loss, terms = reference.tssd_loss(logits, target, aux_logits, whole)
     elif torch.is_grad_enabled() and (logits.requires_grad or aux_requires_grad):
         lent = Lent.of(whole, logits, target, aux_logits)
-        loss, terms = Tssd.apply(logits, target, aux_logits, packed, name, lent)
+        arguments = (logits, target, aux_logits, packed, name, direct, lent)
+        loss, terms = applied(Tssd, direct, *arguments)
     else:
-        loss, terms, *_ = tssd(logits, target, aux_logits, packed, (False, False), name)
+        loss, terms, *_ = tssd(logits, target, aux_logits, packed, (False, False), name, direct)
     return (loss, _named(terms, ("task", "temporal", "spatial"))) if return_terms else loss
 
 

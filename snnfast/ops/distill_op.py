@@ -9,6 +9,7 @@ them.
 
 import functools
 import math
+from functools import partial
 from typing import NamedTuple
 from weakref import ref
 
@@ -19,7 +20,7 @@ from snnfast import reference
 from snnfast.backends import checks, layout
 from snnfast.backends import spec as specs
 from snnfast.backends.spec import StepwiseLoss, TssdLoss
-from snnfast.ops import direct
+from snnfast.ops.direct import is_direct
 from snnfast.ops.select import by_name, implementation
 from snnfast.ops.transforms import differentiable, wants_graph
 
@@ -42,13 +43,10 @@ _library.define(
 def _allocate(logits: Tensor, terms: int, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
     """loss [], terms [n], unit [], and gradients of a ``shape``, (0,) where none are wanted."""
     checks.axes("logits", logits, 3, "[T, B, C]")
-    dtype, device = layout.state_dtype(logits), logits.device
-    return (
-        torch.empty((), dtype=dtype, device=device),
-        torch.empty(terms, dtype=dtype, device=device),
-        torch.empty((), dtype=dtype, device=device),
-        torch.empty(shape, dtype=logits.dtype, device=device),
-    )
+    new, dtype = logits.new_empty, layout.state_dtype(logits)
+    if logits.dtype != dtype:
+        new = partial(new, dtype=dtype)
+    return new(()), new(terms), new(()), logits.new_empty(shape)
 
 
 def _allocate_stepwise(logits, want_gradient):
@@ -164,14 +162,14 @@ for _device in ("CPU", "CUDA"):
     _library.impl("scale_gradient", by_name(_run_scale), _device)
 
 
-def stepwise(logits, target, teacher_logits, options, want_gradient: bool, backend: str):
-    op, tensors = torch.ops.snnfast.stepwise_loss.default, (logits, target, teacher_logits)
-    return direct.call(op, _run_stepwise, tensors, *options, want_gradient, backend)
+def stepwise(logits, target, teacher_logits, options, want_gradient: bool, backend: str, direct):
+    run = _run_stepwise if direct else torch.ops.snnfast.stepwise_loss.default
+    return run(logits, target, teacher_logits, *options, want_gradient, backend)
 
 
-def tssd(logits, target, aux_logits, options, wanted: tuple[bool, bool], backend: str):
-    op, tensors = torch.ops.snnfast.tssd_loss.default, (logits, target, aux_logits)
-    return direct.call(op, _run_tssd, tensors, *options, *wanted, backend)
+def tssd(logits, target, aux_logits, options, wanted: tuple[bool, bool], backend: str, direct):
+    run = _run_tssd if direct else torch.ops.snnfast.tssd_loss.default
+    return run(logits, target, aux_logits, *options, *wanted, backend)
 
 
 class Lent(NamedTuple):
@@ -206,49 +204,50 @@ class _Loss(torch.autograd.Function):
     """What both objectives share: keeps the gradients of the inputs, and backward scales them."""
 
     @staticmethod
-    def keep(ctx, op, outputs, backend, lent):
+    def keep(ctx, op, outputs, backend, direct, lent):
         loss, terms, unit, gradients = outputs
         ctx.save_for_backward(unit, gradients)
         ctx.mark_non_differentiable(terms)
         ctx.set_materialize_grads(False)
-        ctx.op, ctx.backend, ctx.lent = op, backend, lent
+        ctx.op, ctx.backend, ctx.direct, ctx.lent = op, backend, direct, lent
         return loss, terms
 
     @staticmethod
     def scaled(ctx, dloss) -> Tensor:
         unit, gradients = ctx.saved_tensors
-        op = torch.ops.snnfast.scale_gradient.default
-        return direct.call(op, _run_scale, (gradients, dloss, unit), ctx.backend)
+        direct = ctx.direct and is_direct(dloss)
+        run = _run_scale if direct else torch.ops.snnfast.scale_gradient.default
+        return run(gradients, dloss, unit, ctx.backend)
 
 
 class Stepwise(_Loss):
     @staticmethod
-    def forward(ctx, logits, target, teacher_logits, options, backend, lent):
-        outputs = stepwise(logits, target, teacher_logits, options, True, backend)
-        return _Loss.keep(ctx, options[0], outputs, backend, lent)
+    def forward(ctx, logits, target, teacher_logits, options, backend, direct, lent):
+        outputs = stepwise(logits, target, teacher_logits, options, True, backend, direct)
+        return _Loss.keep(ctx, options[0], outputs, backend, direct, lent)
 
     @staticmethod
     def backward(ctx, dloss, _):
         if dloss is not None and wants_graph():
             wanted = (True, False, False)
-            return *ctx.lent.gradients(ctx.op, reference.stepwise_loss, wanted, dloss), *[None] * 3
-        return None if dloss is None else _Loss.scaled(ctx, dloss), *[None] * 5
+            return *ctx.lent.gradients(ctx.op, reference.stepwise_loss, wanted, dloss), *[None] * 4
+        return None if dloss is None else _Loss.scaled(ctx, dloss), *[None] * 6
 
 
 class Tssd(_Loss):
     @staticmethod
-    def forward(ctx, logits, target, aux_logits, options, backend, lent):
+    def forward(ctx, logits, target, aux_logits, options, backend, direct, lent):
         ctx.wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
-        outputs = tssd(logits, target, aux_logits, options, ctx.wanted, backend)
-        return _Loss.keep(ctx, options[0], outputs, backend, lent)
+        outputs = tssd(logits, target, aux_logits, options, ctx.wanted, backend, direct)
+        return _Loss.keep(ctx, options[0], outputs, backend, direct, lent)
 
     @staticmethod
     def backward(ctx, dloss, _):
         if dloss is None:
-            return (None,) * 6
+            return (None,) * 7
         logits, aux = ctx.wanted
         if wants_graph():
             wanted = (logits, False, aux)
-            return *ctx.lent.gradients(ctx.op, reference.tssd_loss, wanted, dloss), *[None] * 3
+            return *ctx.lent.gradients(ctx.op, reference.tssd_loss, wanted, dloss), *[None] * 4
         gradients = _Loss.scaled(ctx, dloss)
-        return gradients[0] if logits else None, None, gradients[-1] if aux else None, *[None] * 3
+        return gradients[0] if logits else None, None, gradients[-1] if aux else None, *[None] * 4

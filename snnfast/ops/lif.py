@@ -5,7 +5,6 @@ function, in that order. An op is defined once and implemented once; which backe
 its arguments, chosen before the call.
 """
 
-import math
 from functools import partial
 from typing import Any
 
@@ -18,7 +17,7 @@ from snnfast.backends import layout
 from snnfast.ops import layer as layers
 from snnfast.ops import validation as check
 from snnfast.ops.direct import applied, is_direct
-from snnfast.ops.lif_definition import by_program
+from snnfast.ops.lif_definition import by_program, needs_program
 from snnfast.ops.lif_definition import lif as definition
 from snnfast.ops.packed import mark_spikes
 from snnfast.ops.time_axis import FIRST, along
@@ -240,16 +239,7 @@ def lif(
             inv_tau=inv_tau, beta=beta, v_rest=v_rest, fire=fire, detach_state=detach_state,
             timesteps=timesteps, return_state=return_state, backend=backend,
         )  # fmt: skip
-    # What no tuned kernel has, or is wrong.
-    if (
-        beta is not None
-        or v_rest is not None
-        or detach_state is not False
-        or fire != ">="
-        or isinstance(v_threshold, Tensor)
-        or v_threshold == math.inf
-        or (type(surrogate) is not str and getattr(surrogate, "ID", 0) is None)
-    ):
+    if needs_program(beta, v_rest, detach_state, fire, v_threshold, surrogate):
         return by_program(
             "lif", definition, x, v0, tau=tau, v_threshold=v_threshold, v_reset=v_reset,
             decay_input=decay_input, detach_reset=detach_reset, surrogate=surrogate,

@@ -66,6 +66,19 @@ def lif(
     return s, reset(h, s, v_threshold, v_reset, detach_reset)
 
 
+def needs_program(beta, v_rest, detach_state, fire, v_threshold, surrogate) -> bool:
+    """Whether no tuned kernel has what is asked for, or it is wrong."""
+    return (
+        beta is not None
+        or v_rest is not None
+        or detach_state is not False
+        or fire != ">="
+        or isinstance(v_threshold, Tensor)
+        or v_threshold == math.inf
+        or (type(surrogate) is not str and getattr(surrogate, "ID", 0) is None)
+    )
+
+
 def by_program(op: str, run, x, v0, *, tau, inv_tau, v_threshold, v_reset, decay_input,
                detach_reset, surrogate, beta, v_rest, fire, detach_state, timesteps, return_state,
                backend):  # fmt: skip

@@ -146,6 +146,20 @@ def refuse_graph(op: str, group) -> None:
         )
 
 
+def may_wait(running, call: Call) -> bool:
+    """Whether statistics need not be there before ``norm_lif_forward`` of a backend, which makes
+    them on its way and updates ``running`` ones in their own memory."""
+    beside = running is None or (running[0].is_contiguous() and running[1].is_contiguous())
+    return call.direct and not call.layer.static and beside
+
+
+def pending(y, weight, running, momentum, count, eps):
+    """(rows ``stats`` that are not filled yet, the arguments that say how)."""
+    unbias = 1.0 if running is None else count / (count - 1)
+    rest = ((momentum, unbias, eps), (weight, *(running or (None, None))))
+    return _empty_stats(y, y.shape[2]), rest
+
+
 def _stats(y, weight, running_mean, running_var, momentum, total, eps, static, kernels):
     y = layout.with_dense_steps(y, channel_axis(static) - 1)
     where = channels_of(y, static)

@@ -5,7 +5,6 @@ order. Kept for backward are y, the residual and a few numbers per channel: X an
 again from them.
 """
 
-import math
 from functools import partial
 from typing import Any
 
@@ -21,7 +20,7 @@ from snnfast.ops import norm as norms
 from snnfast.ops import norm_checks, norm_neuron
 from snnfast.ops import validation as check
 from snnfast.ops.direct import applied, is_direct
-from snnfast.ops.lif_definition import by_program, lif
+from snnfast.ops.lif_definition import by_program, lif, needs_program
 from snnfast.ops.packed import mark_spikes
 from snnfast.ops.select import recomputes_dx
 from snnfast.ops.time_axis import FIRST, along
@@ -73,13 +72,18 @@ def _(y, stats, bias, v0, rate, borders, ds, dv, totals, steps, choices, numbers
     return layers.empty_input(y, layers.unpacked(y, steps, choices, numbers))
 
 
-def _forward(y, residual, stats, bias, v0, rate, layer, kernels, state, keep):
+def _forward(y, residual, stats, bias, v0, rate, layer, kernels, state, keep, *pending):
     y, sequence, rate, layer = layers.as_launched(y, rate, layer)
     s, v, borders = layers.empty_forward(y, layer, state, keep)
     where = norms.channels_of(y, layer.static)
     v0 = layout.like_steps(v0, y, layers.axis(layer))
     residual = layout.like_steps(residual, y, layers.axis(layer), any_stride=True)
-    kernels.lif_forward(layer, sequence, v0, rate, s, v, borders, stats, bias, residual, where)
+    tensors = (sequence, v0, rate, s, v, borders, stats, bias, residual)
+    if pending:
+        numbers, rows = pending
+        kernels.norm_lif_forward(layer, where, *numbers, *tensors, *rows)
+    else:
+        kernels.lif_forward(layer, *tensors, where)
     return s, v, borders
 
 
@@ -127,13 +131,14 @@ def _over_ranks(call: layers.Call, count, group, tensors: tuple, totals, dx, in_
 
 class _NormLif(torch.autograd.Function):
     """``count`` is the number of values a channel's statistics were taken of, 0 where they are
-    constants; ``group`` the ranks that share them, or None."""
+    constants; ``group`` the ranks that share them, or None; ``pending`` what ``norms.pending`` has
+    of statistics that are not there yet, or ()."""
 
     @staticmethod
-    def forward(ctx, y, residual, weight, bias, v0, rate, stats, call, count, group, eps):
+    def forward(ctx, y, residual, weight, bias, v0, rate, stats, call, count, group, eps, pending):
         tensors = (y, residual, stats, norms.or_zeros(bias, stats), v0, rate)
         op = torch.ops.snnfast.norm_lif_forward.default
-        s, v, borders = call.run(call.direct, op, _forward, tensors, call.state, True)
+        s, v, borders = call.run(call.direct, op, _forward, tensors, call.state, True, *pending)
         borders = layers.nothing(y.device) if borders is None else borders
         ctx.save_for_backward(weight, *tensors, borders)
         ctx.set_materialize_grads(False)
@@ -150,7 +155,7 @@ class _NormLif(torch.autograd.Function):
             constants = None if ctx.count else (stats[specs.MEAN], stats[specs.VAR])
             run = partial(_on_the_reference, call, constants, ctx.eps)
             given = (y, residual, weight, bias, v0, rate)
-            return *differentiable(run, given, wanted, (ds, dv)), *[None] * 5
+            return *differentiable(run, given, wanted, (ds, dv)), *[None] * 6
         want_dy, want_dresidual, want_dweight, want_dbias, want_dv0, want_drate = wanted
         shared = ctx.group is not None
         again = residual is None and shared and recomputes_dx(call.backend, y.dtype)
@@ -169,12 +174,12 @@ class _NormLif(torch.autograd.Function):
         return (
             dy if want_dy else None,
             dx if want_dresidual else None,
-            totals[specs.DWEIGHT] if want_dweight else None,
-            totals[specs.SUM] if want_dbias else None,
+            totals.select(0, specs.DWEIGHT) if want_dweight else None,
+            totals.select(0, specs.SUM) if want_dbias else None,
             dv0 if want_dv0 else None,
             drate if want_drate else None,
-            *[None] * 5,
-        )
+            None, None, None, None, None, None,
+        )  # fmt: skip
 
 
 _check = partial(norm_checks.check, "norm_lif")
@@ -274,16 +279,7 @@ def norm_lif(
             timesteps=timesteps, return_state=return_state, process_group=process_group,
             backend=backend,
         )  # fmt: skip
-    # What no tuned kernel has, or is wrong.
-    if (
-        beta is not None
-        or v_rest is not None
-        or detach_state is not False
-        or fire != ">="
-        or isinstance(v_threshold, Tensor)
-        or v_threshold == math.inf
-        or (type(surrogate) is not str and getattr(surrogate, "ID", 0) is None)
-    ):
+    if needs_program(beta, v_rest, detach_state, fire, v_threshold, surrogate):
         run = partial(
             norm_neuron.run, "norm_lif", _definition, residual=residual, weight=weight, bias=bias,
             running_mean=running_mean, running_var=running_var, training=training,
@@ -320,20 +316,24 @@ def norm_lif(
         return _on_the_reference(call, statistics, eps, y, residual, weight, bias, v0, rate)
 
     y = layout.with_dense_steps(y, layers.axis(call.layer))
-    if use_batch:
+    pending = ()
+    if not use_batch:
+        stats = norms.prepared(running_mean, running_var, weight, eps, call)
+        count, process_group = 0, None
+    elif process_group is None and norms.may_wait(running, call):
+        stats, pending = norms.pending(y, weight, running, momentum, count, eps)
+    else:
         stats, count = norms.statistics(
             y, weight, running, momentum, repeats, eps, count, process_group, call
         )
-    else:
-        stats = norms.prepared(running_mean, running_var, weight, eps, call)
-        count, process_group = 0, None
     inputs = (y, residual, weight, bias, v0, rate)
     if layers.want_gradient(*inputs):
-        result = applied(_NormLif, call.direct, *inputs, stats, call, count, process_group, eps)
+        beside = (stats, call, count, process_group, eps, pending)
+        result = applied(_NormLif, call.direct, *inputs, *beside)
     else:
         op = torch.ops.snnfast.norm_lif_forward.default
         tensors = (y, residual, stats, norms.or_zeros(bias, stats), v0, rate)
-        s, v, _ = call.run(call.direct, op, _forward, tensors, call.state, False)
+        s, v, _ = call.run(call.direct, op, _forward, tensors, call.state, False, *pending)
         result = (s, v) if call.state else s
     if call.surrogate.spiking:
         mark_spikes(result[0] if call.state else result)

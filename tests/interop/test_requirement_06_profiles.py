@@ -94,3 +94,15 @@ def test_in_evaluation_an_infinite_input_ends_as_theirs_does(version, accelerate
         assert torch.equal(ours.eval()(x), theirs.eval()(x))
     torch.testing.assert_close(ours.v, theirs.v, rtol=0, atol=0, equal_nan=True)
     assert ours.v.isnan().any()
+
+
+def test_in_evaluation_a_large_input_is_none_that_is_infinite():
+    """Though the sum of its values is."""
+    theirs, _ = pairs.both("0.0.0.0.14", "LIFNode")
+    ours = copy.deepcopy(theirs)
+    ours.__class__ = type("Own", (type(theirs),), {})  # one that nothing was said of yet
+    snnfast.accelerate(ours)
+    x = torch.full((4, 2, 3), 3e38)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(ours.eval()(x), theirs.eval()(x))
