@@ -52,6 +52,19 @@ def test_rates_and_shares_are_those_of_the_spikes(net):
         assert record.saturated == (fired == 1).double().mean()
 
 
+def test_scalars_and_clear(net):
+    with snnfast.monitor(net, every=1) as m:
+        net(data(0)), m.clear()
+        assert m.scalars() == {}
+        s = net(data(1))
+        s.backward(torch.arange(float(s.numel())).view_as(s))
+    found = m.scalars()
+    assert found["rate/out"] == pytest.approx(s.double().mean().item()) and len(found) == 14
+    gradient = torch.arange(float(s.numel()), dtype=torch.float64)
+    assert found["gradient_mean/out"] == pytest.approx(gradient.mean().item())
+    assert found["gradient_std/out"] == pytest.approx(gradient.std(correction=0).item())
+
+
 def test_a_dead_and_a_saturated_neuron():
     lif = snnfast.nn.LIF()
     x = torch.zeros(T, B, 4)

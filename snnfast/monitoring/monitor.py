@@ -1,5 +1,6 @@
 """``with snnfast.monitor(model) as m:``: what every layer of neurons does, while the model runs."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterable
 
@@ -116,6 +117,7 @@ class Monitor:
     def __init__(self, model: nn.Module, modules: dict, every: int, keep: tuple[str, ...]):
         self._model, self._modules, self._every, self._keep = model, modules, every, keep
         self._undo: list[Callable] = []
+        self._cleared = False  # of something
         self.layers = {
             name: LayerRecord(name, type(module).__name__) for name, module in modules.items()
         }
@@ -145,12 +147,34 @@ class Monitor:
     def __exit__(self, kind, *_) -> None:
         while self._undo:
             self._undo.pop()()
-        if kind is None and not any(record.calls for record in self.layers.values()):
+        if kind is None and not self._seen():
             warnings.warn(
-                "monitor: no call of a layer was seen in the block: what torch.compile has compiled "
-                "is not; call the module itself",
+                "monitor: no call of a layer was seen in the block: what torch.compile has "
+                "compiled is not; call the module itself",
                 stacklevel=2,
             )
+
+    def _seen(self) -> bool:
+        return self._cleared or any(record.calls for record in self.layers.values())
+
+    def clear(self) -> None:
+        """Forget what was recorded; what comes next is added up anew."""
+        self._cleared = self._seen()
+        for record in self.layers.values():
+            record.clear()
+
+    def scalars(self) -> dict[str, float]:
+        """All that is known as numbers, over all timesteps, for TensorBoard and the like: under
+        "rate/LAYER", and so on for dead, saturated, v_mean, v_std, gradient_mean, gradient_std."""
+        found = {}
+        for name, record in self.layers.items():
+            numbers = {"rate": record.mean_rate}
+            numbers |= {"dead": record.dead, "saturated": record.saturated}
+            for what, moments in (("v", record.v), ("gradient", record.gradient)):
+                mean, std = moments.overall
+                numbers |= {f"{what}_mean": mean, f"{what}_std": std}
+            found |= {f"{k}/{name}": v for k, v in numbers.items() if math.isfinite(v)}
+        return found
 
     def table(self) -> str:
         """A line per layer: calls, rate, dead and saturated share, and potential and gradient over

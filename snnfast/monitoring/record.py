@@ -41,6 +41,15 @@ class Moments:
         count, total, squares = self._sums
         return (squares / count - (total / count) ** 2).clamp(min=0).sqrt()
 
+    @property
+    def overall(self) -> tuple[float, float]:
+        """Mean and deviation over all timesteps; NaN where nothing was seen."""
+        if self._sums is None:
+            return math.nan, math.nan
+        count, total, squares = self._sums.sum(1).tolist()
+        mean = total / count
+        return mean, math.sqrt(max(squares / count - mean**2, 0.0))
+
 
 def _added(so_far: Tensor | None, new: Tensor) -> Tensor:
     """Sums [..., T], of which the shorter gets zeros behind it."""
@@ -72,6 +81,10 @@ class LayerRecord:
     _rates: Tensor | None = None  # float64 [2, T]: chances and spikes
     _fired: Tensor | None = None  # per neuron, of so many chances
     _chances: int = 0
+
+    def clear(self) -> None:
+        """As before the first call."""
+        self.__init__(self.name, self.kind)
 
     def add_spikes(self, s: Tensor, signed: bool, at: int = 0) -> None:
         """s [T, B, ...], or [T, N] where a call has no batch, from timestep ``at`` on. One pass

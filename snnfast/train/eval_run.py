@@ -131,8 +131,8 @@ def _layers(found: dict) -> list[str]:
     head = ("MMACs", "runs", "rate %", "MSOPs", "uJ", "memory uJ")
     lines = [
         f"activity over {found['samples']} samples at T = {found['timesteps']}; energy at 45 nm: "
-        f"{energy.MAC_PJ} pJ a MAC, {energy.AC_PJ} pJ a synaptic operation, {energy.BIT_PJ:.4g} pJ a "
-        "bit of memory",
+        f"{energy.MAC_PJ} pJ a MAC, {energy.AC_PJ} pJ a synaptic operation, "
+        f"{energy.BIT_PJ:.4g} pJ a bit of memory",
         f"{'layer':{width}}" + "".join(f"{name:>10}" for name in head),
     ]
     for layer in found["layers"]:
