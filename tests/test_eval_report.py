@@ -13,6 +13,7 @@ import snnfast
 from snnfast.cli import main
 from snnfast.data import load_data
 from snnfast.distill import anytime
+from snnfast.monitoring import Monitor
 from snnfast.train import report
 
 SHORT = {"data__train": "200", "epochs": "1", "teacher__epochs": "1", "time_step": "false"}
@@ -137,6 +138,19 @@ def test_monitor_is_of_the_training_steps(runs):
     assert not any("/" in name for name in phase(runs / "ce-0", "student")[-1])
     plain = {name: value for name, value in row.items() if "/" not in name}
     assert plain["images"] == 200
+
+
+def test_monitor_begins_anew_with_every_epoch(tmp_path, monkeypatch):
+    calls, scalars = [], Monitor.scalars
+
+    def noted(self):
+        calls.append(self.layers["bn1.neuron"].calls)
+        return scalars(self)
+
+    monkeypatch.setattr(Monitor, "scalars", noted)
+    few = {"data__train": "40", "data__test": "20", "objective": "step_ce", "time_step": "false"}
+    assert main(arguments(tmp_path / "run", monitor="true", teacher__model="none", **few)) == 0
+    assert calls == [4, 4]  # the steps of an epoch, and none of its test
 
 
 def test_monitor_refuses_what_it_cannot_see(tmp_path, capsys):
