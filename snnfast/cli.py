@@ -125,7 +125,7 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     profile.add_argument("model", metavar="MODEL", help="a name of snnfast.models.list_models()")
     for name, default, help in (
         ("timesteps", 4, "timesteps T"),
-        ("batch", 32, "images B"),
+        ("batch_size", 32, "images B"),
         ("image_size", 32, "height and width, pixels"),
         ("channels", 3, "channels of the images"),
         ("classes", 10, "classes"),
@@ -133,6 +133,8 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
         also = ["--data.image_size"] if name == "image_size" else []  # as train has it
         profile.add_argument(f"--{name}", *also, dest=name, type=_positive, default=default,
                              metavar="N", help=f"{help}; default {default}")  # fmt: skip
+    profile.add_argument("--batch", dest="batch_size", type=_positive, default=argparse.SUPPRESS,
+                         help=argparse.SUPPRESS)  # fmt: skip
     profile.add_argument("--device", default="auto", help="cpu, cuda; default cuda where there is")
     profile.add_argument("--dtype", default="float32", choices=_DTYPES,
                          help="autocast where not float32; default float32")  # fmt: skip
@@ -292,7 +294,7 @@ def _profile(arguments: argparse.Namespace) -> int:
         found, title = profile_report.run(
             arguments.model,
             timesteps=arguments.timesteps,
-            batch=arguments.batch,
+            batch=arguments.batch_size,
             image_size=arguments.image_size,
             channels=arguments.channels,
             classes=arguments.classes,

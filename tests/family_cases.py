@@ -34,6 +34,7 @@ ROWS = {
     ),
     "eif": Row(2.0, (*_CALM, {"delta_t": 0.5})),
     "glif": Row(1.5, ({"alpha": 0.9, "beta": 0.2, "gamma": 0.3},)),
+    "heterogeneous_lif": Row(2.0, (*_RESETS, {"decay_input": False}, {"tau": 5.0})),
     "ilif": Row(3.0, ({"levels": 2, "v_threshold": 0.7}, {"detach_reset": True})),
     "izhikevich": Row(60.0, ({"a": 0.1, "d": 2.0}, {"dt": 0.5}, {"detach_reset": True})),
     "klif": Row(2.0, (*_RESETS, {"k": 1.5, "scale_reset": True}, {"decay_input": False})),

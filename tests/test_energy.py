@@ -82,6 +82,29 @@ def test_by_hand():
     assert found.ann_energy_pj == pytest.approx(4.6 * found.macs)
 
 
+def test_memory_and_the_ann_of_as_many_bits_by_hand():
+    found = measure(Net(), [image()], T)
+    sizes = [(16, 32, 18), (32, 16, 36), (32, 5, 160), (2, 3, 6), (3, 7, 21)]
+    assert [(row.inputs, row.outputs, row.weights) for row in found.layers] == sizes
+    bits = [32, 1, 32, 32, 32]  # of an input: only the second reads spikes
+    runs = [1, T, T, T, T]
+    rows = zip(runs, bits, sizes, strict=True)
+    moved = [run * (2 * b * i + 64 * o + 32 * w) for run, b, (i, o, w) in rows]
+    memory = [row.memory_pj(spiking=True) for row in found.layers]
+    assert memory == pytest.approx([100 / 64 * m for m in moved])
+    assert found.memory_pj == pytest.approx(sum(memory)) and found.spiking
+    assert found.ann_memory_pj == 100 / 64 * 32 * sum(2 * i + w for i, _, w in sizes)
+    # Four steps tell five counts apart: three bits.
+    assert found.bits == 3
+    others = 144 + 160 + 6 + 21
+    assert found.matched_energy_pj == pytest.approx(4.6 * 288 + 3 * 0.9 * others)
+    matched = 32 * (2 * 16 + 18) + sum(2 * 3 * i + 32 * w for i, _, w in sizes[1:])
+    assert found.matched_memory_pj == 100 / 64 * matched
+    # Many bits are multiplied with, not added one by one.
+    assert measure(Net(), [image()], 64).matched_energy_pj == pytest.approx(4.6 * found.macs)
+    assert [measure(Net(), [image()], t).bits for t in (1, 2, 3, 7, 8)] == [1, 2, 2, 3, 4]
+
+
 def test_is_plain_json():
     found = measure(Net(), [image()], 3).asdict()
     assert json.loads(json.dumps(found)) == found

@@ -13,6 +13,7 @@ import snnfast
 from snnfast.cli import main
 from snnfast.data import load_data
 from snnfast.distill import anytime
+from snnfast.monitoring import Monitor
 from snnfast.train import report
 
 SHORT = {"data__train": "200", "epochs": "1", "teacher__epochs": "1", "time_step": "false"}
@@ -31,7 +32,7 @@ def runs(tmp_path_factory):
     for name, options in {
         "ce-0": {"objective": "step_ce"},
         "ce-1": {"objective": "step_ce", "seed": "1"},
-        "twkd-0": {"objective": "twkd", "tensorboard": "true"},
+        "twkd-0": {"objective": "twkd", "tensorboard": "true", "monitor": "true"},
     }.items():
         assert main(arguments(folder / name, **SHORT, **options)) == 0
     return folder
@@ -69,7 +70,7 @@ def test_what_cannot_be_written_is_shown(runs, tmp_path, capsys, command):
     argv = {
         "eval": ["eval", str(output)],
         "report": ["report", run, "--output", str(output)],
-        "profile": ["profile", "digits_cnn", "--batch=2", "--channels=1", "--image_size=28",
+        "profile": ["profile", "digits_cnn", "--batch_size=2", "--channels=1", "--image_size=28",
                     "--output", str(output)],
     }  # fmt: skip
     assert main(argv[command]) == 1
@@ -125,6 +126,38 @@ def test_an_unfinished_run_is_not_reported(runs, tmp_path):
         report.read(tmp_path)
 
 
+def test_monitor_is_of_the_training_steps(runs):
+    """A number for each layer and quantity; those of the test, in evaluation mode, are not in."""
+    row = phase(runs / "twkd-0", "student")[-1]
+    names = ("rate", "dead", "saturated", "v_mean", "v_std", "gradient_mean", "gradient_std")
+    found = {name: value for name, value in row.items() if "/" in name}
+    assert set(found) == {f"{what}/bn{i}.neuron" for what in names for i in (1, 2, 3)}
+    assert all(0 < found[f"rate/bn{i}.neuron"] < 1 for i in (1, 2, 3))
+    assert found["gradient_std/bn1.neuron"] > 0
+    assert not any("/" in name for name in phase(runs / "twkd-0", "teacher")[-1])
+    assert not any("/" in name for name in phase(runs / "ce-0", "student")[-1])
+    plain = {name: value for name, value in row.items() if "/" not in name}
+    assert plain["images"] == 200
+
+
+def test_monitor_begins_anew_with_every_epoch(tmp_path, monkeypatch):
+    calls, scalars = [], Monitor.scalars
+
+    def noted(self):
+        calls.append(self.layers["bn1.neuron"].calls)
+        return scalars(self)
+
+    monkeypatch.setattr(Monitor, "scalars", noted)
+    few = {"data__train": "40", "data__test": "20", "objective": "step_ce", "time_step": "false"}
+    assert main(arguments(tmp_path / "run", monitor="true", teacher__model="none", **few)) == 0
+    assert calls == [4, 4]  # the steps of an epoch, and none of its test
+
+
+def test_monitor_refuses_what_it_cannot_see(tmp_path, capsys):
+    assert main(arguments(tmp_path / "run", monitor="true", compile="default")) == 2
+    assert "monitor must be false where compile is not none" in capsys.readouterr().err
+
+
 def test_tensorboard_has_the_numbers(runs):
     if importlib.util.find_spec("tensorboard") is None:
         assert not (runs / "twkd-0" / "tensorboard").exists()
@@ -137,6 +170,8 @@ def test_tensorboard_has_the_numbers(runs):
     (scalar,) = board.Scalars("student/loss")
     assert scalar.step == row["step"] and scalar.value == pytest.approx(row["loss"])
     assert board.Scalars("teacher/test_accuracy")
+    (rate,) = board.Scalars("student/rate/bn1.neuron")
+    assert rate.value == pytest.approx(row["rate/bn1.neuron"])
     assert not (runs / "ce-0" / "tensorboard").exists()
 
 

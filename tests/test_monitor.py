@@ -52,6 +52,19 @@ def test_rates_and_shares_are_those_of_the_spikes(net):
         assert record.saturated == (fired == 1).double().mean()
 
 
+def test_scalars_and_clear(net):
+    with snnfast.monitor(net, every=1) as m:
+        net(data(0)), m.clear()
+        assert m.scalars() == {}
+        s = net(data(1))
+        s.backward(torch.arange(float(s.numel())).view_as(s))
+    found = m.scalars()
+    assert found["rate/out"] == pytest.approx(s.double().mean().item()) and len(found) == 14
+    gradient = torch.arange(float(s.numel()), dtype=torch.float64)
+    assert found["gradient_mean/out"] == pytest.approx(gradient.mean().item())
+    assert found["gradient_std/out"] == pytest.approx(gradient.std(correction=0).item())
+
+
 def test_a_dead_and_a_saturated_neuron():
     lif = snnfast.nn.LIF()
     x = torch.zeros(T, B, 4)
@@ -119,8 +132,8 @@ def test_what_is_kept(net):
     record = m.layers["out"]
     assert torch.equal(record.kept_spikes(), net.s2)
     assert (
-        record.spikes[0].dtype == torch.uint8
-        and record.spikes[0].numel() <= net.s2.numel() // 8 + 8
+        record.spikes[0][0].dtype == torch.uint8
+        and record.spikes[0][0].numel() <= net.s2.numel() // 8 + 8
     )
     v = snnfast.lif(net.fc(net.s1.flatten(2)), return_state="all")[1]
     assert torch.equal(record.potential, v) and not record.potential.requires_grad
@@ -189,6 +202,53 @@ def test_snntorch():
     assert m.layers["1"].mean_rate == pytest.approx(s.double().mean().item())
 
 
+@pytest.mark.parametrize("package", ["spikingjelly", "snntorch"])
+def test_a_loop_over_time_within_the_model(package):
+    """One timestep a call: the calls of a forward are its timesteps."""
+    if package == "snntorch":
+        neuron = pytest.importorskip("snntorch").Leaky(beta=0.9, init_hidden=True)
+        potential = "mem"
+    else:
+        neurons = pytest.importorskip("spikingjelly.activation_based.neuron")
+        neuron, potential = neurons.LIFNode(tau=2.0), "v"
+
+    class Loop(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.neuron = nn.Linear(3, 4), neuron
+
+        def forward(self, x):
+            neuron.reset_mem() if package == "snntorch" else neuron.reset()
+            out = [(self.neuron(self.fc(step)), getattr(neuron, potential)) for step in x]
+            return [torch.stack(parts) for parts in zip(*out)]
+
+    torch.manual_seed(0)
+    net, seen = Loop(), []
+    with snnfast.monitor(net, every=2, keep=["spikes", "v"]) as m:
+        for _ in range(3):
+            s, v = net(5 * torch.randn(T, B, 3))
+            gradient = torch.randn(s.shape)
+            (s * gradient).sum().backward()
+            seen.append((s.detach(), v.detach(), gradient))
+    record = m.layers["neuron"]
+    assert record.calls == 3
+    spikes = torch.cat([s for s, *_ in seen], 1).double()
+    torch.testing.assert_close(record.rate, spikes.flatten(1).mean(1))
+    assert record.dead == (spikes.sum((0, 1)) == 0).double().mean()
+    sampled = torch.cat([seen[0][1], seen[2][1]], 1).double()
+    torch.testing.assert_close(record.v.mean, sampled.flatten(1).mean(1))
+    assert record.gradient.mean.shape == (T,)
+    assert torch.equal(record.kept_spikes(), seen[2][0])
+    assert torch.equal(record.potential, seen[2][1])
+
+
+def test_what_is_compiled_says_that_it_is_not_seen(net):
+    compiled = torch.compile(net, backend="eager")
+    with pytest.warns(UserWarning, match="monitor: no call of a layer was seen"):
+        with snnfast.monitor(net):
+            compiled(data(0))
+
+
 def test_inputs_of_several_sizes_and_none():
     lif = snnfast.nn.LIF()
     with snnfast.monitor(lif, every=1) as m:
@@ -242,6 +302,7 @@ def test_wrong_arguments_are_named(net, call, error, message):
 
 def test_nested_blocks_are_refused_and_nothing_stays(net):
     with snnfast.monitor(net):
+        net(data(0))
         with pytest.raises(ValueError, match="must not be watched already"), snnfast.monitor(net):
             pass
     with pytest.raises(RuntimeError), snnfast.monitor(net):

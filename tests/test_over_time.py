@@ -38,6 +38,35 @@ def test_fuse_sees_through_it():
     assert (fused(x) != block(x)).double().mean() < 1e-2
 
 
+def test_plan_sees_through_it():
+    torch.manual_seed(0)
+
+    def block(inputs):
+        layers = nn.Conv2d(inputs, 8, 3, padding=1), nn.BatchNorm2d(8)
+        return [snnfast.nn.OverTime(*layers), snnfast.nn.LIF()]
+
+    model, x = nn.Sequential(*block(2), *block(8)), torch.randn(T, B, 2, 6, 6)
+    plain = copy.deepcopy(model)
+    plan = snnfast.nn.plan(model, x, budget=0.5)
+    assert [b.name for b in plan.blocks][:2] == ["0-1", "2-3"] and plan.after < plan.before
+    for net in (plain, model):
+        net(x).sum().backward()
+    for a, b in zip(plain.parameters(), model.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
+
+
+def test_over_time_refuses_what_knows_time():
+    layers = nn.Linear(3, 4), nn.BatchNorm1d(4)
+    for neuron in (snnfast.nn.LIF(), snnfast.nn.BatchNormLIF(4), snnfast.nn.Leaky()):
+        with pytest.raises(ValueError, match="OverTime: neurons must stand behind it"):
+            snnfast.nn.OverTime(*layers, neuron)
+
+
+def test_repr_of_a_parametric_lif_reads_no_number():
+    neuron = snnfast.nn.ParametricLIF(channels=3).to("meta")  # which has none to read
+    assert "ParametricLIF(" in repr(neuron)
+
+
 @pytest.mark.parametrize("channels", [None, 3])
 def test_tau_of_a_parametric_lif(channels):
     neuron = snnfast.nn.ParametricLIF(init_tau=2.0, channels=channels)

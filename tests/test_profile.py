@@ -146,7 +146,7 @@ def test_half_precision_halves_what_is_kept():
 
 
 def test_command_prints_a_table_and_writes_a_plot(tmp_path, capsys):
-    argv = ["profile", "digits_cnn", "--timesteps", "2", "--batch", "2", "--image-size", "8"]
+    argv = ["profile", "digits_cnn", "--timesteps", "2", "--batch_size", "2", "--image-size", "8"]
     assert main([*argv, "--channels", "1", "--output", str(tmp_path / "new")]) == 0
     out = capsys.readouterr().out
     for name in ("conv1", "bn3", "bn2", "head", profiles.OTHER, "whole step"):
@@ -154,8 +154,10 @@ def test_command_prints_a_table_and_writes_a_plot(tmp_path, capsys):
     path = tmp_path / "new" / profile_report.PLOT
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert out.splitlines()[-1] == str(path)
+    argv[argv.index("--batch_size")] = "--batch"  # as it was called
     assert main([*argv, "--dtype", "bfloat16"]) == 0
-    assert "bfloat16" in capsys.readouterr().out.splitlines()[0]
+    title = capsys.readouterr().out.splitlines()[0]
+    assert "bfloat16" in title and "batch 2 x" in title
 
 
 @pytest.mark.parametrize(
@@ -164,8 +166,8 @@ def test_command_prints_a_table_and_writes_a_plot(tmp_path, capsys):
         (["digit_cnn"], "did you mean 'digits_cnn'?"),
         (["zzz"], "name must be one of ann_digits_cnn, "),
         (
-            ["digits_cnn", "--batch", "0"],
-            "argument --batch: must be a whole number from 1, got '0'",
+            ["digits_cnn", "--batch-size", "0"],
+            "argument --batch_size: must be a whole number from 1, got '0'",
         ),
         (["digits_cnn", "--image-size", "4"], "image_size must be >= 8, got 4"),
         (["digits_cnn", "--dtype", "fp32"], "invalid choice: 'fp32'"),

@@ -31,7 +31,7 @@ from snnfast.models.layers import (
 from snnfast.models.network import SpikingNetwork
 from snnfast.models.registry import register
 from snnfast.models.resnet import make_stages
-from snnfast.nn.over_time import over_time
+from snnfast.nn.over_time import OverTime, over_time
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 WIDTHS = (64, 128, 256, 512)
@@ -53,13 +53,13 @@ class PreactBlock(nn.Module):
         self.downsample = None
         if stride != 1 or inputs != outputs:
             conv = nn.Conv2d(inputs, outputs, 1, stride)
-            self.downsample = nn.Sequential(conv, BatchNorm2d(outputs))
+            self.downsample = OverTime(conv, BatchNorm2d(outputs))
 
     def forward(self, x: Tensor, timesteps: int | None = None) -> Tensor:
         s = self.bn1(over_time(self.conv1, self.lif1(x, timesteps=timesteps)))
         out = over_time(lambda s: self.bn2(self.conv2(s)), s)
         if self.downsample is not None:
-            x = over_time(self.downsample, x)
+            x = self.downsample(x)
         return out + x  # a static x counts for every step
 
 

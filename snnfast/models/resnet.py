@@ -20,7 +20,7 @@ from snnfast.models.layers import (
 )
 from snnfast.models.network import SpikingNetwork
 from snnfast.models.registry import register
-from snnfast.nn.over_time import over_time
+from snnfast.nn.over_time import OverTime, over_time
 
 RESNET18 = {"blocks": (2, 2, 2, 2), "widths": (64, 128, 256, 512), "stem": 64, "hidden": None}
 RESNET19 = {"blocks": (3, 3, 2), "widths": (128, 256, 512), "stem": 128, "hidden": 256}
@@ -41,11 +41,11 @@ class BasicBlock(nn.Module):
         self.downsample = None
         if stride != 1 or inputs != outputs:
             conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-            self.downsample = nn.Sequential(conv, BatchNorm2d(outputs))
+            self.downsample = OverTime(conv, BatchNorm2d(outputs))
 
     def forward(self, s: Tensor) -> Tensor:
         out = self.bn1(over_time(self.conv1, s))
-        residual = s if self.downsample is None else over_time(self.downsample, s)
+        residual = s if self.downsample is None else self.downsample(s)
         return self.bn2(over_time(self.conv2, out), residual)
 
 

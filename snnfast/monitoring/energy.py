@@ -10,9 +10,27 @@ spike and weight it meets; any other multiplies and accumulates. In picojoules, 
     the ANN  = 4.6 * MACs, summed         the same layers, once
 
 MACs are those of one sample at one timestep, padding counted. ``runs`` is how often the layer runs
-for a sample: T, or once where it comes before the first neurons of a static image. Biases, batch
-norm, pooling and the neurons themselves are not counted, and neither is any access to memory, which
-on real hardware often costs more than all of these.
+for a sample: T, or once where it comes before the first neurons of a static image; a linear layer
+runs for each row of its input. Biases, batch norm, pooling and the neurons' own arithmetic are not
+counted.
+
+Access to memory is counted apart, as the floor of a machine that computes a run of a layer after
+the other and holds nothing in between: the inputs are written by whoever made them and read once,
+the weights read once, and of a spiking network a 32-bit potential for each output read and written.
+A bit costs 100/64 pJ, Horowitz's 1 MB cache (13 to 26 times as much from DRAM):
+
+    memory   = 100/64 * runs * (2 * input bits * inputs + 32 * weights + 64 * outputs)
+    the ANN  = 100/64 * (2 * 32 * inputs + 32 * weights), summed
+
+Input bits are 1 where all inputs are 0 or 1, else 32. Real machines keep some of that in place, and
+read weights anew for other reasons.
+
+A spike count over T steps says as much as an activation of b = ceil(log2(T + 1)) bits, so the ANN
+that T steps are to be held to is one of b-bit activations (Yan et al. 2024, arXiv 2409.08290). Its
+product of b bits and a weight is counted as b additions where these are cheaper than a
+multiplication; its first layer is the ANN's:
+
+    the ANN of b bits = min(4.6, 0.9 b) * MACs;  100/64 * (2 b * inputs + 32 * weights), summed
 """
 
 from collections.abc import Iterable
@@ -24,6 +42,9 @@ from torch import Tensor, nn
 from snnfast.ops.spikes import pack_spikes
 
 MAC_PJ, AC_PJ = 4.6, 0.9
+BIT_PJ = 100 / 64
+WORD = 32
+"""Bits of a weight, a potential, or an activation of the ANN."""
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 FIRST = "the first layer: it reads the input"
@@ -47,6 +68,10 @@ class LayerActivity:
     """Whether its inputs were nothing but 0 and 1."""
     why_mac: str | None
     """Why it is counted as multiplying; None where it is counted as adding."""
+    inputs: int
+    outputs: int
+    """Elements of one run."""
+    weights: int
 
     @property
     def sops(self) -> float:
@@ -56,6 +81,16 @@ class LayerActivity:
     def energy_pj(self) -> float:
         return AC_PJ * self.sops if self.why_mac is None else MAC_PJ * self.runs * self.macs
 
+    def moved_pj(self, input_bits: int, output_bits: int) -> float:
+        """Access to memory in one run."""
+        bits = 2 * input_bits * self.inputs + WORD * self.weights + output_bits * self.outputs
+        return BIT_PJ * bits
+
+    def memory_pj(self, spiking: bool) -> float:
+        """Access to memory in all runs; of a spiking network with the potentials."""
+        input_bits = 1 if self.binary else WORD
+        return self.runs * self.moved_pj(input_bits, 2 * WORD if spiking else 0)
+
 
 @dataclass
 class Activity:
@@ -64,6 +99,8 @@ class Activity:
     layers: list[LayerActivity]
     timesteps: int
     samples: int
+    spiking: bool
+    """Whether the output has a time axis."""
 
     @property
     def macs(self) -> int:
@@ -80,17 +117,51 @@ class Activity:
         return sum(layer.energy_pj for layer in self.layers)
 
     @property
+    def memory_pj(self) -> float:
+        """Access to memory, which ``energy_pj`` does not count."""
+        return sum(layer.memory_pj(self.spiking) for layer in self.layers)
+
+    @property
     def ann_energy_pj(self) -> float:
         """The same layers run once with real-valued input."""
         return MAC_PJ * self.macs
 
+    @property
+    def ann_memory_pj(self) -> float:
+        return sum(layer.moved_pj(WORD, 0) for layer in self.layers)
+
+    @property
+    def bits(self) -> int:
+        """Of an activation that says as much as T timesteps."""
+        return self.timesteps.bit_length()
+
+    @property
+    def matched_energy_pj(self) -> float:
+        """The ANN with activations of ``bits`` bits."""
+        first, *others = self.layers
+        product = min(MAC_PJ, AC_PJ * self.bits)
+        return MAC_PJ * first.macs + product * sum(layer.macs for layer in others)
+
+    @property
+    def matched_memory_pj(self) -> float:
+        first, *others = self.layers
+        return first.moved_pj(WORD, 0) + sum(layer.moved_pj(self.bits, 0) for layer in others)
+
     def asdict(self) -> dict:
         """Everything as plain numbers and strings, for JSON."""
         rows = [
-            asdict(layer) | {"sops": layer.sops, "energy_pj": layer.energy_pj}
+            asdict(layer)
+            | {
+                "sops": layer.sops,
+                "energy_pj": layer.energy_pj,
+                "memory_pj": layer.memory_pj(self.spiking),
+            }
             for layer in self.layers
         ]
-        names = ("timesteps", "samples", "macs", "sops", "energy_pj", "ann_energy_pj")
+        names = (
+            "timesteps", "samples", "spiking", "macs", "sops", "energy_pj", "memory_pj",
+            "ann_energy_pj", "ann_memory_pj", "bits", "matched_energy_pj", "matched_memory_pj",
+        )  # fmt: skip
         return {name: getattr(self, name) for name in names} | {"layers": rows}
 
 
@@ -101,6 +172,8 @@ class _Count:
     macs: int = 0
     rows: int = 0
     inputs: int = 0
+    outputs: int = 0
+    weights: int = 0
     active: int = 0
     binary: bool = True
     whole: bool = True
@@ -143,6 +216,8 @@ def _add(count: _Count, module: nn.Module, x: Tensor, y: Tensor) -> None:
     count.macs += y.numel() * per_output
     count.rows += rows
     count.inputs += x.numel()
+    count.outputs += y.numel()
+    count.weights = module.weight.numel()
     binary = bool(((x == 0) | (x == 1)).all())
     if binary:
         count.active += _popcount(pack_spikes(x))
@@ -191,7 +266,7 @@ def measure(
         raise TypeError(f"measure: model must be a torch module, got {type(model).__name__}")
     modes = {module: module.training for module in model.modules()}
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    samples, seen = 0, set()
+    samples, seen, spiking = 0, set(), False
     model.eval()
     try:
         with _Hooks(model) as hooks:
@@ -200,7 +275,8 @@ def measure(
                 given = () if timesteps is None or x.dim() == 5 else (timesteps,)
                 logits = model(x, *given)
                 samples += x.shape[1] if x.dim() == 5 else x.shape[0]
-                seen.add(logits.shape[0] if logits.dim() == 3 else 1)
+                spiking = logits.dim() == 3
+                seen.add(logits.shape[0] if spiking else 1)
     finally:
         for module, training in modes.items():
             module.training = training
@@ -217,7 +293,10 @@ def measure(
             rate=count.active / count.inputs,
             binary=count.binary,
             why_mac=_why_mac(i == 0, count),
+            inputs=count.inputs // count.rows,
+            outputs=count.outputs // count.rows,
+            weights=count.weights,
         )
         for i, (name, count) in enumerate(hooks.counts.items())
     ]
-    return Activity(layers, seen.pop(), samples)
+    return Activity(layers, seen.pop(), samples, spiking)

@@ -1,5 +1,7 @@
 """``with snnfast.monitor(model) as m:``: what every layer of neurons does, while the model runs."""
 
+import math
+import warnings
 from collections.abc import Callable, Iterable
 
 import torch
@@ -27,7 +29,8 @@ def monitor(
     potential behind each step and of the gradient that reaches the spikes. Spikes are counted in
     every call, by one pass that reads them; potentials and gradients in the first call and each
     ``every``-th behind it, since they cost more: a layer writes its potentials out for that. No
-    activation stays alive by it, and spikes and gradients are those without it.
+    activation stays alive by it, and spikes and gradients are those without it. A neuron that takes
+    one timestep a call has its calls within a forward of ``model`` as timesteps.
 
     Layers are the neurons of ``snnfast.nn``, also within a ``BatchNormLIF`` or behind
     ``snnfast.nn.fuse``, and those of SpikingJelly and snnTorch, accelerated or not. Theirs are seen
@@ -39,7 +42,7 @@ def monitor(
             DistributedDataParallel every rank records its own samples.
         layers: names of modules, as ``named_modules`` has them, instead of all neurons; of any
             module whose output, or the first of it, is spikes [T, B, ...].
-        every: in calls, >= 1; 1 samples each.
+        every: in calls, >= 1 (of ``model``, where a neuron takes one timestep); 1 samples each.
         keep: of the last call of each layer: "spikes", as bits, for ``raster``; "v", the potentials
             [T, ...], for ``potential``; or both in a list. Choose ``layers`` for large models.
 
@@ -63,7 +66,7 @@ def monitor(
     for kept in keep:
         if kept not in KEPT:
             raise ValueError(f"monitor: keep must be among {', '.join(KEPT)}, got {kept!r}")
-    return Monitor(_chosen(model, layers), every, keep)
+    return Monitor(model, _chosen(model, layers), every, keep)
 
 
 def _chosen(model: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Module]:
@@ -91,6 +94,12 @@ def _is_neuron(module: nn.Module) -> bool:
     return any(all(hasattr(module, name) for name in pair) for pair in names)
 
 
+def _one_step(module: nn.Module) -> bool:
+    """Whether a call of somebody's neuron is one timestep."""
+    many = not _is_neuron(module) or type(module).__name__.startswith("MultiStep")
+    return getattr(module, "step_mode", "m" if many else "s") == "s"
+
+
 def _within(module: nn.Module) -> nn.Module:
     """The neuron of a ``BatchNormLIF`` or the like, which is where potentials are."""
     neuron = getattr(module, "neuron", None)
@@ -105,9 +114,10 @@ class Monitor:
     ``gradient.std`` (float64 [T], None where nothing was seen) and ``calls``.
     """
 
-    def __init__(self, modules: dict[str, nn.Module], every: int, keep: tuple[str, ...]):
-        self._modules, self._every, self._keep = modules, every, keep
+    def __init__(self, model: nn.Module, modules: dict, every: int, keep: tuple[str, ...]):
+        self._model, self._modules, self._every, self._keep = model, modules, every, keep
         self._undo: list[Callable] = []
+        self._cleared = False  # of something
         self.layers = {
             name: LayerRecord(name, type(module).__name__) for name, module in modules.items()
         }
@@ -115,18 +125,56 @@ class Monitor:
     def __enter__(self) -> "Monitor":
         if any(isinstance(m, Stateful) and m._watch is not None for m in self._modules.values()):
             raise ValueError("monitor: model must not be watched already, got a nested block")
+        watches = []
         for name, module in self._modules.items():
             watch = _Watch(self.layers[name], self._every, self._keep)
             if isinstance(module, Stateful):
                 module._watch = watch
                 self._undo.append(lambda module=module: vars(module).pop("_watch", None))
             else:
+                watch.single = _one_step(module)
+                watches += [watch] if watch.single else []
                 self._undo.append(module.register_forward_hook(watch.behind).remove)
+        if watches:
+
+            def begin(*_) -> None:
+                for watch in watches:
+                    watch.begin()
+
+            self._undo.append(self._model.register_forward_pre_hook(begin).remove)
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind, *_) -> None:
         while self._undo:
             self._undo.pop()()
+        if kind is None and not self._seen():
+            warnings.warn(
+                "monitor: no call of a layer was seen in the block: what torch.compile has "
+                "compiled is not; call the module itself",
+                stacklevel=2,
+            )
+
+    def _seen(self) -> bool:
+        return self._cleared or any(record.calls for record in self.layers.values())
+
+    def clear(self) -> None:
+        """Forget what was recorded; what comes next is added up anew."""
+        self._cleared = self._seen()
+        for record in self.layers.values():
+            record.clear()
+
+    def scalars(self) -> dict[str, float]:
+        """All that is known as numbers, over all timesteps, for TensorBoard and the like: under
+        "rate/LAYER", and so on for dead, saturated, v_mean, v_std, gradient_mean, gradient_std."""
+        found = {}
+        for name, record in self.layers.items():
+            numbers = {"rate": record.mean_rate}
+            numbers |= {"dead": record.dead, "saturated": record.saturated}
+            for what, moments in (("v", record.v), ("gradient", record.gradient)):
+                mean, std = moments.overall
+                numbers |= {f"{what}_mean": mean, f"{what}_std": std}
+            found |= {f"{k}/{name}": v for k, v in numbers.items() if math.isfinite(v)}
+        return found
 
     def table(self) -> str:
         """A line per layer: calls, rate, dead and saturated share, and potential and gradient over
@@ -177,6 +225,12 @@ class _Watch:
     def __init__(self, record: LayerRecord, every: int, keep: tuple[str, ...]):
         self._record, self._every, self._keep = record, every, keep
         self._calls = 0
+        self.single, self._step = False, None  # None: outside of the model's forward
+
+    def begin(self) -> None:
+        """Before a forward of the model: what takes one timestep a call begins with the first."""
+        if not _repeated():
+            self._calls, self._step = self._calls + 1, 0
 
     def __call__(self, neuron: Stateful, op: Callable, time_first: Callable) -> Callable:
         """``op(state, return_state)`` of a neuron of ours, watched."""
@@ -203,44 +257,50 @@ class _Watch:
         """A forward hook, for modules of other packages."""
         if _repeated():
             return
-        sampled = self._next()
-        s = output[0] if isinstance(output, tuple) else output
-        steps = "s" if _is_neuron(module) else "m"
-        one_step = getattr(module, "step_mode", steps) == "s"
-        self._look(module, s, sampled, lambda t: t[None] if one_step else t, signed=True)
-        if sampled or "v" in self._keep:
-            v = getattr(module, "v_seq", None)
-            if not (isinstance(v, Tensor) and v.shape == s.shape):
-                v = output[1] if isinstance(output, tuple) and len(output) > 1 else None
-                v = getattr(module, "v", v)
-                v = v[None] if isinstance(v, Tensor) and v.dim() else None
-            if v is not None:
-                self._look_at_v(v, sampled)
+        at, inside = 0, self._step is not None
+        if inside:
+            at, self._step = self._step, self._step + 1
+        sampled = (self._calls - 1) % self._every == 0 if inside else self._next()
+        s, *others = output if isinstance(output, tuple) else (output,)
+        time_first = (lambda t: t[None]) if self.single else (lambda t: t)
+        self._look(module, s, sampled, time_first, signed=True, at=at)
+        if not (sampled or "v" in self._keep):
+            return
+        every = getattr(module, "v_seq", None)
+        if isinstance(every, Tensor) and every.shape == s.shape and not self.single:
+            self._look_at_v(every, sampled)
+            return
+        found = (getattr(module, "v", None), getattr(module, "mem", None), *others[-1:])
+        v = next((v for v in found if isinstance(v, Tensor) and v.dim()), None)
+        if v is not None:
+            self._look_at_v(v[None], sampled, at if self.single else len(s) - 1)
 
     def _next(self) -> bool:
         self._calls += 1
         return (self._calls - 1) % self._every == 0
 
     def _look(
-        self, module: nn.Module, s: Tensor, sampled: bool, time_first: Callable, signed: bool
+        self, module: nn.Module, s: Tensor, sampled: bool, time_first: Callable, signed: bool, at=0
     ) -> None:
         record = self._record
-        record.add_spikes(time_first(s), signed)
+        record.add_spikes(time_first(s), signed, at)
         if "spikes" in self._keep:
-            record.keep_spikes(time_first(s))
+            record.keep_spikes(time_first(s), at)
         if "v" in self._keep:
             found = getattr(module, "v_threshold", getattr(module, "threshold", None))
             single = isinstance(found, Tensor) and found.numel() == 1
             record.threshold = float(found) if single or isinstance(found, (int, float)) else None
         if sampled and s.requires_grad:
             moments = record.gradient
-            s.register_hook(lambda gradient: moments.add(time_first(gradient)))
+            s.register_hook(lambda gradient: moments.add(time_first(gradient), at))
 
-    def _look_at_v(self, v: Tensor, sampled: bool) -> None:
+    def _look_at_v(self, v: Tensor, sampled: bool, at: int = 0) -> None:
+        record, single = self._record, self.single
         if sampled:
-            self._record.v.add(v)
+            record.v.add(v, at)
         if "v" in self._keep:
-            self._record.potential = v.detach().clone()
+            v = v.detach().clone()
+            record.potential = torch.cat([record.potential, v]) if single and at else v
 
 
 def _repeated() -> bool:

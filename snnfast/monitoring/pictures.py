@@ -28,12 +28,8 @@ def table(layers: dict[str, LayerRecord]) -> str:
 
 
 def _number(moments: Moments) -> str:
-    """Mean and deviation over all timesteps."""
-    if moments.mean is None:
-        return "-"
-    mean, std = moments.mean, moments.std
-    over_all = float((std**2 + mean**2).mean() - mean.mean() ** 2)
-    return f"{float(mean.mean()):.2e} ± {math.sqrt(max(over_all, 0.0)):.1e}"
+    mean, std = moments.overall
+    return "-" if math.isnan(mean) else f"{mean:.2e} ± {std:.1e}"
 
 
 def _axes(ax, width: float, height: float):

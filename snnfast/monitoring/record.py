@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from snnfast.ops.spikes import pack_spikes, unpack_spikes
@@ -15,7 +16,8 @@ class Moments:
     def __init__(self):
         self._sums = None  # float64 [3, T]: how many, their sum, and that of their squares
 
-    def add(self, values: Tensor) -> None:
+    def add(self, values: Tensor, at: int = 0) -> None:
+        """``at``: the timestep of the first."""
         values = values.detach()
         rows = values.flatten(1) if values.dim() > 1 else values[:, None]
         if not rows.numel():
@@ -24,7 +26,7 @@ class Moments:
         variance, mean = (m.double() for m in torch.var_mean(rows, 1, correction=0))
         count = torch.full_like(mean, rows.shape[1])
         sums = torch.stack([count, mean * count, (variance + mean**2) * count])
-        self._sums = _added(self._sums, sums)
+        self._sums = _added(self._sums, F.pad(sums, (at, 0)))
 
     @property
     def mean(self) -> Tensor | None:
@@ -38,6 +40,15 @@ class Moments:
             return None
         count, total, squares = self._sums
         return (squares / count - (total / count) ** 2).clamp(min=0).sqrt()
+
+    @property
+    def overall(self) -> tuple[float, float]:
+        """Mean and deviation over all timesteps; NaN where nothing was seen."""
+        if self._sums is None:
+            return math.nan, math.nan
+        count, total, squares = self._sums.sum(1).tolist()
+        mean = total / count
+        return mean, math.sqrt(max(squares / count - mean**2, 0.0))
 
 
 def _added(so_far: Tensor | None, new: Tensor) -> Tensor:
@@ -63,27 +74,32 @@ class LayerRecord:
     gradient: Moments = field(default_factory=Moments)
     """Of the loss with respect to the spikes, of the calls that are sampled."""
     threshold: float | None = None
-    spikes: tuple | None = None
-    """Kept of the last call: bits, shape and dtype of [T, ...]."""
+    spikes: list[tuple] | None = None
+    """Kept of the last call: bits, shape and dtype of [T, ...], or of one timestep each."""
     potential: Tensor | None = None
     """Kept of the last call: [T, ...]."""
     _rates: Tensor | None = None  # float64 [2, T]: chances and spikes
     _fired: Tensor | None = None  # per neuron, of so many chances
     _chances: int = 0
 
-    def add_spikes(self, s: Tensor, signed: bool) -> None:
-        """s [T, B, ...], or [T, N] where a call has no batch. One pass reads it."""
+    def clear(self) -> None:
+        """As before the first call."""
+        self.__init__(self.name, self.kind)
+
+    def add_spikes(self, s: Tensor, signed: bool, at: int = 0) -> None:
+        """s [T, B, ...], or [T, N] where a call has no batch, from timestep ``at`` on. One pass
+        reads it."""
         s = s.detach()
         s = s.abs() if signed else s
         wide = torch.float64 if s.dtype == torch.float64 else torch.float32
         samples = s.shape[1] if s.dim() > 2 else 1
         fired = s.sum(1, dtype=wide) if s.dim() > 2 else s.to(wide)  # [T, neurons]
-        self.calls += 1
+        self.calls += at == 0
         if not fired.numel() or not samples:
             return
         spikes = fired.flatten(1).sum(1, dtype=torch.float64) if fired.dim() > 1 else fired.double()
         chances = torch.full_like(spikes, samples * fired[0].numel())
-        self._rates = _added(self._rates, torch.stack([chances, spikes]))
+        self._rates = _added(self._rates, F.pad(torch.stack([chances, spikes]), (at, 0)))
         neurons, count = fired.sum(0, dtype=torch.float64), len(s) * samples
         if self._fired is None:
             self._fired, self._chances = neurons, count
@@ -92,11 +108,12 @@ class LayerRecord:
         else:  # inputs of several sizes: which neuron is which cannot be said
             self._fired = neurons.new_zeros(0)
 
-    def keep_spikes(self, s: Tensor) -> None:
-        self.spikes = (pack_spikes(s.detach()), s.shape, s.dtype)
+    def keep_spikes(self, s: Tensor, at: int = 0) -> None:
+        self.spikes = self.spikes if at else []
+        self.spikes.append((pack_spikes(s.detach()), s.shape, s.dtype))
 
     def kept_spikes(self) -> Tensor:
-        return unpack_spikes(*self.spikes)
+        return torch.cat([unpack_spikes(*steps) for steps in self.spikes])
 
     @property
     def rate(self) -> Tensor:

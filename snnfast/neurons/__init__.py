@@ -1,7 +1,7 @@
 """The neurons of the field, each a few lines of PyTorch, called as ``snnfast.neuron`` says."""
 
 from snnfast.neurons.currents import adaptive_lif, cuba_lif, norse_lif
-from snnfast.neurons.deep import clif, glif, ilif, klif, liaf, ternary_lif
+from snnfast.neurons.deep import clif, glif, heterogeneous_lif, ilif, klif, liaf, ternary_lif
 from snnfast.neurons.nonlinear import adaptive_qif, adex, eif, izhikevich, qif
 from snnfast.neurons.snntorch import alpha, lapicque, leaky, synaptic
 from snnfast.ops.lif_definition import lif
@@ -15,6 +15,7 @@ __all__ = [
     "cuba_lif",
     "eif",
     "glif",
+    "heterogeneous_lif",
     "ilif",
     "izhikevich",
     "klif",

@@ -10,6 +10,29 @@ from snnfast.reference.neuron import spike
 _ACTIVATIONS = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
 
 
+def _at_rest(*, v_reset, tau, **parameters):
+    return 0.0 if v_reset is None else v_reset, 1 / tau
+
+
+@neuron(rest=_at_rest)
+def heterogeneous_lif(
+    x, v, inv_tau, *, tau=2.0, v_threshold=1.0, v_reset=0.0, decay_input=True, detach_reset=False
+):  # fmt: skip
+    r"""LIF with a time constant for each neuron, as in Perez-Nieves et al. 2021 (Nature
+    Communications 12, 5791; their neurons have a synaptic current, too). 1/tau is a state that
+    stays what it is, and multiplies as ``inv_tau`` does in ``snnfast.lif``::
+
+        >>> rate = w.sigmoid().expand(x.shape[1:])          # w [C, H, W], x [T, B, C, H, W]
+        >>> s = heterogeneous_lif(x, states=(None, rate))
+
+    It gets a gradient as any state does. Without it all neurons have ``tau``. All else as in
+    ``snnfast.lif``. ``snnfast.nn.HeterogeneousLIF`` is the module that learns w.
+    """
+    h = charge(x, v, 0.0 if v_reset is None else v_reset, inv_tau, False, decay_input)
+    s = spike(h - v_threshold)
+    return s, reset(h, s, v_threshold, v_reset, detach_reset), inv_tau
+
+
 @neuron
 def glif(
     x, v, s, *, alpha=0.5, beta=0.5, gamma=0.5, tau=0.25, v_threshold=0.5, linear_decay=0.0625,

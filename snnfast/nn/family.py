@@ -1,12 +1,14 @@
 """The neurons of ``snnfast.neurons`` as modules."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from snnfast import neurons
 from snnfast.nn.neuron import Neuron
 from snnfast.ops.neuron import Definition
-from snnfast.ops.validation import check_int, check_number
+from snnfast.ops.validation import check_int, check_number, state_dtype
 
 
 class _Of(Neuron):
@@ -138,3 +140,37 @@ class GLIF(_Of, of=neurons.glif):
 
     def _parameters_for(self, x):
         return {name: w.sigmoid() for name, w in super()._parameters_for(x).items()}
+
+
+class HeterogeneousLIF(_Of, of=neurons.heterogeneous_lif):
+    """``snnfast.neurons.heterogeneous_lif`` as a module that learns 1/tau = sigmoid(w) of each
+    neuron.
+
+    Args:
+        shape: of the neurons of one sample, as (C, H, W), which is that of ``w``; (): one tau that
+            all share.
+        tau: where it starts, > 1.
+        surrogate, return_state, backend: as in ``snnfast.nn.Neuron``.
+        parameters: those of the neuron, by keyword.
+    """
+
+    def __init__(self, shape=(), *, tau: float = 2.0, **arguments):
+        tau = check_number("HeterogeneousLIF", "tau", tau)
+        if not tau > 1.0:
+            raise ValueError(f"HeterogeneousLIF: tau must be > 1, got {tau}")
+        super().__init__(**arguments)
+        self.w = nn.Parameter(torch.full(tuple(shape), -math.log(tau - 1.0)))
+
+    def _run(self, op, inputs: tuple, states, timesteps: int | None):
+        shape = inputs[0].shape[timesteps is None :]
+        if self.w.dim() and shape[1:] != self.w.shape:
+            raise ValueError(
+                f"HeterogeneousLIF: x must have neurons {list(self.w.shape)} behind time and "
+                f"batch, got {list(shape[1:])}"
+            )
+        rate = self.w.to(state_dtype(inputs[0])).sigmoid().expand(shape)
+
+        def run(*inputs, states, **named):
+            return op(*inputs, states=(None if states is None else states[0], rate), **named)
+
+        return super()._run(run, inputs, states, timesteps)

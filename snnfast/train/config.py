@@ -168,6 +168,7 @@ class Config(_Table):
     cuda_graph: bool = key(False, "a step of training as one CUDA graph, after a few without")
     time_step: bool = key(False, "at the end, time a step against the reference's time loop")
     tensorboard: bool = key(True, "write for TensorBoard, too, where it is installed")
+    monitor: bool = key(False, "rates, potentials and gradients of every layer among the metrics")
     threads: Few = key(0, "CPU threads; 0: torch's choice")
     checkpoint_every: Natural = key(0, "steps between checkpoints; 0: at the end of epochs only")
     data: DataConfig = DataConfig()

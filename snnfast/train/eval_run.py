@@ -128,23 +128,27 @@ def table(found: dict) -> str:
 def _layers(found: dict) -> list[str]:
     """Firing rates, operations and energy, a line a layer."""
     width = max(len(layer["name"]) for layer in found["layers"])
-    head = ("MMACs", "runs", "rate %", "MSOPs", "uJ")
+    head = ("MMACs", "runs", "rate %", "MSOPs", "uJ", "memory uJ")
     lines = [
         f"activity over {found['samples']} samples at T = {found['timesteps']}; energy at 45 nm: "
-        f"{energy.MAC_PJ} pJ a MAC, {energy.AC_PJ} pJ a synaptic operation",
+        f"{energy.MAC_PJ} pJ a MAC, {energy.AC_PJ} pJ a synaptic operation, "
+        f"{energy.BIT_PJ:.4g} pJ a bit of memory",
         f"{'layer':{width}}" + "".join(f"{name:>10}" for name in head),
     ]
     for layer in found["layers"]:
         values = (layer["macs"] / 1e6, layer["runs"], 100 * layer["rate"], layer["sops"] / 1e6,
-                  layer["energy_pj"] / 1e6)  # fmt: skip
+                  layer["energy_pj"] / 1e6, layer["memory_pj"] / 1e6)  # fmt: skip
         why = f"  MAC: {layer['why_mac']}" if layer["why_mac"] else ""
         cells = "".join(f"{value:10.4g}" for value in values)
         lines.append(f"{layer['name']:{width}}{cells}{why}")
-    spiking_uj, ann_uj = found["energy_pj"] / 1e6, found["ann_energy_pj"] / 1e6
-    lines.append(
-        f"energy {spiking_uj:.4g} uJ a sample; the same layers as an ANN {ann_uj:.4g} uJ; "
-        f"memory is not counted"
-    )
+    lines.append("energy of a sample, uJ     operations      memory")
+    whose = {"this network": ""}
+    if found["spiking"]:
+        whose |= {"the same layers as an ANN": "ann_"}
+        whose |= {f"ANN of {found['bits']}-bit activations": "matched_"}
+    for who, name in whose.items():
+        operations, memory = (found[f"{name}{what}_pj"] / 1e6 for what in ("energy", "memory"))
+        lines.append(f"{who:25}{operations:12.4g}{memory:12.4g}")
     return lines
 
 

@@ -13,7 +13,7 @@ from snnfast.train.folder import METRICS, go_on
 MARKDOWN, PLOT = "report.md", "curves.png"
 # What does not make two runs different experiments.
 SAME = {"seed", "output", "device", "resume", "threads", "checkpoint_every", "time_step",
-        "tensorboard", "data.root", "data.workers", "teacher.checkpoint"}  # fmt: skip
+        "tensorboard", "monitor", "data.root", "data.workers", "teacher.checkpoint"}  # fmt: skip
 
 
 @dataclass

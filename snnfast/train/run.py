@@ -16,7 +16,7 @@ from torch import nn
 from snnfast.data import DataError
 from snnfast.data.extras import require
 from snnfast.models import exported_weights, set_process_group
-from snnfast.train import build, checkpoint, folder, metrics, preprocess, progress
+from snnfast.train import build, checkpoint, folder, metrics, preprocess, progress, watch
 from snnfast.train.checkpoint import EMA, LATEST, STUDENT, TEACHER, CheckpointError
 from snnfast.train.config import Config, ConfigError, differences, dump, flat, load
 from snnfast.train.distributed import RankError, World, code, digest_of, in_a_line, joined
@@ -29,7 +29,7 @@ from snnfast.train.stop import Interrupted, Stop, Stuck
 
 # What may change between a checkpoint and the run that goes on from it.
 FREE = {"output", "device", "resume", "threads", "checkpoint_every", "tensorboard",
-        "data.root", "data.workers"}  # fmt: skip
+        "monitor", "data.root", "data.workers"}  # fmt: skip
 # What may differ between ranks.
 OWN = FREE - {"resume", "checkpoint_every"}
 
@@ -78,8 +78,9 @@ class _Run:
         self.config, self.device, self.world = config, device, world
         self.interrupted = interrupted
         self.output = Path(config.output)
-        self.found, self.needs = None, {}
+        self.found, self.needs, self.layers = None, {}, None
         self.resume, self.overwrite = config.resume == "auto", overwrite
+        watch.check(config)
         if world.main:  # before the work of loading
             folder.check_free(self.output)
             folder.check(self.output, resume=self.resume, overwrite=overwrite)
@@ -190,7 +191,8 @@ class _Run:
                 self._write(self._weights(trainer))  # of this epoch: nothing else would mend them
         self._warm_up(trainer)
         every, start = self.config.checkpoint_every, time.perf_counter()
-        with progress.bar(trainer.name, trainer, self.world) as bar:
+        bar = progress.bar(trainer.name, trainer, self.world)
+        with watch.layers(self.config, trainer) as self.layers, bar as bar:
             try:
                 for step in trainer.steps():
                     bar.step()
@@ -235,7 +237,7 @@ class _Run:
         model, student = trainer.model, trainer.name == "student"
         test = self.data.test, self.data.prepare, inference_steps(self.config) if student else None
         row = {"phase": trainer.name, "epoch": step.epoch, "step": step.step, "lr": step.lr}
-        row |= trainer.means()
+        row |= trainer.means() | (self.layers.scalars() if self.layers else {})
         row["test_accuracy"] = accuracy(model, *test, world=self.world)
         if trainer.average:
             with trainer.average.applied(model):
@@ -248,6 +250,8 @@ class _Run:
             "step_seconds": round(stepping, 3),
             "skipped_files": len(getattr(self.data.train, "skipped", ())),
         }
+        if self.layers:
+            self.layers.clear()  # of this epoch and its test
         with _written(self.metrics.path):
             self.metrics.add(row | progress.memory(self.device))
         if self.world.main:

@@ -259,6 +259,27 @@ def test_what_is_learned_is_named_as_in_spikingjelly():
         close(found, wanted, 1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tau_per_neuron(dtype):
+    """As neurons that are channels, each with its tau: spikes and gradients of ``snnfast.lif``."""
+    layer = snnfast.nn.HeterogeneousLIF((3, 4), tau=3.0, surrogate="atan")
+    assert list(layer.state_dict()) == ["w"]
+    assert torch.allclose(layer.w.sigmoid(), torch.tensor(1 / 3))
+    torch.nn.init.normal_(layer.w)
+    x = inputs("heterogeneous_lif", (12, 5, 3, 4)).to(dtype).requires_grad_()
+    w = layer.w.detach().flatten().requires_grad_()
+    r = snnfast.lif(x.flatten(2), inv_tau=w.sigmoid(), surrogate="atan").view(x.shape)
+    s = layer(x)
+    assert torch.equal(s, r) and 0.01 < s.float().mean() < 0.99
+    ds = torch.randn(s.shape).to(dtype)
+    found = torch.autograd.grad(s, [x, layer.w], ds)
+    wanted = torch.autograd.grad(r, [x, w], ds)
+    close([found[0], found[1].flatten()], wanted, 1e-5 if dtype == torch.float32 else 1e-2)
+    with snnfast.streaming(layer), torch.no_grad():
+        assert torch.equal(torch.cat([layer(part) for part in x.split(5)]), s)
+    assert torch.equal(layer(x[0], timesteps=3), layer(x[:1].expand(3, *x.shape[1:])))
+
+
 # What is refused
 
 X = torch.zeros(2, 3)
@@ -278,6 +299,10 @@ X = torch.zeros(2, 3)
         (lambda: neurons.ilif(X, levels=0), ValueError, "levels must be an int >= 1, got 0"),
         (lambda: snnfast.nn.GLIF(gamma=1.0), ValueError, "GLIF: gamma must be within 0 .. 1, got"),
         (lambda: snnfast.nn.GLIF(channels=0), ValueError, "GLIF: channels must be"),
+        (lambda: snnfast.nn.HeterogeneousLIF((2,))(X[:, None]), ValueError,
+         "HeterogeneousLIF: x must have neurons [2] behind time and batch, got [3]"),
+        (lambda: snnfast.nn.HeterogeneousLIF(tau=1.0), ValueError,
+         "HeterogeneousLIF: tau must be > 1, got 1.0"),
         (lambda: snnfast.nn.KLIF(k="1"), TypeError, "KLIF: k must be a number, got str"),
         (lambda: snnfast.nn.Leaky(tau=2.0), TypeError, "leaky: arguments must be among beta, "),
     ],
