@@ -61,9 +61,9 @@ def _obstacle(norm, neuron, y, x, residual, shapes, swapped) -> str | None:
         return why
     if x is None:
         return f"{type(neuron).__name__} takes no such call"
-    timestep = _swap(y).shape if swapped and y.dim() > 2 else y.shape
-    folded = x.dim() == y.dim() + 1 and x.shape[2:] == timestep[1:]
-    if (not folded and x.shape != timestep) or (swapped and y.dim() < 3):
+    folded = _is_folded(y, x, swapped)
+    timestep = _swap(y) if swapped and y.dim() > 2 else y
+    if not folded and (x.shape != timestep.shape or (swapped and y.dim() < 3)):
         return f"{list(y.shape)} -> {list(x.shape)} does more than split time from the batch"
     channels = (t.dim() for t in (*neuron.parameters(), *neuron.buffers()))
     if not (folded and not swapped) and any(channels):
@@ -78,6 +78,15 @@ def _obstacle(norm, neuron, y, x, residual, shapes, swapped) -> str | None:
         if residual.shape not in shapes:
             return f"what is added must not be broadcast, got shape {list(residual.shape)}"
     return None
+
+
+def _is_folded(y: Tensor, x: Tensor, swapped: bool) -> bool:
+    """Whether x [T, B, C, ...] is y [T B, C, ...] but for axes behind the channels, that may be
+    fewer or more; with the last two exchanged, those, too, are the same."""
+    if swapped:
+        return x.dim() == y.dim() + 1 and y.dim() > 2 and x.shape[2:] == _swap(y).shape[1:]
+    shape = x.shape
+    return x.dim() > 2 and (shape[0] * shape[1], shape[2]) == y.shape[:2]
 
 
 def _group(norm):
@@ -102,7 +111,7 @@ def norm_neuron(norm, neuron, given: Tensor, shaped: Tensor, residual, swapped: 
         warnings.warn(f"fuse: a block runs unfused: {why}", stacklevel=2)
     else:
         norm._check_input_dim(y)
-        s = _fused(norm, neuron, x, y.dim(), residual, swapped)
+        s = _fused(norm, neuron, x, residual, not _is_folded(y, x, swapped), swapped)
     if s is not None:
         return s.reshape(shaped.shape)
     n = norm(given)
@@ -117,11 +126,10 @@ def _swap(x: Tensor) -> Tensor:
     return x.transpose(-1, -2)
 
 
-def _fused(norm, neuron, x, axes: int, residual, swapped):
-    """The spikes of x, the input of a norm of so many ``axes`` as the neuron sees it; None where a
-    neuron of another package has to run by its own forward."""
-    # Without an axis for the batch, [T, C, ...], the op is given one.
-    single = x.dim() == axes
+def _fused(norm, neuron, x, residual, single: bool, swapped: bool):
+    """The spikes of x, the input of the norm as the neuron sees it; None where a neuron of another
+    package has to run by its own forward. ``single``: without an axis for the batch, [T, C, ...],
+    where the op is given one."""
     group = _group(norm)
 
     def for_op(t, axis):
