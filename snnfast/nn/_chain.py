@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import fx
 
-from snnfast.nn import _peers
+from snnfast.nn import peers
 from snnfast.nn._pair import NEURONS, is_neuron, norm_neuron, refusal
 from snnfast.nn._trace import IN_PLACE
 
@@ -49,7 +49,7 @@ def _may_write(node, modules) -> bool:
     """Whether the operation may change a tensor in place, or is not known not to."""
     if node.kwargs.get("inplace") or "out" in node.kwargs:
         return True
-    known = _peers.keeps_inputs
+    known = peers.keeps_inputs
     if node.op == "call_module":
         module = modules[node.target]
         return not is_neuron(module) and any(
@@ -121,7 +121,7 @@ def _chain(norm: fx.Node, modules) -> "_Chain | str | None":
     if why is not None:
         return why
     before, behind = modules[norm.target], modules[user.target]
-    if _peers.is_norm(type(before)) and before.step_mode == "m":
+    if peers.is_norm(type(before)) and before.step_mode == "m":
         if getattr(behind, "step_mode", "m") == "s":
             return f"its step_mode is 'm', that of {type(behind).__name__} 's'"
     node = norm.next

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from snnfast.nn import _peers
+from snnfast.nn import peers
 from snnfast.nn._trace import has_hooks
 from snnfast.nn.batch_norm import normalised
 from snnfast.nn.neuron import IF, LIF, Neuron, ParametricLIF
@@ -23,7 +23,7 @@ NEURONS = (LIF, IF, ParametricLIF, Neuron)
 
 def is_neuron(module: nn.Module) -> bool:
     """Whether ``fuse`` knows it, or may."""
-    return isinstance(module, Stateful) or _peers.is_neuron(module)
+    return isinstance(module, Stateful) or peers.is_neuron(module)
 
 
 def refusal(module: nn.Module, kinds: tuple) -> str | None:
@@ -31,7 +31,7 @@ def refusal(module: nn.Module, kinds: tuple) -> str | None:
     name = type(module).__name__
     # The classes of the family are a Neuron each, and no more than that.
     family = isinstance(module, Neuron) and type(module).__module__.startswith("snnfast.")
-    known = _peers.is_norm(type(module)) if kinds is NORMS else _peers.is_neuron(module)
+    known = peers.is_norm(type(module)) if kinds is NORMS else peers.is_neuron(module)
     if not known and type(module) not in kinds and not (family and Neuron in kinds):
         return f"{name} is not one of {', '.join(kind.__name__ for kind in kinds)}"
     if has_hooks(module):
@@ -101,9 +101,9 @@ def _group(norm):
 def norm_neuron(norm, neuron, given: Tensor, shaped: Tensor, residual, swapped: bool = False):
     """neuron(norm(given) reshaped as ``shaped``, a reshape of ``given``, + residual), fused where
     possible; ``swapped``: with the last two axes exchanged before it is reshaped."""
-    many = _peers.is_norm(type(norm)) and norm.step_mode == "m" and given.dim() > 2
+    many = peers.is_norm(type(norm)) and norm.step_mode == "m" and given.dim() > 2
     y = given.flatten(0, 1) if many else given
-    x = neuron._behind_steps(shaped) if _peers.is_neuron(neuron) else shaped
+    x = neuron._behind_steps(shaped) if peers.is_neuron(neuron) else shaped
     shapes = given.shape, y.shape, shaped.shape
     why = _obstacle(norm, neuron, y, x, residual, shapes, swapped)
     s = None
@@ -154,12 +154,14 @@ def _fused(norm, neuron, x, residual, single: bool, swapped: bool):
                 return result
             s, v = result if return_state else (result, None)
             s = _each(partial(for_neuron, axis=1), s)
-            v = _each(partial(for_neuron, axis=int(return_state == "all")), v)
+            axis = int(return_state == "all")
+            # A state must not be a view: it is detached in place.
+            v = _each(lambda t: for_neuron(t, axis).clone(), v)
             return (s, v) if return_state else s
 
         return run
 
-    if _peers.is_neuron(neuron):
+    if peers.is_neuron(neuron):
         reads = () if residual is None else (residual,)
         return neuron._behind(x, behind, reads if group is None else None)
     any_kind = isinstance(neuron, Neuron)

@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from snnfast.nn import _peers
+from snnfast.nn import peers
 from snnfast.nn.streaming import Mark
 from snnfast.ops import select
 
@@ -78,8 +78,8 @@ class _Tracer(fx.Tracer):
         return module not in self.inlined
 
     def call_module(self, module, forward, args, kwargs):
-        if module in self.inlined and _peers.folds(type(module)) and not kwargs:
-            forward = partial(_peers.folded, module)
+        if module in self.inlined and peers.folds(type(module)) and not kwargs:
+            forward = partial(peers.folded, module)
         return super().call_module(module, forward, args, kwargs)
 
     def proxy(self, node):
@@ -152,7 +152,7 @@ def required(module: nn.Module) -> list[str]:
 def _once(module: nn.Module, inlined) -> fx.Graph:
     cls, names = type(module), ", ".join(required(module))
     # torch.fx would give a stand-in to optional arguments, too; this forward has none.
-    original = _peers.folded if _peers.folds(cls) else cls.forward
+    original = peers.folded if peers.folds(cls) else cls.forward
     call = eval(f"lambda self, {names}: original(self, {names})", {"original": original})
     modules = list(module.modules())
     numbers = _generators()

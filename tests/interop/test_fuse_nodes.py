@@ -66,6 +66,9 @@ def test_networks_are_fused(name, way):
             torch.testing.assert_close(ours(x), expected, rtol=0.02, atol=0.02)
             for (_, a), (_, b) in zip(nodes(ours), nodes(theirs), strict=True):
                 assert a.v.shape == b.v.shape and ((a.v - b.v).abs() > 1e-4).float().mean() < 0.01
+    for m in ours.modules():
+        if callable(getattr(m, "detach", None)):
+            m.detach()
     for a, b in zip(ours.buffers(), theirs.buffers(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
 
@@ -158,6 +161,24 @@ def test_one_timestep_a_call(version):
     snnfast.accelerate(ours, fuse=True)
     assert fused_ops(ours, X[0]) == 1
     check_same(ours, theirs, X, steps=True, rtol=1e-4, kept=False)
+
+
+@pytest.mark.parametrize("mode", ["s", "m"])
+def test_a_traced_node_in_both_modes(mode):
+    class Own(module("0.0.0.0.14").LIFNode):
+        def neuronal_charge(self, x):
+            self.v = 0.75 * self.v + x
+
+    node = Own(step_mode=mode, store_v_seq=mode == "m", v_reset=None)
+    ours, theirs = fresh(nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), node))
+    ours[2].surrogate_function.alpha = theirs[2].surrogate_function.alpha = 2.0
+    report = snnfast.accelerate(ours, fuse=True)
+    assert len(report.traced) == len(report.fused) == fused_ops(ours, X[0]) == 1
+    for x in X[:2]:
+        check_same(ours, theirs, x, rtol=1e-4, kept=False)
+        torch.testing.assert_close(ours[2].v, theirs[2].v)
+    if mode == "m":
+        torch.testing.assert_close(ours[2].v_seq, theirs[2].v_seq)
 
 
 def test_v_of_every_step_is_that_of_the_call():

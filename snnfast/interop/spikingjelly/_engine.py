@@ -85,7 +85,7 @@ _AT_THRESHOLD = {"surrogate": surrogates.LeakyKReLU(leak=0.0, k=0.0), "fire": ">
 
 
 class Behind(NamedTuple):
-    """A norm in front of a node, as ``snnfast.nn.fuse`` hands it over (snnfast.nn._peers)."""
+    """A norm in front of a node, as ``snnfast.nn.fuse`` hands it over (snnfast.nn.peers)."""
 
     op: Callable
     reads: "tuple[Tensor, ...] | None"

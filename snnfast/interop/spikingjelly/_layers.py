@@ -5,7 +5,7 @@ import re
 
 from torch import nn
 
-from snnfast.nn import _peers
+from snnfast.nn import peers
 
 _HOME = re.compile(r".*\b(clock_driven|activation_based)\.layer(\.\w+)*")
 _NORMS = {"BatchNorm1d", "BatchNorm2d", "BatchNorm3d"}
@@ -33,4 +33,4 @@ def _keeps_inputs(cls: type) -> bool:
     return _is_theirs(cls) and torchs
 
 
-_peers.peers.append(_peers.Peer(_is_norm, _folds, _keeps_inputs))
+peers.KNOWN.append(peers.Peer(_is_norm, _folds, _keeps_inputs))

@@ -302,19 +302,19 @@ class Traced(Accelerated):
     _accelerated_ways: tuple[_traced.Way, ...]
 
     def _accelerated_way(self):
-        """What a call is to be now; None: what it was before."""
-        ways = {way.mode: way for way in type(self)._accelerated_ways}
-        return ways.get(self.step_mode if None not in ways else None)
+        """What a call of the node is to be now; None: what it was before."""
+        mode = getattr(self, "step_mode", None)
+        called = "forward", "multi_step_forward" if mode == "m" else "single_step_forward"
+        ways = (way for way in type(self)._accelerated_ways if way.entry in called)
+        return next((way for way in ways if way.mode in (None, mode)), None)
 
     def _behind_refusal(self):
         """``forward`` of the releases hands all on to the two others."""
         order = type(self)._accelerated_from.__mro__
         ours = {way.entry for way in type(self)._accelerated_ways}
-        home = base_of(type(self)).__mro__
-        above = [c for c in order if c not in home]
-        own = next((k for c in above for k in _CALLED if k in vars(c) and k not in ours), None)
-        over = own if own in ("__call__", "forward") else None
-        return None if over is None else f"its class has its own {over}"
+        above = [vars(c) for c in order if c not in base_of(type(self)).__mro__]
+        own = [k for k in ("__call__", "forward") if k not in ours and any(k in c for c in above)]
+        return f"its class has its own {own[0]}" if own else None
 
     def _behind_steps(self, x):
         way = self._accelerated_way()
@@ -322,9 +322,12 @@ class Traced(Accelerated):
             return None
         return _traced.over_time(self, x, way)
 
-    def _accelerated(self, x, behind=None):
+    def _accelerated(self, x, behind):
+        return self._accelerated_by(self._accelerated_way(), x, behind)
+
+    def _accelerated_by(self, way, x, behind=None):
         _refuse_own(self)
-        way, plain = self._accelerated_way(), type(self)._accelerated_from
+        plain = type(self)._accelerated_from
         keeps = way.layout != "step" and _keeps_v(self)
         s = _traced.run(self, x, plain, way, keeps, behind)
         if way.layout == "step" and hasattr(self, "_append_v_seq") and self.store_v_seq:
@@ -354,7 +357,7 @@ def _entry(plain: type, name: str, ways):
             if len(args) != 1 or kwargs:
                 raise Unlike("it is called with more than x")
             (x,) = args
-            s = self._accelerated(_traced.over_time(self, x, way))
+            s = self._accelerated_by(way, _traced.over_time(self, x, way))
             return s.view(x.shape) if way.layout != "sequence" else s
         except Unlike as why:
             say(self, why, way.layout == "step")

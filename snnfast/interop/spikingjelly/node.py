@@ -112,7 +112,7 @@ class Node:
         """(whether a call takes all timesteps, whether it leaves V after each)."""
         raise NotImplementedError
 
-    def _behind_refusal(self):  # these three: see snnfast.nn._peers
+    def _behind_refusal(self):  # these three: see snnfast.nn.peers
         own = self.CHARGE is None or not is_ours(self, (*STEPS, "multi_step_forward", "forward"))
         return "its steps are its own" if own else None
 

@@ -30,19 +30,19 @@ class Peer(NamedTuple):
     """No layer of that class writes to what it is given, unless it has ``inplace`` set."""
 
 
-peers: list[Peer] = []
+KNOWN: list[Peer] = []
 
 
 def is_norm(cls: type) -> bool:
-    return any(peer.is_norm(cls) for peer in peers)
+    return any(peer.is_norm(cls) for peer in KNOWN)
 
 
 def folds(cls: type) -> bool:
-    return any(peer.folds(cls) for peer in peers)
+    return any(peer.folds(cls) for peer in KNOWN)
 
 
 def keeps_inputs(cls: type) -> bool:
-    return any(peer.keeps_inputs(cls) for peer in peers)
+    return any(peer.keeps_inputs(cls) for peer in KNOWN)
 
 
 def is_neuron(module: nn.Module) -> bool:
