@@ -271,6 +271,39 @@ def test_without_a_batch_the_first_axis_is_time(form):
         torch.testing.assert_close(a, b)
 
 
+class Tokens(nn.Module):
+    """Channels that are moved to the last axis behind the norm, or image axes that are made of
+    one."""
+
+    def __init__(self, last):
+        super().__init__()
+        self.bn, self.lif, self.last = nn.BatchNorm1d(C), ParametricLIF(), last
+
+    def forward(self, x):
+        y = self.bn(x.flatten(0, 1).flatten(2))
+        if self.last:
+            y = y.transpose(-1, -2).view(x.size(0), x.size(1), SIDE**2, C).contiguous()
+            return self.lif(y).view(T, B, SIDE, SIDE, C)
+        return self.lif(y.reshape(x.size(0), x.size(1), C, SIDE, SIDE)) * 1.0
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_other_axes_behind_the_norm(last):
+    model = Tokens(last).double()
+    fused = fuse(model)
+    assert ops_of(copy.deepcopy(fused), data()) == ["norm_lif"]
+    with torch.no_grad():
+        assert torch.equal(fused(data()), model(data()))
+        with snnfast.streaming(model), snnfast.streaming(fused):
+            for x in (data(), data(seed=2)):
+                assert torch.equal(fused(x), model(x))
+            torch.testing.assert_close(fused.lif._v, model.lif._v)
+    x = [data().requires_grad_() for _ in range(2)]
+    for m, t in zip((fused, model), x):
+        (m(t) * data(seed=5).reshape(m(t).shape)).sum().backward()
+    torch.testing.assert_close(x[0].grad, x[1].grad)
+
+
 @pytest.mark.parametrize("tracking", ["never", "not any more"])
 def test_batch_statistics_in_evaluation(tracking):
     model = nn.Sequential(nn.BatchNorm2d(C, track_running_stats=tracking != "never"), LIF())

@@ -6,6 +6,9 @@ from typing import NamedTuple
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from snnfast.nn.fuse import Fusion, fuse_all, unfuse
+from snnfast.ops.validation import check_bool
+
 _JUDGES = ("snnfast.interop.spikingjelly._judge", "snnfast.interop.snntorch")
 
 
@@ -33,8 +36,10 @@ class Report:
         """Run by ``snnfast.lif``."""
         self.traced: list[Entry] = []
         """Run by a program traced from their own step."""
-        self.fused: list[Entry] = []
-        """Batch norms that run in one pass with their neuron: none, see ``accelerate``."""
+        self.fused: list[Fusion] = []
+        """Batch norms that run in one pass with their neuron, by the names of both."""
+        self.unfused: list[Fusion] = []
+        """Batch norms that do not, and why; empty where that was not asked for."""
         self.left: list[Entry] = []
         """Run as before, and why."""
         self.norms = 0
@@ -42,22 +47,27 @@ class Report:
 
     def __str__(self):
         rows: dict[tuple, list[str]] = {}
-        for kind in KINDS:
+        for kind in ("replaced", "traced", "left"):
             for path, cls, reason in getattr(self, kind):
                 rows.setdefault((kind, cls, reason), []).append(path or "the model")
+        for norm, neuron, _, added in self.fused:
+            what = "norms with what is added behind them" if added else "norms"
+            rows.setdefault(("fused", what, None), []).append(f"{norm} -> {neuron}")
+        for norm, _, reason, _ in self.unfused:
+            rows.setdefault(("unfused", "norms", reason), []).append(norm)
         lines = ["accelerate: " + ", ".join(f"{len(getattr(self, kind))} {kind}" for kind in KINDS)]
         for (kind, cls, reason), paths in rows.items():
             some = ", ".join(paths[:2]) + (", ..." if len(paths) > 2 else "")
             why = f": {reason}" if reason else ""
             lines.append(f"  {kind:8} {len(paths):4} {cls} ({some}){why}")
-        if self.norms:
+        if self.norms and not (self.fused or self.unfused):
             lines.append(f"  not fused {self.norms:3} batch norms, which would round otherwise")
         return "\n".join(lines)
 
     __repr__ = __str__
 
 
-def accelerate(model: nn.Module) -> Report:
+def accelerate(model: nn.Module, *, fuse: bool = False) -> Report:
     """Runs the neurons of SpikingJelly in ``model`` by snnfast, in place; nothing else changes.
 
     IFNode, LIFNode and ParametricLIFNode of SpikingJelly 2.0.0, 0.0.0.0.14 and 0.0.0.0.12 (there
@@ -71,14 +81,21 @@ def accelerate(model: nn.Module) -> Report:
     stay what they are; ``v``, ``v_threshold``, ``v_reset``, ``tau``, ``w``, ``detach_reset``,
     ``surrogate_function``, ``step_mode`` and ``store_v_seq`` are read at each call. State and
     arithmetic are float32, also where the input is of half precision. A call that cannot be one of
-    ours runs as before, and warns once. Batch norms are not fused with their neurons: the spikes
-    are to be the same bit for bit, and there they would be so up to rounding. What a traced step
-    reads besides its node (globals, closures) is that of the time when it was traced.
+    ours runs as before, and warns once. What a traced step reads besides its node (globals,
+    closures) is that of the time when it was traced.
+
+    With ``fuse`` batch norms run in one pass with the node behind them, as by
+    ``snnfast.nn.fuse(model, inplace=True)``: less memory and time, but spikes that are the same up
+    to rounding alone, where they are else the same bit for bit. Containers that fold time into the
+    batch, norms with a step mode, an addition between norm and node, and channels that are moved to
+    the last axis are seen through. A norm that cannot be fused is named with its reason. Fuse
+    after ``convert_sync_batchnorm`` and before DistributedDataParallel; what is changed later (a
+    hook on a norm or its node, a submodule) runs as before, and warns.
 
     Returns a :class:`Report`.
 
     Raises:
-        TypeError: ``model`` is no module.
+        TypeError: ``model`` is no module, ``fuse`` no bool.
         ValueError: there is nothing to accelerate, and why. Then nothing has changed.
 
     Example:
@@ -88,6 +105,7 @@ def accelerate(model: nn.Module) -> Report:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"accelerate: model must be a torch module, got {type(model).__name__}")
+    check_bool("accelerate", "fuse", fuse)
     judges = [importlib.import_module(name).judge for name in _JUDGES]
     report, becomes = Report(), []
     report.norms = sum(isinstance(module, _BatchNorm) for module in model.modules())
@@ -107,10 +125,15 @@ def accelerate(model: nn.Module) -> Report:
             f"accelerate: model must have neurons of SpikingJelly that can run here, got {found}"
         )
     before = [type(module) for module, _ in becomes]
+    plain = [module for module in model.modules() if "_fused" not in vars(module)]
     try:
         for module, cls in becomes:
             module.__class__ = cls
+        for entry in fuse_all(model) if fuse else ():
+            (report.fused if entry.reason is None else report.unfused).append(entry)
     except BaseException:
+        for module in plain:
+            unfuse(module)
         for (module, _), cls in zip(becomes, before, strict=True):
             if type(module) is not cls:
                 module.__class__ = cls

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import fx
 
-from snnfast.nn._pair import NEURONS, norm_neuron, refusal
+from snnfast.nn import peers
+from snnfast.nn._pair import NEURONS, is_neuron, norm_neuron, refusal
 from snnfast.nn._trace import IN_PLACE
-from snnfast.nn.stateful import Stateful
 
 
 def _is(node, kind: str, *targets) -> bool:
@@ -28,6 +28,12 @@ def _is_reshape(node, x) -> bool:
     return known and node.args[0] is x and x not in node.args[1:] and not node.kwargs
 
 
+def _is_swap(node, x) -> bool:
+    """Of the last two axes."""
+    known = _is(node, "call_method", "transpose") or _is(node, "call_function", torch.transpose)
+    return known and not node.kwargs and node.args in ((x, -1, -2), (x, -2, -1))
+
+
 def _added_to(node, x):
     """What ``node`` adds to x, if it is such an addition; None otherwise."""
     in_place = _is(node, "call_function", operator.iadd) or _is(node, "call_method", "add_")
@@ -43,10 +49,13 @@ def _may_write(node, modules) -> bool:
     """Whether the operation may change a tensor in place, or is not known not to."""
     if node.kwargs.get("inplace") or "out" in node.kwargs:
         return True
+    known = peers.keeps_inputs
     if node.op == "call_module":
-        return any(
-            not type(m).__module__.startswith(("torch.nn.", "snnfast.")) or vars(m).get("inplace")
-            for m in modules[node.target].modules()
+        module = modules[node.target]
+        return not is_neuron(module) and any(
+            not (type(m).__module__.startswith(("torch.nn.", "snnfast.")) or known(type(m)))
+            or vars(m).get("inplace")
+            for m in module.modules()
         )
     if node.op == "call_method":
         return node.target.endswith("_")
@@ -65,6 +74,8 @@ class _Chain(NamedTuple):
     norm: fx.Node
     reshape: fx.Node | None
     residual: fx.Node | None
+    swapped: bool
+    contiguous: bool
     neuron: fx.Node
     links: list
 
@@ -77,6 +88,7 @@ def _chain(norm: fx.Node, modules) -> "_Chain | str | None":
     if sum(_is(node, "call_module", norm.target) for node in norm.graph.nodes) > 1:
         return "it is called more than once"
     x, reshape, residual, links = norm, None, None, [norm]
+    swapped = contiguous = False
     while True:
         users = [u for u in x.users if residual is not None or not _reads_shape(u)]
         if len(users) != 1:
@@ -84,15 +96,19 @@ def _chain(norm: fx.Node, modules) -> "_Chain | str | None":
         (user,) = users
         if user.op == "output":
             return None
-        if user.op == "call_module" and isinstance(modules[user.target], Stateful):
+        if user.op == "call_module" and is_neuron(modules[user.target]):
             break
         if _is(user, "call_function", norm_neuron):
             return "its output is what another fused batch norm adds"
-        added = _added_to(user, x) if residual is None else None
+        added = _added_to(user, x) if residual is None and not swapped else None
         if added is not None:
             residual = added
         elif reshape is None and _is_reshape(user, x):
             reshape = user
+        elif _is_swap(user, x) and not (swapped or reshape or residual):
+            swapped = True
+        elif _is(user, "call_method", "contiguous") and user.args == (x,) and not user.kwargs:
+            contiguous = True
         else:
             what = modules[user.target] if user.op == "call_module" else user.target
             what = getattr(what, "__name__", what if isinstance(what, str) else type(what).__name__)
@@ -104,40 +120,50 @@ def _chain(norm: fx.Node, modules) -> "_Chain | str | None":
     why = refusal(modules[user.target], NEURONS)
     if why is not None:
         return why
+    before, behind = modules[norm.target], modules[user.target]
+    if peers.is_norm(type(before)) and before.step_mode == "m":
+        if getattr(behind, "step_mode", "m") == "s":
+            return f"its step_mode is 'm', that of {type(behind).__name__} 's'"
     node = norm.next
     while node is not user:
         if node not in links and _may_write(node, modules):
             return f"{node.target} between it and the neuron may change a tensor in place"
         node = node.next
-    return _Chain(norm, reshape, residual, user, links)
+    return _Chain(norm, reshape, residual, swapped, contiguous, user, links)
 
 
 def _replace(graph: fx.Graph, chain: _Chain) -> None:
     y = shaped = chain.norm.args[0]
-    if chain.reshape is not None:
-        with graph.inserting_before(chain.reshape):
-            shaped = graph.node_copy(chain.reshape, lambda n: y if n in chain.links else n)
-    for reader in [u for u in chain.norm.users if _reads_shape(u)]:
-        reader.replace_input_with(chain.norm, y)
-    if chain.reshape is not None:
-        for reader in [u for u in chain.reshape.users if _reads_shape(u)]:
-            reader.replace_input_with(chain.reshape, shaped)
+    for link in chain.links:
+        with graph.inserting_before(link):
+            if link is chain.reshape:
+                before = shaped
+                shaped = graph.node_copy(link, lambda n, x=before: x if n in chain.links else n)
+                if _is(shaped, "call_method", "view"):  # of what is not contiguous here
+                    shaped.target = "reshape"
+            elif _is_swap(link, link.args[0]):
+                shaped = graph.call_method("transpose", (y, -1, -2))
+        for reader in [u for u in link.users if _reads_shape(u)]:
+            reader.replace_input_with(link, shaped)
     with graph.inserting_before(chain.neuron):
         pair = (graph.get_attr(chain.norm.target), graph.get_attr(chain.neuron.target))
-        spikes = graph.call_function(norm_neuron, (*pair, y, shaped, chain.residual))
+        spikes = graph.call_function(norm_neuron, (*pair, y, shaped, chain.residual, chain.swapped))
+        if chain.contiguous:
+            spikes = graph.call_method("contiguous", (spikes,))
     chain.neuron.replace_all_uses_with(spikes)
     for node in (chain.neuron, *reversed(chain.links)):
         graph.erase_node(node)
 
 
 def fuse_graph(graph: fx.Graph, modules, wanted) -> tuple[dict, dict]:
-    """Rewrites the graph; returns {norm: neuron} and {norm: why not, None where it may yet be}."""
+    """Rewrites the graph; returns {norm: (neuron, whether something is added)} and {norm: why
+    not, None where it may yet be}."""
     pairs, reasons = {}, {}
     for node in list(graph.nodes):
         if node.op == "call_module" and modules[node.target] in wanted:
             norm, chain = modules[node.target], _chain(node, modules)
             if isinstance(chain, _Chain):
-                pairs[norm] = modules[chain.neuron.target]
+                pairs[norm] = modules[chain.neuron.target], chain.residual is not None
                 _replace(graph, chain)
             else:
                 reasons[norm] = chain

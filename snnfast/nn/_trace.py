@@ -9,12 +9,14 @@ writes to its module is refused.
 import inspect
 import operator
 import random
+from functools import partial
 
 import numpy
 import torch
 from torch import fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from snnfast.nn import peers
 from snnfast.nn.streaming import Mark
 from snnfast.ops import select
 
@@ -74,6 +76,11 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, module, name):
         return module not in self.inlined
+
+    def call_module(self, module, forward, args, kwargs):
+        if module in self.inlined and peers.folds(type(module)) and not kwargs:
+            forward = partial(peers.folded, module)
+        return super().call_module(module, forward, args, kwargs)
 
     def proxy(self, node):
         return _Proxy(node, self)
@@ -145,7 +152,8 @@ def required(module: nn.Module) -> list[str]:
 def _once(module: nn.Module, inlined) -> fx.Graph:
     cls, names = type(module), ", ".join(required(module))
     # torch.fx would give a stand-in to optional arguments, too; this forward has none.
-    call = eval(f"lambda self, {names}: original(self, {names})", {"original": cls.forward})
+    original = peers.folded if peers.folds(cls) else cls.forward
+    call = eval(f"lambda self, {names}: original(self, {names})", {"original": original})
     modules = list(module.modules())
     numbers = _generators()
     module.__class__ = type(cls.__name__, (cls,), {"forward": call})

@@ -10,18 +10,19 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from snnfast.nn._chain import fuse_graph
-from snnfast.nn._pair import NORMS, refusal
+from snnfast.nn._pair import NORMS, is_neuron, refusal
 from snnfast.nn._trace import Guard, Untraceable, has_hooks, required, trace
-from snnfast.nn.stateful import Stateful
 
 
 class Fusion(NamedTuple):
     """One batch norm of a model: the name of its module, of the neuron it was fused with (None
-    where it was not), and why not (None where it was)."""
+    where it was not), why not (None where it was), and whether an addition between the two is a
+    part of it."""
 
     norm: str
     neuron: str | None
     reason: str | None
+    added: bool = False
 
     def __str__(self):
         if self.reason is None:
@@ -74,13 +75,17 @@ def inlined(model: nn.Module) -> set[nn.Module]:
     return {part for m in fused for part in m._fused[2].inlined}
 
 
+def _is_part(module: nn.Module) -> bool:
+    return isinstance(module, (_BatchNorm, _Fused)) or is_neuron(module)
+
+
 def _inlined(module: nn.Module, wanted, sealed) -> list[nn.Module]:
     """The submodules to look into: those that have such a batch norm or a neuron within."""
     found = []
     for child in module.children():
         parts = set(child.modules())
-        inner = any(isinstance(m, Stateful) for m in parts) or wanted & parts
-        if inner and not isinstance(child, (_BatchNorm, Stateful, _Fused)) and child not in sealed:
+        inner = any(map(is_neuron, parts)) or wanted & parts
+        if inner and not _is_part(child) and child not in sealed:
             if not has_hooks(child):
                 found += [child, *_inlined(child, wanted, sealed)]
     return list(dict.fromkeys(found))
@@ -107,7 +112,8 @@ def _rewrite(module: nn.Module, wanted, sealed) -> tuple[dict, dict]:
 
 
 def _search(model: nn.Module) -> tuple[dict, dict]:
-    """Fuses what can be fused in ``model``: ({norm: neuron}, {norm: why not}) for all of them."""
+    """As ``fuse_all``: ({norm: (neuron, whether there is an addition)}, {norm: why not}), the
+    second for all of them."""
     names = {module: name for name, module in model.named_modules()}
     reasons = {m: refusal(m, NORMS) for m in names if isinstance(m, _BatchNorm)}
     pairs = {}
@@ -119,8 +125,8 @@ def _search(model: nn.Module) -> tuple[dict, dict]:
     for module in reversed(names):  # children before their parents
         parts = list(module.modules())
         inside = [part for part in parts if part in wanted]
-        neurons = any(isinstance(part, Stateful) for part in parts)
-        if not wanted or isinstance(module, (_BatchNorm, Stateful, _Fused)):
+        neurons = any(map(is_neuron, parts))
+        if not wanted or _is_part(module):
             continue
         if not (inside or neurons) or type(module).forward is nn.Module.forward:
             continue
@@ -136,6 +142,27 @@ def _search(model: nn.Module) -> tuple[dict, dict]:
             reasons[norm] = why[norm] or f"its output leaves {where}{hooks}"
         wanted.difference_update(inside if found else (n for n in why if why[n] is not None))
     return pairs, reasons
+
+
+def fuse_all(model: nn.Module) -> list[Fusion]:
+    """Fuses what can be fused in ``model``; says so of each of its batch norms."""
+    names = {module: name for name, module in model.named_modules()}
+    pairs, reasons = _search(model)
+    found = []
+    for norm, why in reasons.items():
+        if norm in pairs:
+            neuron, added = pairs[norm]
+            found.append(Fusion(names[norm], names[neuron], None, added))
+        else:
+            found.append(Fusion(names[norm], None, why or "no call of it was found"))
+    return found
+
+
+def unfuse(module: nn.Module) -> None:
+    """Makes it again what it was before it was rewritten, if it was."""
+    if isinstance(module, _Fused):
+        module.__class__ = _plain_class(module)
+        del vars(module)["_fused"]
 
 
 def fuse(model: nn.Module, *, inplace: bool = False, report: list | None = None) -> nn.Module:
@@ -187,14 +214,8 @@ def fuse(model: nn.Module, *, inplace: bool = False, report: list | None = None)
     if report is not None and not isinstance(report, list):
         raise TypeError(f"fuse: report must be a list or None, got {type(report).__name__}")
     model = model if inplace else copy.deepcopy(model)
-    names = {module: name for name, module in model.named_modules()}
-    pairs, reasons = _search(model)
-    entries = [
-        Fusion(names[n], names[pairs[n]], None)
-        if n in pairs
-        else Fusion(names[n], None, reasons[n] or "no call of it was found")
-        for n in reasons
-    ]
+    entries = fuse_all(model)
+    pairs = [entry for entry in entries if entry.reason is None]
     if entries and not pairs:
         warnings.warn(f"fuse: nothing was fused: {entries[0]}", stacklevel=2)
     if report is not None:

@@ -84,9 +84,19 @@ _AT_THRESHOLD = {"surrogate": surrogates.LeakyKReLU(leak=0.0, k=0.0), "fire": ">
 """How a node fires whose surrogate function is not called; its spikes have no gradient."""
 
 
-def multi_step(node, x: Tensor, version: Version, charge: Charge, every: bool):
+class Behind(NamedTuple):
+    """A norm in front of a node, as ``snnfast.nn.fuse`` hands it over (snnfast.nn.peers)."""
+
+    op: Callable
+    reads: "tuple[Tensor, ...] | None"
+
+
+def multi_step(
+    node, x: Tensor, version: Version, charge: Charge, every: bool, behind: Behind | None = None
+):
     """(spikes [T, ...] of x [T, ...], V after each step where ``every``, else None), from the
     node's V on, which is left after the last step. Raises Unlike before anything has changed.
+    What is ``behind`` a norm has that of x as its input.
 
     Where a version always has V of every step it is a Later, to be put among the memories."""
     check_sequence(x)
@@ -111,18 +121,23 @@ def multi_step(node, x: Tensor, version: Version, charge: Charge, every: bool):
     v = start(node, "v", x, r, version.resizes)
     if v_reset is not None and not node.training:
         _refuse_infinite(x)
-    chosen = functools.partial(
-        lif, x, v, v_threshold=theta, v_reset=v_reset, detach_reset=bool(node.detach_reset),
+    arguments = {
+        "v_threshold": theta, "v_reset": v_reset, "detach_reset": bool(node.detach_reset),
         **leak, **fires,
-    )  # fmt: skip
-    steps = None
-    if every and not (version.keeps and _stay(x, v, theta)):
+    }  # fmt: skip
+    op = lif if behind is None else behind.op(lif)
+    chosen, steps = functools.partial(op, x, v, **arguments), None
+    if every and not (version.keeps and _stay(x, v, theta, behind)):
         s, steps = chosen(return_state="all")
         memories["v"] = steps[-1].clone()
     else:
         s, memories["v"] = chosen(return_state=True)
         if every:
-            steps = Later(lambda: chosen(return_state="all")[1], x, v)
+            reads, again = (x,) if v is None else (x, v), chosen
+            if behind is not None:
+                reads += behind.reads
+                again = functools.partial(behind.op(lif, again=True), x, v, **arguments)
+            steps = Later(lambda: again(return_state="all")[1], reads)
             if type(memories) is not Memories:
                 vars(node)["_memories"] = Memories(memories)
     return s.detach() if evaluates else s, steps
@@ -136,10 +151,13 @@ def _refuse_infinite(x: Tensor) -> None:
             raise Unlike("x is not finite")
 
 
-def _stay(x: Tensor, v: Tensor | None, theta) -> bool:
+def _stay(x: Tensor, v: Tensor | None, theta, behind: Behind | None) -> bool:
     """Whether it can be told that they do not change, and nothing is traced."""
     if torch.compiler.is_compiling() or isinstance(theta, Tensor) or x.is_inference():
         return False
+    if behind is not None:
+        if behind.reads is None or any(map(Tensor.is_inference, behind.reads)):
+            return False
     return v is None or not v.is_inference()
 
 

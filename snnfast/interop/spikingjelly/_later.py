@@ -2,21 +2,23 @@
 as many bytes as the input, and few read it."""
 
 from collections.abc import Callable
+from operator import attrgetter
 
 import torch
 from torch import Tensor
+
+_version = attrgetter("_version")
 
 
 class Later:
     """A value that ``compute`` gives of tensors that stay what they are."""
 
-    def __init__(self, compute: Callable[[], Tensor], x: Tensor, v: Tensor | None):
+    def __init__(self, compute: Callable[[], Tensor], reads: tuple[Tensor, ...]):
         self._compute, self._gradient = compute, torch.is_grad_enabled()
-        self._x, self._v = x, x if v is None else v
-        self._versions = x._version, self._v._version
+        self._reads, self._versions = reads, tuple(map(_version, reads))
 
     def now(self) -> Tensor:
-        if (self._x._version, self._v._version) != self._versions:
+        if tuple(map(_version, self._reads)) != self._versions:
             raise RuntimeError(
                 "v_seq: the input of the call must stay as it was until v_seq is read, got one "
                 "that was changed in place; read v_seq before"

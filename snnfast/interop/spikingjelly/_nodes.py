@@ -14,11 +14,13 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from snnfast.interop.spikingjelly import _layers as _layers
 from snnfast.interop.spikingjelly import _traced
 from snnfast.interop.spikingjelly._engine import (
     V2,
     V12,
     V14,
+    Behind,
     Charge,
     FirstStep,
     Unlike,
@@ -54,6 +56,12 @@ class Accelerated:
     def __reduce_ex__(self, protocol):
         return blank, (type(self)._accelerated_from,), self.__getstate__()
 
+    def _behind(self, x, behind, reads):
+        try:
+            return self._accelerated(x, Behind(behind, reads))
+        except Unlike:
+            return None  # its own forward says why
+
 
 def blank(plain: type, ways=None) -> nn.Module:
     """An empty module of the class that nodes of class ``plain`` are given."""
@@ -62,6 +70,19 @@ def blank(plain: type, ways=None) -> nn.Module:
 
 class _Node(Accelerated):
     _accelerated_as: tuple[Version, Charge]
+    _accelerated_mode: str | None = None
+    """Its step mode, where it has but one."""
+
+    def _behind_refusal(self):
+        """What a subclass does between the norm and ours must be done."""
+        order = type(self).__mro__
+        above = order[: order.index(next(c for c in _MIXINS if c in order))]
+        own = next((k for c in above for k in _CALLED if k in vars(c)), None)
+        return None if own is None else f"its class has its own {own}"
+
+    def _behind_steps(self, x):
+        mode = self._accelerated_mode or self.step_mode
+        return x if mode == "m" else x.unsqueeze(0)
 
 
 def _one(node, x):
@@ -71,11 +92,11 @@ def _one(node, x):
     return single_step(node, x, *cls._accelerated_as)
 
 
-def _all(node, x, every: bool):
+def _all(node, x, every: bool, behind=None):
     cls = type(node)
     if not cls._accelerated_calls.isdisjoint(vars(node)):
         _refuse_own(node)
-    return multi_step(node, x, *cls._accelerated_as, every)
+    return multi_step(node, x, *cls._accelerated_as, every, behind)
 
 
 def _refuse_own(node) -> None:
@@ -98,6 +119,11 @@ def calls(cls: type) -> frozenset[str]:
 
 
 class _Single12(_Node):
+    _accelerated_mode = "s"
+
+    def _accelerated(self, x, behind):
+        return _all(self, x, False, behind)[0]
+
     def forward(self, x):
         try:
             return _one(self, x)
@@ -107,18 +133,36 @@ class _Single12(_Node):
 
 
 class _Multi12(_Node):
+    _accelerated_mode = "m"
+
+    def _accelerated(self, x, behind=None):
+        if x.dim() < 2 or self.backend == "lava":
+            raise Unlike(f"x is {list(x.shape)}, backend {self.backend!r}")
+        s, self.v_seq = _all(self, x, True, behind)
+        return s
+
     def forward(self, x_seq):
         try:
-            if x_seq.dim() < 2 or self.backend == "lava":
-                raise Unlike(f"x is {list(x_seq.shape)}, backend {self.backend!r}")
-            s, self.v_seq = _all(self, x_seq, True)
-            return s
+            return self._accelerated(x_seq)
         except Unlike as why:
             say(self, why)
         return super().forward(x_seq)
 
 
 class _Both14(_Node):
+    def _accelerated(self, x, behind):
+        if self.step_mode == "m":
+            return self._accelerated_all(x, behind)
+        return _all(self, x, False, behind)[0]
+
+    def _accelerated_all(self, x_seq, behind=None):
+        if self.training and type(self).single_step_forward is not _Both14.single_step_forward:
+            raise Unlike("its single_step_forward is its own, and is called for each step")
+        s, every = _all(self, x_seq, bool(self.store_v_seq), behind)
+        if self.store_v_seq:
+            self.v_seq = every
+        return s
+
     def single_step_forward(self, x):
         try:
             return _one(self, x)
@@ -128,18 +172,23 @@ class _Both14(_Node):
 
     def multi_step_forward(self, x_seq):
         try:
-            if self.training and type(self).single_step_forward is not _Both14.single_step_forward:
-                raise Unlike("its single_step_forward is its own, and is called for each step")
-            s, every = _all(self, x_seq, bool(self.store_v_seq))
-            if self.store_v_seq:
-                self.v_seq = every
-            return s
+            return self._accelerated_all(x_seq)
         except Unlike as why:
             say(self, why)
         return super().multi_step_forward(x_seq)
 
 
 class _Both2(_Node):
+    def _accelerated(self, x, behind):
+        _check_plain(self, (), {})
+        if self.step_mode == "m":
+            s, self.v_seq = _all(self, x, bool(self.store_v_seq), behind)
+            return s
+        s, _ = _all(self, x, False, behind)
+        if self.store_v_seq:
+            self._append_v_seq(self.v)
+        return s
+
     def single_step_forward(self, x, *args, **kwargs):
         try:
             _check_plain(self, args, kwargs)
@@ -159,6 +208,10 @@ class _Both2(_Node):
         except Unlike as why:
             say(self, why)
         return super().multi_step_forward(x_seq, *args, **kwargs)
+
+
+_MIXINS = (_Single12, _Multi12, _Both14, _Both2)
+_CALLED = ("__call__", "forward", "single_step_forward", "multi_step_forward")
 
 
 def _check_plain(node, args, kwargs) -> None:
@@ -248,6 +301,39 @@ def named(plain: type, bases: tuple, namespace: dict) -> type:
 class Traced(Accelerated):
     _accelerated_ways: tuple[_traced.Way, ...]
 
+    def _accelerated_way(self):
+        """What a call of the node is to be now; None: what it was before."""
+        mode = getattr(self, "step_mode", None)
+        called = "forward", "multi_step_forward" if mode == "m" else "single_step_forward"
+        ways = (way for way in type(self)._accelerated_ways if way.entry in called)
+        return next((way for way in ways if way.mode in (None, mode)), None)
+
+    def _behind_refusal(self):
+        """``forward`` of the releases hands all on to the two others."""
+        order = type(self)._accelerated_from.__mro__
+        ours = {way.entry for way in type(self)._accelerated_ways}
+        above = [vars(c) for c in order if c not in base_of(type(self)).__mro__]
+        own = [k for k in ("__call__", "forward") if k not in ours and any(k in c for c in above)]
+        return f"its class has its own {own[0]}" if own else None
+
+    def _behind_steps(self, x):
+        way = self._accelerated_way()
+        if way is None or (way.layout == "merged" and len(x) % getattr(self, way.timesteps)):
+            return None
+        return _traced.over_time(self, x, way)
+
+    def _accelerated(self, x, behind):
+        return self._accelerated_by(self._accelerated_way(), x, behind)
+
+    def _accelerated_by(self, way, x, behind=None):
+        _refuse_own(self)
+        plain = type(self)._accelerated_from
+        keeps = way.layout != "step" and _keeps_v(self)
+        s = _traced.run(self, x, plain, way, keeps, behind)
+        if way.layout == "step" and hasattr(self, "_append_v_seq") and self.store_v_seq:
+            self._append_v_seq(self._v_seq_source())
+        return s
+
     def __reduce_ex__(self, protocol):
         cls = type(self)
         return blank, (cls._accelerated_from, cls._accelerated_ways), self.__getstate__()
@@ -268,14 +354,11 @@ def _entry(plain: type, name: str, ways):
         if way is None:
             return theirs(self, *args, **kwargs)
         try:
-            _refuse_own(self)
             if len(args) != 1 or kwargs:
                 raise Unlike("it is called with more than x")
-            keeps = way.layout != "step" and _keeps_v(self)
-            s = _traced.run(self, args[0], plain, way, keeps)
-            if way.layout == "step" and hasattr(self, "_append_v_seq") and self.store_v_seq:
-                self._append_v_seq(self._v_seq_source())
-            return s
+            (x,) = args
+            s = self._accelerated_by(way, _traced.over_time(self, x, way))
+            return s.view(x.shape) if way.layout != "sequence" else s
         except Unlike as why:
             say(self, why, way.layout == "step")
         return theirs(self, *args, **kwargs)

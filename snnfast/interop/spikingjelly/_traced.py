@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from snnfast.interop.spikingjelly._check import numbers, step_shape, twin
 from snnfast.interop.spikingjelly._engine import (
+    Behind,
     FirstStep,
     Unlike,
     check_sequence,
@@ -186,15 +187,21 @@ def _refuse_writing(before, one, states) -> None:
             raise ValueError(f"its step writes {name}")
 
 
-def run(node: nn.Module, x: Tensor, plain: type, way: Way, keeps: bool) -> Tensor:
-    """A call of ``node``, whose class was ``plain``, as ``way`` says. ``keeps``: V of every step
-    stays as ``v_seq``. Raises Unlike before anything has changed."""
-    merged = None
+def over_time(node: nn.Module, x: Tensor, way: Way) -> Tensor:
+    """The timesteps [T, ...] in x."""
     if way.layout == "step":
-        x = x.unsqueeze(0)
-    elif way.layout == "merged":
-        merged, steps = x.shape, getattr(node, way.timesteps)
-        x = x.view(steps, -1, *x.shape[1:])
+        return x.unsqueeze(0)
+    if way.layout == "merged":
+        return x.view(getattr(node, way.timesteps), -1, *x.shape[1:])
+    return x
+
+
+def run(
+    node: nn.Module, x: Tensor, plain: type, way: Way, keeps: bool, behind: Behind | None = None
+) -> Tensor:
+    """Spikes of a call of ``node``, whose class was ``plain``, as ``way`` says, x being what
+    ``over_time`` gave. ``keeps``: V of every step stays as ``v_seq``. Raises Unlike before anything
+    has changed."""
     check_sequence(x)
     if way.keeps is not None and way.keeps != node.store_v_seq:
         raise Unlike(f"store_v_seq is {node.store_v_seq}")
@@ -213,7 +220,8 @@ def run(node: nn.Module, x: Tensor, plain: type, way: Way, keeps: bool) -> Tenso
             if isinstance(v, Tensor) and v.shape != x.shape[1:]:
                 raise FirstStep(f"{name} is that of inputs of another size")
     before = [start(node, name, x, 0.0, False) for name in step.states]
-    s, after = step.definition(
+    op = step.definition if behind is None else behind.op(step.definition)
+    s, after = op(
         x, states=before, surrogate=surrogate, return_state="all" if keeps else True, **named
     )
     s = s if step.differentiable else s.detach()
@@ -223,4 +231,4 @@ def run(node: nn.Module, x: Tensor, plain: type, way: Way, keeps: bool) -> Tenso
         memories[name] = v[-1].clone() if keeps else v
     if keeps:
         node.v_seq = after[step.states.index("v")]
-    return s.squeeze(0) if way.layout == "step" else s.view(merged) if merged else s
+    return s

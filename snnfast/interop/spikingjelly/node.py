@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from snnfast.interop.spikingjelly import _engine
+from snnfast.interop.spikingjelly import _layers as _layers
 from snnfast.interop.spikingjelly.surrogate import Sigmoid
 from snnfast.ops.validation import check_bool, check_number
 
@@ -106,6 +107,27 @@ class Node:
         except _engine.Unlike as why:
             _say(type(self).__name__, str(why))
             return None
+
+    def _takes(self) -> tuple[bool, bool]:
+        """(whether a call takes all timesteps, whether it leaves V after each)."""
+        raise NotImplementedError
+
+    def _behind_refusal(self):  # these three: see snnfast.nn.peers
+        own = self.CHARGE is None or not is_ours(self, (*STEPS, "multi_step_forward", "forward"))
+        return "its steps are its own" if own else None
+
+    def _behind_steps(self, x: Tensor) -> Tensor:
+        return x if self._takes()[0] else x.unsqueeze(0)
+
+    def _behind(self, x: Tensor, behind, reads):
+        how = self._takes()[1], _engine.Behind(behind, reads)
+        try:
+            s, v_seq = _engine.multi_step(self, x, self.VERSION, self.CHARGE, *how)
+        except _engine.Unlike:
+            return None  # its own forward says why
+        if v_seq is not None:
+            self.v_seq = v_seq
+        return s
 
     def extra_repr(self):
         return (

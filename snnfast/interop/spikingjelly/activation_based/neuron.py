@@ -44,6 +44,9 @@ class BaseNode(node.Node, base.MemoryModule):
         if value and "v_seq" not in self._memories:
             self.register_memory("v_seq", None)
 
+    def _takes(self):
+        return self.step_mode == "m", self.step_mode == "m" and self.store_v_seq
+
     def single_step_forward(self, x: torch.Tensor):
         done = self._by_engine(x.unsqueeze(0), (*node.STEP, "v_float_to_tensor"), False)
         if done is not None:

@@ -39,6 +39,9 @@ class BaseNode(node.Node, base.MemoryModule):
         for name, value in zip(("v_threshold", "v_reset"), numbers):
             self.register_memory(name, value)
 
+    def _takes(self):
+        return False, False
+
     def forward(self, x: torch.Tensor):
         done = self._by_engine(x.unsqueeze(0), node.STEP, False)
         return self._by_hooks(x) if done is None else done[0].squeeze(0)
@@ -144,6 +147,9 @@ class _MultiStep:
         self.backend = backend
         self.lava_s_cale = lava_s_cale
         self.lava_neuron = None
+
+    def _takes(self):
+        return True, True
 
     def forward(self, x_seq: torch.Tensor):
         if x_seq.dim() < 2:
