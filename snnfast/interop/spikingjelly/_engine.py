@@ -120,7 +120,7 @@ def multi_step(
         refuse_number(node, "v", r)
     v = start(node, "v", x, r, version.resizes)
     if v_reset is not None and not node.training:
-        _refuse_infinite(x)
+        _refuse_infinite(x, behind)
     arguments = {
         "v_threshold": theta, "v_reset": v_reset, "detach_reset": bool(node.detach_reset),
         **leak, **fires,
@@ -143,11 +143,12 @@ def multi_step(
     return s.detach() if evaluates else s, steps
 
 
-def _refuse_infinite(x: Tensor) -> None:
-    """Unlike where theirs makes NaN of it: it resets V by a product."""
+def _refuse_infinite(x: Tensor, behind: Behind | None) -> None:
+    """Unlike where theirs makes NaN of it: it resets the V that has fired by a product. A V of
+    -inf does not fire; behind a norm it may be one of inf."""
     if x.is_cpu and not torch.compiler.is_compiling() and x.numel():  # where to look is no wait
-        least, largest = x.detach().aminmax()
-        if not -math.inf < least.item() <= largest.item() < math.inf:
+        x = x.detach()
+        if not x.max().item() < math.inf or (behind and x.min().item() == -math.inf):
             raise Unlike("x is not finite")
 
 
