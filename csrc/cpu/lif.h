@@ -7,6 +7,10 @@
 
 namespace snnfast {
 
+inline int itemsize_of(int dtype) { return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2; }
+// Of the states, and of what is one number a channel.
+inline int state_itemsize_of(int dtype) { return dtype == kFloat64 ? 8 : 4; }
+
 // One layer and its parameters.
 struct LifLayer : LifArgs {
   int dtype, threads;

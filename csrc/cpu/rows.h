@@ -132,8 +132,6 @@ void with_narrow(int from, int to, F&& f) {
   to == kFloat16 ? call(static_cast<Half*>(nullptr)) : call(static_cast<BFloat16*>(nullptr));
 }
 
-inline int64_t itemsize_of(int dtype) { return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2; }
-
 // Whether a row of n elements has no tail.
 template <class R>
 bool is_whole(int64_t n) {
