@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from snnfast.interop.nir._layers import Scale, Shift
+from snnfast.interop.nir._layers import Scale
 from snnfast.interop.nir._nodes import DT
 from snnfast.interop.packages import require
 from snnfast.nn import (

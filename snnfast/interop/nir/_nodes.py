@@ -1,6 +1,5 @@
-"""Layers as nodes of NIR: which node a layer is, by its parameters and the shapes of one timestep."""
+"""Layers as nodes of NIR, by their parameters and the shapes of one timestep."""
 
-import math
 
 import numpy as np
 import torch
