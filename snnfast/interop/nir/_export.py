@@ -158,7 +158,8 @@ class _Recorder(TorchFunctionMode):
 
     def _layer(self, module, args, kwargs, output) -> None:
         given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
-        x, residual = given.pop(next(iter(given)), None), given.pop("residual", None)
+        given.pop(next(iter(given)))
+        x, residual = args[0] if args else None, given.pop("residual", None)
         given.pop("repeats", None)  # of BatchNorm2d, which counts in training alone
         if not isinstance(x, Tensor) or id(x) not in self.values:
             raise Unsayable(
