@@ -151,7 +151,7 @@ class _Recorder(TorchFunctionMode):
         if self.inside is module:
             try:
                 self._layer(module, args, kwargs, output)
-            except Unsayable as why:
+            except ValueError as why:
                 raise self._refuse(why) from None
             self.inside = None
         self.stack.pop()
@@ -251,7 +251,7 @@ class _Recorder(TorchFunctionMode):
             if any(id(p) in self.values for p in parts) and _has_tensor(result):
                 try:
                     self._give(result, self._operation(name, result, args, kwargs))
-                except Unsayable as why:
+                except ValueError as why:
                     raise self._refuse(why) from None
                 if name.endswith("_") and result is args[0]:
                     self._forget_views_of(result)

@@ -1,5 +1,6 @@
 """A NIR graph as a module that takes all timesteps, [T, B, ...]."""
 
+import copy
 import graphlib
 import keyword
 import operator
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from snnfast.interop.nir._layers import Scale
-from snnfast.interop.nir._nodes import DT
+from snnfast.interop.nir._nodes import DT, array
 from snnfast.interop.packages import require
 from snnfast.nn import (
     IF,
@@ -61,7 +62,7 @@ def from_nir(graph, *, dt: float | None = None, fire: str | None = None,
     return _Builder(graph, dt, fire, surrogate).build().eval()
 
 
-class _Unknown(Exception):
+class _Unknown(ValueError):
     """Says what a node must be, and what it is."""
 
 
@@ -76,7 +77,8 @@ class _Norm(NamedTuple):
 class _Builder:
     def __init__(self, graph, dt: float, fire: str | None, surrogate):
         nir = self.nir = require("nir", "nir")
-        self.nodes, self.dt, self.fire, self.surrogate = graph.nodes, dt, fire, surrogate
+        self.nodes = {name: _in_numpy(node) for name, node in graph.nodes.items()}
+        self.dt, self.fire, self.surrogate = dt, fire, surrogate
         self.before = {name: [] for name in graph.nodes}
         self.behind = {name: [] for name in graph.nodes}
         for source, name in graph.edges:
@@ -108,7 +110,7 @@ class _Builder:
                 continue
             try:
                 self._write(name, self.nodes[name], tuple(self.before[name]))
-            except _Unknown as why:
+            except ValueError as why:
                 kind = type(self.nodes[name]).__name__
                 raise ValueError(f"from_nir: {kind} {name!r}: {why}") from None
         return fx.GraphModule(self.root, self.code, "FromNIR")
@@ -274,6 +276,13 @@ _CLOSE = 1e-5
 """Relative: what float32 leaves of a number, after some operations."""
 
 
+def _in_numpy(node):
+    """The node, in which snnTorch may have left tensors."""
+    node = copy.copy(node)
+    vars(node).update({k: array(v) for k, v in vars(node).items() if isinstance(v, Tensor)})
+    return node
+
+
 def _is_near(tau: np.ndarray, known: dict, name: str, of) -> bool:
     """Whether metadata's number is, but for rounding, what the node says, in timesteps."""
     if name not in known:
@@ -287,12 +296,14 @@ def _held(value):
 
 
 def _ratio(tau: np.ndarray, dt: float) -> np.ndarray:
-    """In timesteps: the number of 15 digits that was multiplied by dt, or the nearest float32."""
+    """tau / dt: of what gives tau times dt the number with fewest digits; the nearest float32."""
     tau = np.asarray(tau)
     if tau.dtype != np.float64:
         return (tau / tau.dtype.type(dt)).astype(np.float64)
-    values, places = np.unique(tau / dt, return_inverse=True)
-    return np.array([float(f"{value:.15g}") for value in values])[places].reshape(tau.shape)
+    values, places = np.unique(tau, return_inverse=True)
+    short = [float(f"{value / dt:.15g}") for value in values]
+    steps = [s if s * dt == value else value / dt for s, value in zip(short, values, strict=True)]
+    return np.array(steps)[places].reshape(tau.shape)
 
 
 def _row(array: np.ndarray) -> np.ndarray | None:

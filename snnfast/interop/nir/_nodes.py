@@ -1,6 +1,5 @@
 """Layers as nodes of NIR, by their parameters and the shapes of one timestep."""
 
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -25,7 +24,7 @@ NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 Shape = tuple[int, ...]
 
 
-class Unsayable(Exception):
+class Unsayable(ValueError):
     """Says what a layer must be for NIR, and what it is."""
 
 
