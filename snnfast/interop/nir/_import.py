@@ -241,14 +241,16 @@ class _Builder:
             return LIF(beta=_held(known["beta"]), **ends)
         ends |= {"decay_input": decay_input, "v_rest": None if leak == ends["v_reset"] else leak}
         row = _number("tau", tau)
-        if isinstance(row, Tensor) or "w" in known:
-            neuron = ParametricLIF(channels=len(row) if isinstance(row, Tensor) else None, **ends)
-            if _is_near(tau, known, "w", lambda w: 1 + np.exp(-w)):
-                neuron.w.data.copy_(torch.as_tensor(known["w"]))
-            else:
-                neuron.tau = row
-        else:
+        w = known["w"] if _is_near(tau, known, "w", lambda w: 1 + np.exp(-w)) else None
+        if w is None and isinstance(row, float):
             neuron = LIF(row, **ends)
+        else:
+            shaped = row if w is None else torch.as_tensor(w)
+            neuron = ParametricLIF(channels=len(shaped) if shaped.ndim else None, **ends)
+            if w is None:
+                neuron.tau = row
+            else:
+                neuron.w.data.copy_(shaped)
         return self._driven(neuron, node.r, 1.0) if decay_input else neuron
 
     def _cuba_lif(self, node) -> nn.Module:
