@@ -1,5 +1,7 @@
-"""The same networks in SpikingJelly and snnTorch: the same graphs, read by us and by them. Weights,
-inputs and decays are dyadic, so that no order of operations shows; potentials meet the threshold."""
+"""The same networks in SpikingJelly and snnTorch: the same graphs, read by us and by them.
+
+Weights, inputs and decays are dyadic, so that no order of operations shows and potentials meet the
+threshold."""
 
 import numpy as np
 import torch
@@ -86,7 +88,7 @@ def test_snntorch():
     snn, writer, reader = (
         package(f"snntorch{name}") for name in ("", ".export_nir", ".import_nir")
     )
-    # Their writer wants decays of the neurons' shape, and their Flatten is read as one of the batch.
+    # Their writer wants decays of the neurons' shape; their reader takes Flatten's axes for others.
     size, small = (4, 8, 8), (6, 2, 2)
     options = {"init_hidden": True, "reset_mechanism": "zero"}
     theirs = nn.Sequential(

@@ -170,7 +170,7 @@ class _Recorder(TorchFunctionMode):
         value, name = self.values[id(x)], self.stack[-1][1]
         inputs = tuple(x.shape[value.lead :])
         if type(module) is nn.Flatten:
-            value = self._flatten(value, x, module.start_dim, module.end_dim)
+            value = self._flatten(value, x, module.start_dim, module.end_dim, name)
         elif type(module) is nn.Linear:
             value = self.add(name, _nodes.linear(module, inputs), value)
         elif type(module) is Scale:
@@ -224,7 +224,7 @@ class _Recorder(TorchFunctionMode):
             b = self.add(f"{self.stack[-1][1]}.same", one, b)
         return _Value(a.sources + b.sources, a.lead)
 
-    def _flatten(self, value: _Value, x: Tensor, start: int = 0, end: int = -1) -> _Value:
+    def _flatten(self, value, x, start=0, end=-1, name: str | None = None) -> _Value:
         start, end = start % x.dim(), end % x.dim()
         if (start, end) == (0, 1) and value.lead == 2:
             return _Value(value.sources, 1)
@@ -238,7 +238,7 @@ class _Recorder(TorchFunctionMode):
         shape, lead = np.array(x.shape[value.lead :]), value.lead
         last = -1 if end == x.dim() - 1 else end - lead
         node = require("nir", "nir").Flatten({"input": shape}, start - lead, last)
-        return self.add(f"{self.stack[-1][1]}.flatten", node, value)
+        return self.add(name or f"{self.stack[-1][1]}.flatten", node, value)
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
