@@ -78,6 +78,11 @@ def in_one_dimension():
     )  # fmt: skip
 
 
+def flattened_before_its_neuron():
+    layers = nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.Flatten()
+    return snnfast.nn.fuse(nn.Sequential(OverTime(*layers), LIF(v_threshold=0.5)))
+
+
 IMAGES, SIGNALS = (4, 3, 2, 8, 8), (4, 3, 2, 16)
 
 
@@ -87,6 +92,7 @@ IMAGES, SIGNALS = (4, 3, 2, 8, 8), (4, 3, 2, 16)
         (convolutional, IMAGES),
         (lambda: snnfast.nn.fuse(convolutional()), IMAGES),
         (in_one_dimension, SIGNALS),
+        (flattened_before_its_neuron, (8, 40, 2, 8, 8)),
     ],
 )
 def test_what_was_written_comes_back(make, shape, tmp_path):
@@ -312,7 +318,7 @@ class Odd(nn.Module):
         (Leaky(beta=0.5), "reset_mechanism must be 'zero', NIR's only reset, got 'subtract'"),
         (Synaptic(reset_mechanism="zero"), "reset_delay must be False"),
         (OverTime(nn.LPPool2d(2, 2)), "norm_type must be 1, got 2"),
-        (OverTime(LIF()), "LIF '0': its input must be"),
+        (Odd(lambda m, x: m.lif(x.flatten(0, 1))), "LIF 'lif': its input must be"),
         (nn.Conv3d(3, 3, 3, padding=1), "Conv3d 'Conv3d': it must be made of .*, got conv3d"),
         (nn.Flatten(), "Flatten 'Flatten': what it flattens must be axes of a timestep"),
         (nn.Linear(8, 3), "Linear 'Linear': a timestep must be"),

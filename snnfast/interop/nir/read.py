@@ -135,15 +135,14 @@ class _Builder:
         module = (nn.BatchNorm2d if node.scale.ndim == 3 else nn.BatchNorm1d)(len(weight), eps)
         state = {"weight": weight, "running_var": var, "running_mean": -torch.tensor(numbers[0])}
         module.load_state_dict(state | {"bias": torch.tensor(numbers[1])}, strict=False)
-        readers = self.behind[last]
-        fused = (
-            known["fused"] and len(readers) == 1 and type(self.nodes[readers[0]]) in self.neurons
-        )
-        if fused and readers[0] not in self.norms:
-            self.norms[readers[0]] = _Norm(first, last, module)
-            return first, name, last
-        self.norms[last] = _Norm(first, last, module)
-        return first, name
+        if not known["fused"]:
+            self.norms[last] = _Norm(first, last, module)
+            return first, name
+        neuron, *others = self.behind[last]
+        if others or type(self.nodes[neuron]) not in self.neurons or neuron in self.norms:
+            return ()
+        self.norms[neuron] = _Norm(first, last, module)
+        return first, name, last
 
     def _write(self, name: str, node, sources: tuple[str, ...]) -> None:
         """A node, and the batch norm that ends there or joins it, as code."""
