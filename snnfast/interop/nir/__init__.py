@@ -14,7 +14,7 @@ is settled as SpikingJelly and snnTorch do: Euler steps of ``dt``; the inputs of
 The metadata of a node has what NIR has no word for.
 """
 
-from snnfast.interop.nir.write import to_nir
 from snnfast.interop.nir.read import from_nir
+from snnfast.interop.nir.write import to_nir
 
 __all__ = ["from_nir", "to_nir"]

@@ -98,7 +98,7 @@ def _pair(value) -> np.ndarray:
     return np.broadcast_to(np.array(value), 2).copy()
 
 
-def batch_norm(norm: nn.Module, shape: Shape, fused: bool) -> dict:
+def batch_norm(norm: nn.Module, shape: Shape) -> dict:
     """{suffix: node} of (y - mean) scale + bias on [C, ...]."""
     if norm.running_mean is None:
         raise Unsayable("track_running_stats must be True, got False")
@@ -106,7 +106,7 @@ def batch_norm(norm: nn.Module, shape: Shape, fused: bool) -> dict:
     weight = torch.ones_like(mean) if norm.weight is None else norm.weight.detach()
     bias = torch.zeros_like(mean) if norm.bias is None else norm.bias.detach()
     scale = spread(weight * inverse_std(var, norm.eps), shape, np.float32)
-    known = {"weight": array(weight), "running_var": array(var), "eps": norm.eps, "fused": fused}
+    known = {"weight": array(weight), "running_var": array(var), "eps": norm.eps, "fused": False}
     node = require("nir", "nir").Scale(scale, metadata=known)
     return {".mean": _shift(-mean, shape), ".scale": node, ".bias": _shift(bias, shape)}
 

@@ -1,6 +1,7 @@
 """A model as a NIR graph: it runs once on an example, and what it calls is written down."""
 
 import inspect
+import itertools
 import math
 from typing import NamedTuple
 
@@ -101,6 +102,7 @@ class _Recorder(TorchFunctionMode):
         nir = require("nir", "nir")
         self.steps, self.batch = example.shape[:2]
         self.fused, self.dt = fused, dt
+        self.joining = {}  # {what a neuron may read: the Scale of the norm that is one with it}
         self.nodes = {"input": nir.Input(np.array(example.shape[2:]))}
         self.edges = []
         self.values = {id(example): _Value(("input",), 2)}
@@ -180,11 +182,10 @@ class _Recorder(TorchFunctionMode):
             value = self._norm(module, name, value, inputs, True)
             if residual is not None:
                 value = self._sum(value, self._known(residual), x.shape)
-            node = _nodes.neuron(module.neuron, inputs, self.dt)
-            value = self.add(f"{name}.neuron", node, value)
+            value = self._neuron(module.neuron, f"{name}.neuron", value, inputs)
         elif isinstance(module, Stateful):
             self._time_first(value, output)
-            value = self.add(name, _nodes.neuron(module, inputs, self.dt), value)
+            value = self._neuron(module, name, value, inputs)
         elif type(module) not in _nodes.NOTHING:
             if value.lead != 1:
                 raise Unsayable(
@@ -199,9 +200,19 @@ class _Recorder(TorchFunctionMode):
         self._give(output, value)
 
     def _norm(self, module, name: str, value: _Value, shape, fused: bool) -> _Value:
-        for suffix, node in _nodes.batch_norm(module, shape, fused).items():
+        for suffix, node in _nodes.batch_norm(module, shape).items():
             value = self.add(name + suffix, node, value)
+            if fused and suffix == ".scale":
+                scale = node
+        if fused:
+            self.joining[value.sources[0]] = scale
         return value
+
+    def _neuron(self, module, name: str, value: _Value, shape) -> _Value:
+        for source in value.sources:
+            if source in self.joining:
+                self.joining[source].metadata["fused"] = True
+        return self.add(name, _nodes.neuron(module, shape, self.dt), value)
 
     def _time_first(self, value: _Value, output) -> None:
         if not isinstance(output, Tensor):
@@ -238,7 +249,10 @@ class _Recorder(TorchFunctionMode):
         shape, lead = np.array(x.shape[value.lead :]), value.lead
         last = -1 if end == x.dim() - 1 else end - lead
         node = require("nir", "nir").Flatten({"input": shape}, start - lead, last)
-        return self.add(name or f"{self.stack[-1][1]}.flatten", node, value)
+        flat = self.add(name or f"{self.stack[-1][1]}.flatten", node, value)
+        if start > lead and value.sources[0] in self.joining:  # channels are what they were
+            self.joining[flat.sources[0]] = self.joining[value.sources[0]]
+        return flat
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -276,13 +290,17 @@ class _Recorder(TorchFunctionMode):
 
     def _reshape(self, value: _Value, x: Tensor, result: Tensor) -> _Value:
         """Time and batch together or apart, or a timestep flat."""
-        own, lead = tuple(x.shape[value.lead :]), tuple(result.shape)
-        for many, start in ((1, (self.steps * self.batch,)), (2, (self.steps, self.batch))):
-            if lead == start + own:
-                return _Value(value.sources, many)
-        for many, start in ((1, (self.steps * self.batch,)), (2, (self.steps, self.batch))):
-            if lead == (*start, math.prod(own)):
-                return self._flatten(value, x, value.lead)._replace(lead=many)
+        own = tuple(x.shape[value.lead :])
+        for front in ((self.steps * self.batch,), (self.steps, self.batch)):
+            lead = len(front)
+            if tuple(result.shape[:lead]) != front:
+                continue
+            if own == (rest := tuple(result.shape[lead:])):
+                return _Value(value.sources, lead)
+            for i, k in itertools.combinations(range(len(own)), 2):
+                if rest == (*own[:i], math.prod(own[i : k + 1]), *own[k + 1 :]):
+                    flat = self._flatten(value, x, value.lead + i, value.lead + k)
+                    return flat._replace(lead=lead)
         raise Unsayable(
             f"a reshape must fold time into the batch, or flatten a timestep, got one of "
             f"{list(x.shape)} to {list(result.shape)}"
