@@ -29,7 +29,9 @@ class Unsayable(ValueError):
 
 
 def array(value: Tensor) -> np.ndarray:
-    return value.detach().to("cpu", torch.promote_types(value.dtype, torch.float32)).numpy()
+    """A copy, in float32 at least."""
+    dtype = torch.promote_types(value.dtype, torch.float32)
+    return value.detach().to("cpu", dtype, copy=True).numpy()
 
 
 def convolution(module: nn.Module, inputs: Shape):

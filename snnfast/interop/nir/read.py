@@ -293,18 +293,16 @@ def _is_near(tau: np.ndarray, known: dict, name: str, of) -> bool:
 
 
 def _held(value):
-    return torch.as_tensor(value) if np.ndim(value) else float(value)
+    return torch.tensor(value) if np.ndim(value) else float(value)
 
 
 def _ratio(tau: np.ndarray, dt: float) -> np.ndarray:
-    """tau / dt: of what gives tau times dt the number with fewest digits; the nearest float32."""
+    """tau / dt, without what rounding made of 3.3 dt / dt."""
     tau = np.asarray(tau)
     if tau.dtype != np.float64:
         return (tau / tau.dtype.type(dt)).astype(np.float64)
-    values, places = np.unique(tau, return_inverse=True)
-    short = [float(f"{value / dt:.15g}") for value in values]
-    steps = [s if s * dt == value else value / dt for s, value in zip(short, values, strict=True)]
-    return np.array(steps)[places].reshape(tau.shape)
+    values, places = np.unique(tau / dt, return_inverse=True)
+    return np.array([float(f"{value:.15g}") for value in values])[places].reshape(tau.shape)
 
 
 def _row(array: np.ndarray) -> np.ndarray | None:
