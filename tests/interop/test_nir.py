@@ -197,9 +197,10 @@ def test_a_batch_norm_of_torch_keeps_its_roundings(norm, y):
 def test_a_batch_norm_that_was_changed_is_what_its_nodes_say():
     x = torch.randn(4, 3, 6, 8, 8)
     model = settled(nn.Sequential(BatchNormLIF(6)), x)
-    graph = to_nir(model, x)
-    graph.nodes["0.scale"].scale *= 2
+    graph, s = to_nir(model, x), model(x)
     model[0].weight.data *= 2  # of which the graph knows nothing
+    assert torch.equal(from_nir(graph)(x), s)
+    graph.nodes["0.scale"].scale *= 2
     fire_alike(model, from_nir(graph), x)
 
 
@@ -309,6 +310,8 @@ class Sums(nn.Module):
 def test_sums_are_added_in_the_order_of_the_model(tmp_path):
     x, model = torch.randn(5, 3, 2, 8, 8), Sums()
     assert torch.equal(returned(model, x, tmp_path)(x), model(x))
+    plain = to_nir(Odd(lambda m, x: m.lif(x) + (m.lif(x) + x)), x)
+    assert not any(isinstance(node, nir.Scale) for node in plain.nodes.values())
 
 
 class Pools(nn.Module):
@@ -321,7 +324,7 @@ class Pools(nn.Module):
     def forward(self, x):
         t, b = x.shape[:2]
         s = self.fold(self.lif(x))
-        s = self.halved(self.power(self.sum(s)))
+        s = nn.functional.avg_pool2d(self.halved(self.power(self.sum(s))), (1, 2), padding=0)
         return self.last(s.mean((-2, -1)).view(t, b, -1))
 
 
@@ -338,10 +341,29 @@ def test_pools_and_folded_time(fold):
     model, graph = Pools(fold), to_nir(Pools(fold), x)
     kinds = [type(node).__name__ for node in graph.nodes.values()]
     assert kinds == [
-        "Input", "LIF", "SumPool2d", "SumPool2d", "AvgPool2d", "AvgPool2d", "Flatten", "LIF",
+        "Input", "LIF", "SumPool2d", "SumPool2d", "AvgPool2d", "AvgPool2d", "AvgPool2d",
+        "Flatten", "LIF",
         "Output",
     ]  # fmt: skip
     fire_alike(model, from_nir(graph), x)
+
+
+def test_a_graph_has_numbers_of_its_own():
+    model = nn.Linear(3, 3)
+    graph = to_nir(model, torch.randn(2, 1, 3))
+    read = from_nir(graph)
+    model.weight.data.zero_()
+    assert graph.nodes["Linear"].weight.all()
+    graph.nodes["Linear"].weight[:] = 0
+    assert read.Linear.weight.all()
+
+
+def test_means_are_taken_as_they_were(tmp_path):
+    model, x = (
+        Odd(lambda m, x: x.mean((-2, -1), keepdim=True) + x.mean((3, 4), True)),
+        torch.randn(4, 5, 3, 9, 11),
+    )
+    assert torch.equal(returned(model, x, tmp_path)(x), model(x))
 
 
 def test_the_model_is_left_as_it_was():

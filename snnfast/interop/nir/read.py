@@ -170,6 +170,8 @@ class _Builder:
             self.values[name] = self.code.call_module(self._hold(name, module), (x,))
         elif kind is self.nir.Output:
             self.code.output(x)
+        elif kind is self.nir.AvgPool2d and node.metadata.get("mean"):
+            self.values[name] = self.code.call_method("mean", (x, (-2, -1)), {"keepdim": True})
         elif kind in self.layers:
             self.values[name] = self._over_time(name, self.layers[kind](node), x)
         elif kind is self.nir.Scale:

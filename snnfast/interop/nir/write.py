@@ -24,6 +24,7 @@ _LAYERS = (
 )  # fmt: skip
 _SAME = ("contiguous", "detach", "clone")
 _SUMS = ("add", "__add__", "__radd__", "add_", "__iadd__", "iadd")
+_POOLS = {"avg_pool2d": nn.AvgPool2d, "adaptive_avg_pool2d": nn.AdaptiveAvgPool2d}
 _RESHAPES = ("view", "reshape", "unflatten")
 
 
@@ -284,6 +285,9 @@ class _Recorder(TorchFunctionMode):
             return self._flatten(value, *args, **_renamed(kwargs))
         if value is not None and name in _RESHAPES:
             return self._reshape(value, x, result)
+        if value is not None and name in _POOLS:
+            node = _nodes.pool(_POOLS[name](*args[1:], **kwargs), tuple(x.shape[value.lead :]))
+            return self.add(f"{self.stack[-1][1]}.{name}", node, value)
         if value is not None and name == "mean":
             return self._mean(value, x, result, *args[1:], **kwargs)
         raise Unsayable(f"it must be made of {_KNOWN}, got {name}")
@@ -314,6 +318,7 @@ class _Recorder(TorchFunctionMode):
             )
         name, size = self.stack[-1][1], tuple(x.shape[-2:])
         node = _nodes.mean_pool(size)
+        node.metadata["mean"] = True  # which sums in another order
         value = self.add(f"{name}.mean", node, value)
         if keepdim:
             return value
