@@ -4,7 +4,7 @@ import copy
 import graphlib
 import keyword
 import operator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -28,8 +28,11 @@ from snnfast.nn.over_time import over_time
 from snnfast.ops.validation import check_positive, type_name
 from snnfast.reference.norm_lif import inverse_std
 
+if TYPE_CHECKING:
+    import nir
 
-def from_nir(graph, *, dt: float | None = None, fire: str | None = None,
+
+def from_nir(graph: "nir.NIRGraph", *, dt: float | None = None, fire: str | None = None,
              surrogate: str = "sigmoid") -> fx.GraphModule:  # fmt: skip
     """A ``nir.NIRGraph``, of ``to_nir`` or of others, as a module: x [T, B, ...] to spikes.
 

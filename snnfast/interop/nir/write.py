@@ -3,7 +3,7 @@
 import inspect
 import itertools
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -12,11 +12,14 @@ from torch.overrides import TorchFunctionMode
 
 from snnfast.interop.nir import _nodes
 from snnfast.interop.nir._layers import Scale
-from snnfast.interop.nir._nodes import Unsayable
+from snnfast.interop.nir._nodes import DT, Unsayable
 from snnfast.interop.packages import require
 from snnfast.nn.fuse import unfused
 from snnfast.nn.stateful import Stateful
 from snnfast.ops.validation import check_positive, type_name
+
+if TYPE_CHECKING:
+    import nir
 
 _PLAIN = (nn.Linear, nn.Flatten, Scale)
 _LAYERS = (
@@ -28,23 +31,23 @@ _POOLS = {"avg_pool2d": nn.AvgPool2d, "adaptive_avg_pool2d": nn.AdaptiveAvgPool2
 _RESHAPES = ("view", "reshape", "unflatten")
 
 
-def to_nir(model: nn.Module, example: Tensor, *, dt: float = _nodes.DT):
+def to_nir(model: nn.Module, example: Tensor, *, dt: float = DT) -> "nir.NIRGraph":
     """``model`` as a ``nir.NIRGraph``, for ``nir.write`` and the simulators and chips that read it.
 
     The model runs once on ``example``, in evaluation mode, and its layers are written down as they
-    are called; their names are those of the nodes, ``layer1.0.conv1``.
+    are called; their names are those of the nodes, ``layer1.0.conv1``::
 
-    ============================== =================================================================
-    Conv1d, Conv2d, Linear         nodes of that name; a Linear with a bias is an Affine
-    AvgPool2d, AdaptiveAvgPool2d,  AvgPool2d; with ``divisor_override=1``, and LPPool2d of
-    means over the last two axes   ``norm_type=1``, SumPool2d
-    Flatten, view, reshape         Flatten
-    +                              two edges into one node
-    BatchNorm1d, BatchNorm2d       three nodes, the sum, the product and the sum that they are
-    BatchNormLIF, BatchNormNeuron  these and the neuron; so are layers that ``fuse`` has joined
-    IF, LIF, ParametricLIF         IF, LIF
-    CubaLIF, Synaptic, Leaky       CubaLIF, CubaLIF, LIF; the last two with the reset "zero"
-    ============================== =================================================================
+        Conv1d, Conv2d, Linear          nodes of that name; a Linear with a bias is an Affine
+        AvgPool2d, AdaptiveAvgPool2d,   AvgPool2d
+        means over height and width
+        AvgPool2d of divisor_override   SumPool2d
+        1, LPPool2d of norm_type 1
+        Flatten, view, reshape          Flatten
+        +                               two edges into one node
+        BatchNorm1d, BatchNorm2d        three nodes: the sum, the product and the sum that they are
+        BatchNormLIF, BatchNormNeuron   these and the neuron; so are layers that ``fuse`` has joined
+        IF, LIF, ParametricLIF          IF, LIF, LIF
+        CubaLIF, Synaptic, Leaky        CubaLIF, CubaLIF, LIF; the last two with the reset "zero"
 
     ``snnfast.nn.OverTime`` and whatever else folds time into the batch leaves no trace, for a graph
     has no time axis. NIR resets to a potential (``v_reset=None`` is refused), and fires above the
