@@ -3,6 +3,7 @@ snnTorch on the same graphs."""
 
 import copy
 import itertools
+import pickle
 import sys
 
 import numpy as np
@@ -98,6 +99,8 @@ def test_what_was_written_comes_back(make, shape, tmp_path):
     fire_alike(model, other, x)
     again = returned(other, x, tmp_path)
     fire_alike(model, again, x)
+    for copied in (copy.deepcopy(other), pickle.loads(pickle.dumps(other))):
+        fire_alike(model, copied, x)
     other.train()(x).sum().backward()
     assert all(p.grad is not None for p in other.parameters())
 

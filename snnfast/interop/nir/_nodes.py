@@ -107,9 +107,9 @@ def batch_norm(norm: nn.Module, shape: Shape) -> dict:
     mean, var = norm.running_mean.detach(), norm.running_var.detach()
     weight = torch.ones_like(mean) if norm.weight is None else norm.weight.detach()
     bias = torch.zeros_like(mean) if norm.bias is None else norm.bias.detach()
-    scale = spread(weight * inverse_std(var, norm.eps), shape, np.float32)
+    scale = array(weight * inverse_std(var, norm.eps))
     known = {"weight": array(weight), "running_var": array(var), "eps": norm.eps, "fused": False}
-    node = require("nir", "nir").Scale(scale, metadata=known)
+    node = require("nir", "nir").Scale(spread(scale, shape, scale.dtype), metadata=known)
     return {".mean": _shift(-mean, shape), ".scale": node, ".bias": _shift(bias, shape)}
 
 

@@ -76,6 +76,10 @@ class _Norm(NamedTuple):
     last: str
     module: nn.Module
 
+    @property
+    def name(self) -> str:
+        return self.last.removesuffix(".bias")
+
 
 class _Builder:
     def __init__(self, graph, dt: float, fire: str | None, surrogate):
@@ -161,11 +165,11 @@ class _Builder:
             if isinstance(module, (BaseNeuron, Neuron)):
                 others = tuple(source for source in sources if source != norm.last)
                 residual = (self._sum(others),) if others else ()
-                module = _one(norm.module, module)
-                target = self._hold(_base(norm, ".bias"), module)
+                module = _joined(norm.module, module)
+                target = self._hold(norm.name, module)
                 self.values[name] = self.code.call_module(target, (y, *residual))
                 return
-            self.values[norm.last] = self._over_time(_base(norm, ".bias"), norm.module, y)
+            self.values[norm.last] = self._over_time(norm.name, norm.module, y)
             if name == norm.last:
                 return
         x = self._sum(sources)
@@ -218,22 +222,15 @@ class _Builder:
         return ".".join(path)
 
     def _ends(self, node) -> dict:
-        known = self.fire or node.metadata.get("fire", ">")
         return {
             "v_threshold": _number("v_threshold", node.v_threshold),
             "v_reset": _one_number("v_reset", node.v_reset),
-            "fire": known,
+            "fire": self.fire or node.metadata.get("fire", ">"),
             "surrogate": self.surrogate,
         }
 
     def _if(self, node) -> nn.Module:
-        return self._driven(IF(**self._ends(node)), node.r * self.dt, 1.0)
-
-    def _driven(self, neuron: nn.Module, r: np.ndarray, usual) -> nn.Module:
-        """``neuron``, whose own resistance is ``usual``, with inputs times r."""
-        if np.allclose(r, usual, _CLOSE, 0):
-            return neuron
-        return nn.Sequential(Scale(_scale(r)), neuron)
+        return _driven(IF(**self._ends(node)), node.r * self.dt)
 
     def _lif(self, node) -> nn.Module:
         tau, known, ends = _ratio(node.tau, self.dt), node.metadata, self._ends(node)
@@ -255,7 +252,7 @@ class _Builder:
                 neuron.tau = row
             else:
                 neuron.w.data.copy_(shaped)
-        return self._driven(neuron, node.r, 1.0) if decay_input else neuron
+        return _driven(neuron, node.r) if decay_input else neuron
 
     def _cuba_lif(self, node) -> nn.Module:
         known, surrogate = node.metadata, self.surrogate
@@ -287,6 +284,13 @@ def _in_numpy(node):
     node = copy.copy(node)
     vars(node).update({k: array(v) for k, v in vars(node).items() if isinstance(v, Tensor)})
     return node
+
+
+def _driven(neuron: nn.Module, r: np.ndarray) -> nn.Module:
+    """``neuron`` with its inputs times r."""
+    if np.allclose(r, 1, _CLOSE, 0):
+        return neuron
+    return nn.Sequential(Scale(_scale(r)), neuron)
 
 
 def _is_near(tau: np.ndarray, known: dict, name: str, of) -> bool:
@@ -382,20 +386,15 @@ def _plus(node) -> np.ndarray | None:
     weight = getattr(node, "weight", None)
     if weight is None or not hasattr(node, "bias") or weight.size != len(weight) ** 2:
         return None
-    return (
-        node.bias if np.array_equal(weight.reshape(len(weight), -1), np.eye(len(weight))) else None
-    )
+    one = np.eye(len(weight))
+    return node.bias if np.array_equal(weight.reshape(one.shape), one) else None
 
 
-def _one(norm: nn.Module, neuron: nn.Module) -> BatchNormNeuron:
+def _joined(norm: nn.Module, neuron: nn.Module) -> BatchNormNeuron:
     cls = BatchNormLIF if isinstance(neuron, BaseNeuron) else BatchNormNeuron
     module = cls(norm.num_features, eps=norm.eps, neuron=neuron)
     module.load_state_dict(norm.state_dict(), strict=False)
     return module
-
-
-def _base(norm: _Norm, suffix: str) -> str:
-    return norm.last.removesuffix(suffix)
 
 
 def _attribute(part: str) -> str:
