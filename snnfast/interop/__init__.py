@@ -4,13 +4,14 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from snnfast.interop import snntorch, spikingjelly
+    from snnfast.interop import nir, snntorch, spikingjelly
     from snnfast.interop.spikingjelly.aliases import install
 
-__all__ = ["install", "snntorch", "spikingjelly"]
+__all__ = ["install", "nir", "snntorch", "spikingjelly"]
 
 _HOMES = {
     "install": "snnfast.interop.spikingjelly.aliases",
+    "nir": None,
     "snntorch": None,
     "spikingjelly": None,
 }

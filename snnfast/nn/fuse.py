@@ -1,8 +1,10 @@
 """``fuse``: rewrite BatchNorm -> (add) -> neuron into one op, in models that know nothing of it."""
 
+import contextlib
 import copy
 import functools
 import warnings
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -221,3 +223,19 @@ def fuse(model: nn.Module, *, inplace: bool = False, report: list | None = None)
     if report is not None:
         report += entries
     return model
+
+
+@contextlib.contextmanager
+def unfused(model: nn.Module) -> Iterator[set[nn.Module]]:
+    """Inside the block ``model`` runs as it was before ``fuse``. Gives the batch norms that are
+    fused with a neuron outside of it."""
+    fused = [m for m in model.modules() if isinstance(m, _Fused)]
+    classes = [type(m) for m in fused]
+    norms = {norm for m in fused for norm in m._fused[-1]}
+    try:
+        for m in fused:
+            m.__class__ = _plain_class(m)
+        yield norms
+    finally:
+        for m, cls in zip(fused, classes, strict=True):
+            m.__class__ = cls
