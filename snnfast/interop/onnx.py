@@ -1,0 +1,359 @@
+"""Models as ONNX, by standard operators: the neurons are a Scan over time of their step.
+
+torch.onnx translates what torch's layers are; here stands what the ops of snnfast are, each operation
+of a neuron's program one operator of ONNX in the same order, and what a batch norm is: Sub, Mul and
+Add, for a runtime folds a BatchNormalization into the convolution before it, which moves potentials
+by an ulp and spikes with them.
+"""
+
+import math
+import os
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from snnfast.backends import spec as specs
+from snnfast.backends.spec import LifLayer, Step
+from snnfast.interop.packages import require
+from snnfast.interop.pt2 import exported
+from snnfast.ops import layer as layers
+from snnfast.ops.lif_definition import lif as definition
+from snnfast.program.ir import Program
+
+LARGEST = 2**31 - 2**24
+"""Bytes of weights that still lie within one file."""
+
+_OPERATORS = {
+    "add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "min": "Min", "max": "Max",
+    "pow": "Pow", "neg": "Neg", "abs": "Abs", "exp": "Exp", "log": "Log", "sqrt": "Sqrt",
+    "tanh": "Tanh", "sigmoid": "Sigmoid", "ge": "GreaterOrEqual", "gt": "Greater",
+    "le": "LessOrEqual", "lt": "Less", "eq": "Equal", "and": "And", "or": "Or", "not": "Not",
+    "where": "Where",
+}  # fmt: skip
+
+
+def export(model: nn.Module, example, path: "str | os.PathLike", *, step: bool = False,
+           dynamic_shapes=None) -> dict[str, Tensor]:  # fmt: skip
+    """Writes ``model`` as ONNX, of standard operators alone.
+
+    Args:
+        model: in evaluation mode; layers of torch and of ``snnfast.nn``.
+        example: what the model is called with: a tensor, or a tuple of tensors.
+        path: the file; it is replaced.
+        step: one timestep: inputs x [B, ...] instead of [T, B, ...] and the state of every layer of
+            neurons, outputs those of the model and the new states. Without it the whole sequence,
+            a Scan over time for every layer of neurons.
+        dynamic_shapes: as in ``torch.export.export``; without it shapes are those of the example.
+
+    Returns the states at rest by the names of their inputs; the outputs have ``.next`` behind that.
+    {} without ``step``.
+
+    A step has the operations and their order that ``snnfast.lif`` and ``snnfast.neuron`` have:
+    spikes are equal where the runtime's layers between them give the same. State and arithmetic are
+    float32 (float64 for float64 input).
+
+    Raises:
+        ImportError: onnx or onnxscript is not installed.
+        TypeError, ValueError: ``onnx.export: <argument> must be ..., got ...``; what torch.export
+            and torch.onnx raise where they cannot follow the model.
+    """
+    require("onnx", "onnx")
+    require("onnxscript", "onnx")
+    program, rest = exported("onnx.export", model, example, step, dynamic_shapes)
+    _check(program)
+    outputs = len(program.graph_signature.user_outputs) - len(rest)
+    weights = sum(t.numel() * t.element_size() for t in program.state_dict.values())
+    torch.onnx.export(
+        program,
+        f=os.fspath(path),
+        input_names=[*_names("x", _inputs(program) - len(rest)), *rest],
+        output_names=[*_names("y", outputs), *(f"{name}.next" for name in rest)],
+        custom_translation_table=_table(),
+        external_data=weights > LARGEST,
+        dynamo=True,
+        verbose=False,
+    )
+    return rest
+
+
+def _inputs(program) -> int:
+    return len(program.graph_signature.user_inputs)
+
+
+def _names(name: str, count: int) -> list[str]:
+    return [name] if count == 1 else [f"{name}{k}" for k in range(count)]
+
+
+def _check(program) -> None:
+    """ValueError for what of a model has no translation."""
+    ours = torch.ops.snnfast
+    known = (ours.lif_forward, ours.norm_lif_forward, ours.neuron_forward, ours.norm_prepare)
+    for node in program.graph.nodes:
+        target = node.target
+        name = str(target).removesuffix(".default")
+        if name == "aten.batch_norm" and node.args[5]:
+            raise ValueError(
+                "onnx.export: model must normalise by running statistics, got a batch norm that "
+                "takes those of the batch"
+            )
+        if name.startswith("snnfast."):
+            if target.overloadpacket not in known:
+                raise ValueError(
+                    f"onnx.export: model must have ops that ONNX can say, got {target}"
+                )
+            smooth = "lif" in name and not LifLayer.unpack(*node.args[-5:-3]).spiking
+            if smooth:
+                raise ValueError(
+                    "onnx.export: surrogates must be spiking, got one with spiking=False"
+                )
+
+
+def _table() -> dict:
+    ours = torch.ops.snnfast
+    return {
+        ours.lif_forward.default: _lif,
+        ours.norm_lif_forward.default: _norm_lif,
+        ours.norm_prepare.default: _norm_prepare,
+        ours.neuron_forward.default: _neuron,
+        torch.ops.aten.batch_norm.default: _batch_norm,
+    }
+
+
+class _Graph:
+    """Nodes of ONNX in order, those of the graph that is being made, or of a body in it."""
+
+    def __init__(self):
+        self.ir = require("onnxscript", "onnx").ir
+        self.nodes = []
+
+    def op(self, name: str, *inputs, **attributes):
+        return self.many(1, name, *inputs, **attributes)[0]
+
+    def many(self, outputs: int, name: str, *inputs, **attributes):
+        inputs = [self.constant(v) if isinstance(v, list) else v for v in inputs]
+        node = self.ir.node(name, inputs, attributes or None, num_outputs=outputs)
+        self.nodes.append(node)
+        return node.outputs
+
+    def constant(self, value, dtype=None):
+        """Of numbers: int64, or of ``dtype``."""
+        dtype = self.ir.DataType.INT64 if dtype is None else dtype
+        return self.op("Constant", value=self.ir.tensor(value, dtype=dtype))
+
+    def cast(self, value, dtype):
+        return value if value.dtype == dtype else self.op("Cast", value, to=dtype)
+
+    def done(self, *values):
+        """``values`` as the exporter takes them, which has the nodes from now on."""
+        onnxscript = require("onnxscript", "onnx")
+        onnxscript.evaluator.default().nodes.extend(self.nodes)
+        found = [onnxscript.opset18.Identity(value) for value in values]
+        return found if len(found) > 1 else found[0]
+
+
+def _state_dtype(g: _Graph, x):
+    wide = x.dtype == g.ir.DataType.DOUBLE
+    return g.ir.DataType.DOUBLE if wide else g.ir.DataType.FLOAT
+
+
+class _Layer(NamedTuple):
+    """A layer of neurons on its way."""
+
+    program: Program
+    inputs: list
+    states: list
+    """A value or None."""
+    params: list
+    rest: tuple[float, ...]
+    steps: int
+    static: bool
+    outputs: int
+    dtype: object
+    """Of the outputs."""
+
+
+def _run(g: _Graph, layer: _Layer, state: int):
+    """(outputs, new states as ``state`` asks for them)."""
+    x = layer.inputs[0]
+    real, rank = _state_dtype(g, x), len(x.shape) - (not layer.static)
+    shape = g.op("Shape", x, start=0 if layer.static else 1)
+    start = [
+        g.op("Expand", g.constant(number, real), shape) if v is None else v
+        for v, number in zip(layer.states, layer.rest, strict=True)
+    ]
+    wide = [1] * max(rank - 2, 0)
+    params = [g.op("Reshape", p, [-1, *wide]) if len(p.shape) else p for p in layer.params]
+    count, steps = layer.outputs, layer.steps
+    if steps == 1:
+        inputs = [t if layer.static else g.op("Squeeze", t, [0]) for t in layer.inputs]
+        results = _step(g, layer, inputs, start, params, shape, real)
+        outputs = [g.op("Unsqueeze", r, [0]) for r in results[:count]]
+        after = results[count:]
+        all_states = state == layers.STATE_ALL
+        return outputs, [g.op("Unsqueeze", v, [0]) if all_states else v for v in after]
+    inputs = layer.inputs
+    if layer.static:
+        over = g.op("Concat", g.constant([steps]), shape, axis=0)
+        inputs = [g.op("Expand", t, over) for t in inputs]
+    body = _Graph()
+    dims = list(x.shape)[not layer.static :]
+    scanned = [_argument(g, f"x{k}", t.dtype, dims) for k, t in enumerate(inputs)]
+    passed = [_argument(g, f"v{k}", real, dims) for k in range(len(start))]
+    results = _step(body, layer, scanned, passed, params, shape, real)
+    outputs, after = results[:count], results[count:]
+    states = [body.op("Identity", v) for v in after] if state == layers.STATE_ALL else []
+    graph = g.ir.Graph(
+        [*passed, *scanned], [*after, *outputs, *states], nodes=body.nodes, name="step"
+    )
+    for value in graph.outputs:
+        value.shape = g.ir.Shape(dims)
+    made = g.many(
+        len(graph.outputs), "Scan", *start, *inputs, body=graph, num_scan_inputs=len(inputs)
+    )
+    last, made = made[: len(after)], made[len(after) :]
+    return made[:count], made[count:] if states else last
+
+
+def _argument(g: _Graph, name: str, dtype, dims):
+    return g.ir.val(name, dtype=dtype, shape=dims)
+
+
+def _step(g: _Graph, layer: _Layer, inputs, states, params, shape, real) -> list:
+    """Outputs and new states of one timestep. What depends on no neuron is made as wide as one."""
+    leaves = {"input": [g.cast(t, real) for t in inputs], "state": states, "param": params}
+    values, wide = [], []
+    for op, args, number in layer.program.nodes:
+        given = [values[a] for a in args]
+        if op in leaves:
+            values.append(leaves[op][int(number)])
+        elif op == "const":
+            values.append(g.constant(number, real))
+        elif op == "spike":
+            fired = g.op("GreaterOrEqual", *given, g.constant(0.0, real))
+            values.append(g.op("Cast", fired, to=real))
+        elif op == "ne":
+            values.append(g.op("Not", g.op("Equal", *given)))
+        else:
+            values.append(g.op(_OPERATORS[op], *given))
+        wide.append(op in ("input", "state") or any(wide[a] for a in args))
+    results = []
+    for k, place in enumerate(layer.program.results):
+        value = values[place] if wide[place] else g.op("Expand", values[place], shape)
+        dtype = layer.dtype if k < layer.outputs else real
+        # Each a value of its own: an input may be given on as it is.
+        result = g.op("Identity" if dtype == real else "Cast", value,
+                      **({} if dtype == real else {"to": dtype}))  # fmt: skip
+        result.dtype = dtype
+        results.append(result)
+    return results
+
+
+def _lif(x, v0, rate, steps, choices, numbers, backend, state, keep):
+    g = _Graph()
+    return _lif_of(g, x, x.dtype, v0, rate, steps, choices, numbers, state)
+
+
+def _lif_of(g: _Graph, x, dtype, v0, rate, steps, choices, numbers, state):
+    layer = LifLayer.unpack(choices, numbers)
+    leak = {"tau": math.inf if layer.charge == specs.INTEGRATE else layer.rate}
+    if rate is not None:
+        leak = {"tau" if layer.divide else "inv_tau": torch.empty(())}
+    elif not layer.divide and layer.charge != specs.INTEGRATE:
+        leak = {"tau": 1 / layer.rate}  # a power of two
+    found = definition.listing(
+        **leak, v_threshold=layer.theta, v_reset=layer.reset if layer.hard else None,
+        decay_input=layer.charge == specs.DECAY_INPUT,
+    )  # fmt: skip
+    params = [] if rate is None else [rate]
+    if found.prelude.results:
+        params = _prelude(g, found.prelude, params, _state_dtype(g, x))
+    steps = steps if layer.static else x.shape[0]
+    neurons = _Layer(
+        found.step.forward, [x], [v0], params, (layer.reset if layer.hard else 0.0,), steps,
+        layer.static, 1, dtype,
+    )  # fmt: skip
+    outputs, after = _run(g, neurons, state)
+    return g.done(*outputs, *after, g.constant([]))
+
+
+def _prelude(g: _Graph, program: Program, params, real) -> list:
+    layer = _Layer(program, [], [], params, (), 1, True, 0, real)
+    places = program.results
+    made = []
+    for place in places:
+        node = program.nodes[place]
+        if node.op != "param":
+            raise ValueError(f"onnx.export: a rate must be used as it is, got {node.op}")
+        made.append(layer.params[int(node.number)])
+    return made
+
+
+def _norm_lif(y, residual, stats, bias, v0, rate, steps, choices, numbers, backend, state, keep):
+    g = _Graph()
+    real = _state_dtype(g, y)
+    mean, scale = (g.op("Gather", stats, g.constant(row), axis=0) for row in (0, 3))
+    static = LifLayer.unpack(choices, numbers).static
+    rank = len(y.shape) - (1 if static else 2)
+    x = _normalise(g, g.cast(y, real), mean, scale, bias, rank)
+    if residual is not None:
+        x = g.op("Add", x, g.cast(residual, real))
+    x.dtype, x.shape = real, y.shape
+    return _lif_of(g, x, y.dtype, v0, rate, steps, choices, numbers, state)
+
+
+def _normalise(g: _Graph, y, mean, scale, bias, rank: int):
+    """(y - mean) scale + bias, of [C] rows along the first of the last ``rank`` axes of y."""
+    mean, scale, bias = (g.op("Reshape", p, [-1, *[1] * (rank - 1)]) for p in (mean, scale, bias))
+    return g.op("Add", g.op("Mul", g.op("Sub", y, mean), scale), bias)
+
+
+def _inverse_std(g: _Graph, var, eps: float, real):
+    """Root and quotient as IEEE rounds them."""
+    shifted = g.op("Add", var, g.constant(eps, real))
+    root = g.op("Sqrt", g.op("Cast", shifted, to=g.ir.DataType.DOUBLE))
+    return g.op("Div", g.constant(1.0, real), g.op("Cast", root, to=real))
+
+
+def _norm_prepare(mean, var, weight, eps, backend):
+    g = _Graph()
+    real = _state_dtype(g, mean)
+    inverse = _inverse_std(g, var, eps, real)
+    scale = inverse if weight is None else g.op("Mul", weight, inverse)
+    rows = [g.op("Unsqueeze", row, [0]) for row in (mean, var, inverse, scale)]
+    return g.done(g.op("Concat", *rows, axis=0))
+
+
+def _batch_norm(x, weight, bias, mean, var, training, momentum, eps, cudnn):
+    g = _Graph()
+    real = _state_dtype(g, x)
+    inverse = _inverse_std(g, var, eps, real)
+    scale = inverse if weight is None else g.op("Mul", g.cast(weight, real), inverse)
+    bias = g.constant([0.0], real) if bias is None else g.cast(bias, real)
+    y = _normalise(g, g.cast(x, real), mean, scale, bias, len(x.shape) - 1)
+    y.dtype = real
+    return g.done(g.cast(y, x.dtype))
+
+
+class _Many(list):
+    """Several values where the exporter names each value."""
+
+    name = None
+
+    def producer(self):
+        return None
+
+
+def _neuron(inputs, states, params, text, steps, choices, numbers, backend, state, keep):
+    g = _Graph()
+    found, (_, static), (_, _, *rest) = Step.unpack(text), choices, numbers
+    x = inputs[0]
+    steps = steps if static else x.shape[0]
+    states = states or [None] * found.states
+    layer = _Layer(
+        found.forward, list(inputs), list(states), list(params), tuple(rest), steps, bool(static),
+        found.outputs, x.dtype,
+    )  # fmt: skip
+    outputs, after = _run(g, layer, state)
+    made = g.done(*outputs, *after, g.constant([]))
+    return _Many(made[: len(outputs)]), _Many(made[len(outputs) : -1]), made[-1]

@@ -1,0 +1,142 @@
+"""Models as torch.export has them: archives (.pt2), and the graph that other formats are made of."""
+
+import os
+
+import torch
+from torch import Tensor, nn
+
+from snnfast.nn.neuron import BaseNeuron
+from snnfast.nn.stateful import Stateful
+from snnfast.nn.streaming import streaming
+from snnfast.ops.validation import type_name
+
+EXAMPLE = "a tensor, or a tuple of tensors"
+
+
+def export(model: nn.Module, example, path: "str | os.PathLike", *, step: bool = False,
+           dynamic_shapes=None) -> dict[str, Tensor]:  # fmt: skip
+    """Writes ``model`` as an archive of ``torch.export``, weights and all.
+
+    Args:
+        model: in evaluation mode.
+        example: what the model is called with: a tensor, or a tuple of tensors.
+        path: the file, usually ``.pt2``; it is replaced.
+        step: the model of one timestep: of x [B, ...] instead of [T, B, ...], and of the state of
+            every layer of neurons, which it also returns: (output, state, ...).
+        dynamic_shapes: as in ``torch.export.export``; without it shapes are those of the example.
+
+    Returns the states at rest by their names, in the order of the arguments; {} without ``step``.
+
+    The archive runs where it was made, on the same kind of device: ``load`` here, or
+    ``torch.export.load`` in a program that has imported ``snnfast.nn``.
+
+    Raises:
+        TypeError, ValueError: ``pt2.export: <argument> must be ..., got ...``; what torch.export
+            raises where it cannot follow the model.
+    """
+    program, rest = exported("pt2.export", model, example, step, dynamic_shapes)
+    torch.export.save(program, path)
+    return rest
+
+
+def load(path: "str | os.PathLike") -> nn.Module:
+    """The model of an archive that ``export`` wrote, to be called as the model was.
+
+    ``torch.export.load(path).module()`` in a program where the ops of snnfast are known.
+    """
+    return torch.export.load(path).module()
+
+
+def exported(who: str, model: nn.Module, example, step: bool = False, dynamic_shapes=None):
+    """(the ExportedProgram of ``model``, the states at rest by name)."""
+    arguments = checked(who, model, example)
+    with torch.no_grad():
+        if not step:
+            program = torch.export.export(model, arguments, dynamic_shapes=dynamic_shapes)
+            return program, {}
+        if any(not x.dim() or not x.shape[0] for x in arguments):
+            raise ValueError(f"{who}: example must be [T, ...], T >= 1, where step is True")
+        first = tuple(x[0] for x in arguments)
+        with streaming(model):
+            model(*(x[:1] for x in arguments))
+            one = Step(model, len(arguments))
+            states = one.states()
+            for neuron in one.neurons.values():
+                neuron._v = None
+            rest = tuple(states.values())
+            if dynamic_shapes is not None:
+                dynamic_shapes = (tuple(dynamic_shapes),)
+            program = torch.export.export(one, (*first, *rest), dynamic_shapes=dynamic_shapes)
+    return program, states
+
+
+def checked(who: str, model, example) -> tuple[Tensor, ...]:
+    """The arguments of the model's call."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{who}: model must be a torch module, got {type_name(model)}")
+    if model.training:
+        raise ValueError(f"{who}: model must be in evaluation mode, got one in training: eval()")
+    arguments = example if isinstance(example, tuple) else (example,)
+    for x in arguments:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{who}: example must be {EXAMPLE}, got {type_name(x)}")
+    return arguments
+
+
+class Step(nn.Module):
+    """A streaming model as a function of one timestep and of its states."""
+
+    def __init__(self, model: nn.Module, inputs: int):
+        super().__init__()
+        self.model, self.inputs = model, inputs
+        modules = model.named_modules()
+        self.neurons = {
+            name: m for name, m in modules if isinstance(m, Stateful) and m._v is not None
+        }
+
+    def states(self) -> dict[str, Tensor]:
+        """Where the states start, by the name of their neuron and their own."""
+        return {
+            ".".join(part for part in (name, own) if part): value
+            for name, neuron in self.neurons.items()
+            for own, value in zip(names(neuron), at_rest(neuron), strict=True)
+        }
+
+    def forward(self, *tensors: Tensor):
+        given = iter(tensors[self.inputs :])
+        for neuron in self.neurons.values():
+            states = tuple(next(given) for _ in names(neuron))
+            neuron._v = states[0] if len(states) == 1 else states
+        y = self.model(*(x.unsqueeze(0) for x in tensors[: self.inputs]))
+        y = y if isinstance(y, tuple) else (y,)
+        after = [v for neuron in self.neurons.values() for v in _as_tuple(neuron._v)]
+        for neuron in self.neurons.values():
+            neuron._v = None
+        return (*(part.squeeze(0) for part in y), *after)
+
+
+def _as_tuple(states) -> tuple[Tensor, ...]:
+    return states if isinstance(states, tuple) else (states,)
+
+
+def names(neuron: Stateful) -> tuple[str, ...]:
+    """Of its states."""
+    return ("v",) if isinstance(neuron, BaseNeuron) else tuple(neuron.neuron.states)
+
+
+def at_rest(neuron: Stateful) -> list[Tensor]:
+    """The states that ``neuron``, which has some, starts from."""
+    states = _as_tuple(neuron._v)
+    if isinstance(neuron, BaseNeuron):
+        numbers = (0.0 if neuron.v_reset is None else neuron.v_reset,)
+    else:
+        definition, own = neuron.neuron, neuron._parameters_for(states[0])
+        numbers = definition.rest
+        numbers = numbers(**(definition.defaults | own)) if callable(numbers) else numbers
+        numbers = numbers if isinstance(numbers, tuple | list) else (numbers,)
+    rest = []
+    for v, number in zip(states, numbers, strict=True):
+        if isinstance(number, Tensor) and number.dim():
+            number = number.view(-1, *[1] * (v.dim() - 2))
+        rest.append(torch.zeros_like(v) + number)
+    return rest
