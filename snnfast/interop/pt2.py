@@ -23,7 +23,8 @@ def export(model: nn.Module, example, path: "str | os.PathLike", *, step: bool =
         path: the file, usually ``.pt2``; it is replaced.
         step: the model of one timestep: of x [B, ...] instead of [T, B, ...], and of the state of
             every layer of neurons, which it also returns: (output, state, ...).
-        dynamic_shapes: as in ``torch.export.export``; without it shapes are those of the example.
+        dynamic_shapes: as in ``torch.export.export``, for a whole sequence; without it shapes are
+            those of the example.
 
     Returns the states at rest by their names, in the order of the arguments; {} without ``step``.
 
@@ -50,6 +51,8 @@ def load(path: "str | os.PathLike") -> nn.Module:
 def exported(who: str, model: nn.Module, example, step: bool = False, dynamic_shapes=None):
     """(the ExportedProgram of ``model``, the states at rest by name)."""
     arguments = checked(who, model, example)
+    if step and dynamic_shapes is not None:
+        raise ValueError(f"{who}: dynamic_shapes must be None where step is True, got some")
     with torch.no_grad():
         if not step:
             program = torch.export.export(model, arguments, dynamic_shapes=dynamic_shapes)
@@ -64,9 +67,7 @@ def exported(who: str, model: nn.Module, example, step: bool = False, dynamic_sh
             for neuron in one.neurons.values():
                 neuron._v = None
             rest = tuple(states.values())
-            if dynamic_shapes is not None:
-                dynamic_shapes = (tuple(dynamic_shapes),)
-            program = torch.export.export(one, (*first, *rest), dynamic_shapes=dynamic_shapes)
+            program = torch.export.export(one, (*first, *rest))
     return program, states
 
 
@@ -77,6 +78,8 @@ def checked(who: str, model, example) -> tuple[Tensor, ...]:
     if model.training:
         raise ValueError(f"{who}: model must be in evaluation mode, got one in training: eval()")
     arguments = example if isinstance(example, tuple) else (example,)
+    if not arguments:
+        raise ValueError(f"{who}: example must be {EXAMPLE}, got ()")
     for x in arguments:
         if not isinstance(x, Tensor):
             raise TypeError(f"{who}: example must be {EXAMPLE}, got {type_name(x)}")
