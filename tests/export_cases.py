@@ -21,8 +21,9 @@ def ready(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.modules.batchnorm._NormBase):
             module.running_mean.normal_(std=0.3)
             module.running_var.uniform_(0.5, 2.0)
-            module.weight.uniform_(0.7, 1.4)
-            module.bias.normal_(0.4, 0.3)
+            if module.affine:
+                module.weight.uniform_(0.7, 1.4)
+                module.bias.normal_(0.4, 0.3)
         elif isinstance(module, (nn.Conv2d, nn.Linear)):
             fan = module.weight[0].numel()
             module.weight.copy_(dyadic(torch.randn_like(module.weight) * (2 / fan) ** 0.5, 2**-6))
@@ -55,12 +56,12 @@ def resnet() -> tuple[nn.Module, torch.Tensor]:
 NETWORKS = {"conv": conv_net, "resnet18": resnet}
 
 
-def stepped(run, x: torch.Tensor, rest: dict) -> list[torch.Tensor]:
-    """Outputs [T, ...] of ``run(x[t], *states) -> (outputs..., *states)`` from the states at
+def stepped(run, inputs: tuple, rest: dict) -> list[torch.Tensor]:
+    """Outputs [T, ...] of ``run(*inputs[t], *states) -> (*outputs, *states)`` from the states at
     rest."""
     states, made = list(rest.values()), []
-    for now in x:
-        found = [torch.as_tensor(t) for t in run(now, *states)]
+    for now in zip(*inputs, strict=True):
+        found = run(*now, *states)
         outputs, states = found[: -len(states)], found[-len(states) :]
         made.append(outputs)
     return [torch.stack(steps) for steps in zip(*made, strict=True)]

@@ -1,13 +1,16 @@
 """Models as ONNX, by standard operators: the neurons are a Scan over time of their step.
 
-torch.onnx translates what torch's layers are; here stands what the ops of snnfast are, each operation
-of a neuron's program one operator of ONNX in the same order, and what a batch norm is: Sub, Mul and
-Add, for a runtime folds a BatchNormalization into the convolution before it, which moves potentials
-by an ulp and spikes with them.
+torch.onnx translates what the layers of torch are. Here stands what the ops of snnfast are, each
+operation of a neuron's program one operator of ONNX, in the same order; and what a batch norm is:
+Sub, Mul and Add, for runtimes fold a BatchNormalization into the convolution before it, which moves
+potentials by an ulp, and spikes with them.
 """
 
+import logging
 import math
 import os
+import warnings
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -64,21 +67,33 @@ def export(model: nn.Module, example, path: "str | os.PathLike", *, step: bool =
     _check(program)
     outputs = len(program.graph_signature.user_outputs) - len(rest)
     weights = sum(t.numel() * t.element_size() for t in program.state_dict.values())
-    torch.onnx.export(
-        program,
-        f=os.fspath(path),
-        input_names=[*_names("x", _inputs(program) - len(rest)), *rest],
-        output_names=[*_names("y", outputs), *(f"{name}.next" for name in rest)],
-        custom_translation_table=_table(),
-        external_data=weights > LARGEST,
-        dynamo=True,
-        verbose=False,
-    )
+    inputs = len(program.graph_signature.user_inputs) - len(rest)
+    with _quiet():
+        torch.onnx.export(
+            program,
+            f=os.fspath(path),
+            input_names=[*_names("x", inputs), *rest],
+            output_names=[*_names("y", outputs), *(f"{name}.next" for name in rest)],
+            custom_translation_table=_table(),
+            external_data=weights > LARGEST,
+            dynamo=True,
+            verbose=False,
+        )
     return rest
 
 
-def _inputs(program) -> int:
-    return len(program.graph_signature.user_inputs)
+@contextmanager
+def _quiet():
+    """Without what torch.onnx says of packages that it does not need and of torch's own code."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def _names(name: str, count: int) -> list[str]:
@@ -141,6 +156,11 @@ class _Graph:
         dtype = self.ir.DataType.INT64 if dtype is None else dtype
         return self.op("Constant", value=self.ir.tensor(value, dtype=dtype))
 
+    def typed(self, values, dtype, dims):
+        for value in values:
+            value.dtype, value.shape = dtype, self.ir.Shape(dims)
+        return values
+
     def cast(self, value, dtype):
         return value if value.dtype == dtype else self.op("Cast", value, to=dtype)
 
@@ -149,6 +169,8 @@ class _Graph:
         onnxscript = require("onnxscript", "onnx")
         onnxscript.evaluator.default().nodes.extend(self.nodes)
         found = [onnxscript.opset18.Identity(value) for value in values]
+        for made, value in zip(found, values, strict=True):
+            made.shape, made.dtype = value.shape, value.dtype  # lists of them get none
         return found if len(found) > 1 else found[0]
 
 
@@ -182,37 +204,39 @@ def _run(g: _Graph, layer: _Layer, state: int):
         g.op("Expand", g.constant(number, real), shape) if v is None else v
         for v, number in zip(layer.states, layer.rest, strict=True)
     ]
+    dims = list(x.shape)[not layer.static :]
     wide = [1] * max(rank - 2, 0)
     params = [g.op("Reshape", p, [-1, *wide]) if len(p.shape) else p for p in layer.params]
-    count, steps = layer.outputs, layer.steps
-    if steps == 1:
-        inputs = [t if layer.static else g.op("Squeeze", t, [0]) for t in layer.inputs]
-        results = _step(g, layer, inputs, start, params, shape, real)
-        outputs = [g.op("Unsqueeze", r, [0]) for r in results[:count]]
-        after = results[count:]
-        all_states = state == layers.STATE_ALL
-        return outputs, [g.op("Unsqueeze", v, [0]) if all_states else v for v in after]
-    inputs = layer.inputs
-    if layer.static:
-        over = g.op("Concat", g.constant([steps]), shape, axis=0)
-        inputs = [g.op("Expand", t, over) for t in inputs]
-    body = _Graph()
-    dims = list(x.shape)[not layer.static :]
-    scanned = [_argument(g, f"x{k}", t.dtype, dims) for k, t in enumerate(inputs)]
-    passed = [_argument(g, f"v{k}", real, dims) for k in range(len(start))]
-    results = _step(body, layer, scanned, passed, params, shape, real)
-    outputs, after = results[:count], results[count:]
-    states = [body.op("Identity", v) for v in after] if state == layers.STATE_ALL else []
-    graph = g.ir.Graph(
-        [*passed, *scanned], [*after, *outputs, *states], nodes=body.nodes, name="step"
-    )
-    for value in graph.outputs:
-        value.shape = g.ir.Shape(dims)
-    made = g.many(
-        len(graph.outputs), "Scan", *start, *inputs, body=graph, num_scan_inputs=len(inputs)
-    )
-    last, made = made[: len(after)], made[len(after) :]
-    return made[:count], made[count:] if states else last
+    count, inputs = layer.outputs, layer.inputs
+    every = state == layers.STATE_ALL
+    if layer.steps == 1:
+        inputs = [t if layer.static else g.op("Squeeze", t, [0]) for t in inputs]
+        last = _step(g, layer, inputs, start, params, shape, real)
+        made = [g.op("Unsqueeze", r, [0]) for r in (last if every else last[:count])]
+        last = last[count:]
+    else:
+        if layer.static:
+            over = g.op("Concat", g.constant([layer.steps]), shape, axis=0)
+            inputs = [g.op("Expand", t, over) for t in inputs]
+        body = _Graph()
+        scanned = [_argument(g, f"x{k}", t.dtype, dims) for k, t in enumerate(inputs)]
+        passed = [_argument(g, f"v{k}", real, dims) for k in range(len(start))]
+        results = _step(body, layer, scanned, passed, params, shape, real)
+        if every:
+            results += [body.op("Identity", v) for v in results[count:]]
+            body.typed(results[-len(start) :], real, dims)
+        after = slice(count, count + len(start))
+        outputs = [*results[after], *results[:count], *results[after.stop :]]
+        graph = g.ir.Graph([*passed, *scanned], outputs, nodes=body.nodes, name="step")
+        made = g.many(
+            len(outputs), "Scan", *start, *inputs, body=graph, num_scan_inputs=len(inputs)
+        )
+        last, made = made[: len(start)], made[len(start) :]
+    of_steps = [layer.steps, *dims]
+    outputs, states = g.typed(made[:count], layer.dtype, of_steps), made[count:]
+    if every:
+        return outputs, g.typed(states, real, of_steps)
+    return outputs, g.typed(last, real, dims)
 
 
 def _argument(g: _Graph, name: str, dtype, dims):
@@ -220,6 +244,7 @@ def _argument(g: _Graph, name: str, dtype, dims):
 
 
 def _step(g: _Graph, layer: _Layer, inputs, states, params, shape, real) -> list:
+    dims = list(layer.inputs[0].shape)[not layer.static :]
     """Outputs and new states of one timestep. What depends on no neuron is made as wide as one."""
     leaves = {"input": [g.cast(t, real) for t in inputs], "state": states, "param": params}
     values, wide = [], []
@@ -242,10 +267,8 @@ def _step(g: _Graph, layer: _Layer, inputs, states, params, shape, real) -> list
         value = values[place] if wide[place] else g.op("Expand", values[place], shape)
         dtype = layer.dtype if k < layer.outputs else real
         # Each a value of its own: an input may be given on as it is.
-        result = g.op("Identity" if dtype == real else "Cast", value,
-                      **({} if dtype == real else {"to": dtype}))  # fmt: skip
-        result.dtype = dtype
-        results.append(result)
+        result = g.op("Identity", value) if dtype == real else g.op("Cast", value, to=dtype)
+        results += g.typed([result], dtype, dims)
     return results
 
 

@@ -1,4 +1,4 @@
-"""Models as torch.export has them: archives (.pt2), and the graph that other formats are made of."""
+"""Models as torch.export has them: archives (.pt2), and the graph that ONNX is made of."""
 
 import os
 
