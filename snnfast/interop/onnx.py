@@ -102,26 +102,21 @@ def _names(name: str, count: int) -> list[str]:
 
 def _check(program) -> None:
     """ValueError for what of a model has no translation."""
-    ours = torch.ops.snnfast
-    known = (ours.lif_forward, ours.norm_lif_forward, ours.neuron_forward, ours.norm_prepare)
+    known = _table()
     for node in program.graph.nodes:
-        target = node.target
-        name = str(target).removesuffix(".default")
-        if name == "aten.batch_norm" and node.args[5]:
+        name = str(node.target)
+        lif = name.startswith(("snnfast.lif_forward", "snnfast.norm_lif_forward"))
+        if name.startswith("snnfast.norm_stats") or (
+            node.target is torch.ops.aten.batch_norm.default and node.args[5]
+        ):
             raise ValueError(
-                "onnx.export: model must normalise by running statistics, got a batch norm that "
-                "takes those of the batch"
+                "onnx.export: batch norms must take running statistics, got one that takes those "
+                "of the batch"
             )
-        if name.startswith("snnfast."):
-            if target.overloadpacket not in known:
-                raise ValueError(
-                    f"onnx.export: model must have ops that ONNX can say, got {target}"
-                )
-            smooth = "lif" in name and not LifLayer.unpack(*node.args[-5:-3]).spiking
-            if smooth:
-                raise ValueError(
-                    "onnx.export: surrogates must be spiking, got one with spiking=False"
-                )
+        if lif and not LifLayer.unpack(*node.args[-5:-3]).spiking:
+            raise ValueError("onnx.export: surrogates must be spiking, got one that is not")
+        if name.startswith("snnfast.") and node.target not in known:
+            raise ValueError(f"onnx.export: ops must be ones that ONNX can say, got {name}")
 
 
 def _table() -> dict:
@@ -288,9 +283,7 @@ def _lif_of(g: _Graph, x, dtype, v0, rate, steps, choices, numbers, state):
         **leak, v_threshold=layer.theta, v_reset=layer.reset if layer.hard else None,
         decay_input=layer.charge == specs.DECAY_INPUT,
     )  # fmt: skip
-    params = [] if rate is None else [rate]
-    if found.prelude.results:
-        params = _prelude(g, found.prelude, params, _state_dtype(g, x))
+    params = [] if rate is None else [rate]  # as it is: nothing is computed of it beforehand
     steps = steps if layer.static else x.shape[0]
     neurons = _Layer(
         found.step.forward, [x], [v0], params, (layer.reset if layer.hard else 0.0,), steps,
@@ -298,18 +291,6 @@ def _lif_of(g: _Graph, x, dtype, v0, rate, steps, choices, numbers, state):
     )  # fmt: skip
     outputs, after = _run(g, neurons, state)
     return g.done(*outputs, *after, g.constant([]))
-
-
-def _prelude(g: _Graph, program: Program, params, real) -> list:
-    layer = _Layer(program, [], [], params, (), 1, True, 0, real)
-    places = program.results
-    made = []
-    for place in places:
-        node = program.nodes[place]
-        if node.op != "param":
-            raise ValueError(f"onnx.export: a rate must be used as it is, got {node.op}")
-        made.append(layer.params[int(node.number)])
-    return made
 
 
 def _norm_lif(y, residual, stats, bias, v0, rate, steps, choices, numbers, backend, state, keep):

@@ -10,7 +10,7 @@ from snnfast.nn.stateful import Stateful
 from snnfast.nn.streaming import streaming
 from snnfast.ops.validation import type_name
 
-EXAMPLE = "a tensor, or a tuple of tensors"
+_EXAMPLE = "a tensor, or a tuple of tensors"
 
 
 def export(model: nn.Module, example, path: "str | os.PathLike", *, step: bool = False,
@@ -61,8 +61,13 @@ def exported(who: str, model: nn.Module, example, step: bool = False, dynamic_sh
             raise ValueError(f"{who}: example must be [T, ...], T >= 1, where step is True")
         first = tuple(x[0] for x in arguments)
         with streaming(model):
-            model(*(x[:1] for x in arguments))
-            one = Step(model, len(arguments))
+            made = model(*(x[:1] for x in arguments))
+            if not all(isinstance(y, Tensor) and len(y) == 1 for y in _as_tuple(made)):
+                raise ValueError(
+                    f"{who}: model must return a tensor [T, ...] with its input's T, or a tuple of "
+                    "such, where step is True, got something else"
+                )
+            one = _OneStep(model, len(arguments))
             states = one.states()
             for neuron in one.neurons.values():
                 neuron._v = None
@@ -77,16 +82,16 @@ def checked(who: str, model, example) -> tuple[Tensor, ...]:
         raise TypeError(f"{who}: model must be a torch module, got {type_name(model)}")
     if model.training:
         raise ValueError(f"{who}: model must be in evaluation mode, got one in training: eval()")
-    arguments = example if isinstance(example, tuple) else (example,)
+    arguments = _as_tuple(example)
     if not arguments:
-        raise ValueError(f"{who}: example must be {EXAMPLE}, got ()")
+        raise ValueError(f"{who}: example must be {_EXAMPLE}, got ()")
     for x in arguments:
         if not isinstance(x, Tensor):
-            raise TypeError(f"{who}: example must be {EXAMPLE}, got {type_name(x)}")
+            raise TypeError(f"{who}: example must be {_EXAMPLE}, got {type_name(x)}")
     return arguments
 
 
-class Step(nn.Module):
+class _OneStep(nn.Module):
     """A streaming model as a function of one timestep and of its states."""
 
     def __init__(self, model: nn.Module, inputs: int):
@@ -102,32 +107,31 @@ class Step(nn.Module):
         return {
             ".".join(part for part in (name, own) if part): value
             for name, neuron in self.neurons.items()
-            for own, value in zip(names(neuron), at_rest(neuron), strict=True)
+            for own, value in zip(_states_of(neuron), _at_rest(neuron), strict=True)
         }
 
     def forward(self, *tensors: Tensor):
         given = iter(tensors[self.inputs :])
         for neuron in self.neurons.values():
-            states = tuple(next(given) for _ in names(neuron))
+            states = tuple(next(given) for _ in _states_of(neuron))
             neuron._v = states[0] if len(states) == 1 else states
-        y = self.model(*(x.unsqueeze(0) for x in tensors[: self.inputs]))
-        y = y if isinstance(y, tuple) else (y,)
+        made = self.model(*(x.unsqueeze(0) for x in tensors[: self.inputs]))
         after = [v for neuron in self.neurons.values() for v in _as_tuple(neuron._v)]
         for neuron in self.neurons.values():
             neuron._v = None
-        return (*(part.squeeze(0) for part in y), *after)
+        return (*(y.squeeze(0) for y in _as_tuple(made)), *after)
 
 
-def _as_tuple(states) -> tuple[Tensor, ...]:
-    return states if isinstance(states, tuple) else (states,)
+def _as_tuple(tensors) -> tuple[Tensor, ...]:
+    return tensors if isinstance(tensors, tuple) else (tensors,)
 
 
-def names(neuron: Stateful) -> tuple[str, ...]:
-    """Of its states."""
+def _states_of(neuron: Stateful) -> tuple[str, ...]:
+    """The names of its states."""
     return ("v",) if isinstance(neuron, BaseNeuron) else tuple(neuron.neuron.states)
 
 
-def at_rest(neuron: Stateful) -> list[Tensor]:
+def _at_rest(neuron: Stateful) -> list[Tensor]:
     """The states that ``neuron``, which has some, starts from."""
     states = _as_tuple(neuron._v)
     if isinstance(neuron, BaseNeuron):

@@ -1,9 +1,11 @@
 """ONNX: in its own runtime a model gives the spikes that it gives here."""
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
-from export_cases import NETWORKS, ready, resnet, stepped
+from export_cases import NETWORKS, conv_net, ready, resnet, stepped
 from family_cases import ROWS, inputs, neuron
 from torch import nn
 from torch.utils._pytree import tree_leaves
@@ -29,16 +31,16 @@ def session(path):
     return run
 
 
-def in_onnx(model, *inputs, path, step=True):
+def in_onnx(model, *inputs, to, step=True):
     """The outputs of the file's whole sequence, which those of its steps must be; and the
     model's."""
     with torch.no_grad():
         wanted = model(*inputs)
-    assert onnx.export(model, inputs, path) == {}
-    made = session(path)(*inputs)
+    assert onnx.export(model, inputs, to / "whole.onnx") == {}
+    made = session(to / "whole.onnx")(*inputs)
     if step:
-        rest = onnx.export(model, inputs, path, step=True)
-        run = session(path)
+        rest = onnx.export(model, inputs, to / "step.onnx", step=True)
+        run = session(to / "step.onnx")
         assert run.inputs[-len(rest) :] == list(rest)
         assert run.outputs[-len(rest) :] == [f"{name}.next" for name in rest]
         assert all(map(torch.equal, made, stepped(run, inputs, rest)))
@@ -74,9 +76,8 @@ def operators(path):
 @pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
 def test_a_network(make, tmp_path, capfd):
     model, x = make()
-    (y,), (wanted,) = in_onnx(model, x, path=tmp_path / "step.onnx")
+    (y,), (wanted,) = in_onnx(model, x, to=tmp_path)
     assert torch.equal(y, wanted)
-    onnx.export(model, x, tmp_path / "whole.onnx")
     found = operators(tmp_path / "whole.onnx")
     assert {domain for domain, _ in found} == {""}
     names = {name for _, name in found}
@@ -88,7 +89,7 @@ def test_a_network(make, tmp_path, capfd):
 def test_every_neuron(tmp_path):
     neurons = [snnfast.nn.Neuron(neuron(name)) for name in ROWS]
     given = [inputs(name, (9, 2, 4, 5)) for name in ROWS]
-    made, wanted = in_onnx(Beside(*neurons).eval(), *given, path=tmp_path / "all.onnx")
+    made, wanted = in_onnx(Beside(*neurons).eval(), *given, to=tmp_path)
     for name, y, w in zip(ROWS, made, wanted, strict=True):
         assert w.any() and torch.equal(y, w), name
 
@@ -123,7 +124,7 @@ def test_every_mode_of_lif(how, tmp_path):
     x = [t[0] if how == "static" else t.to(kind) for t in x]
     model = ready(Beside(*modes(how), **({"timesteps": 5} if how == "static" else {})))
     model = model.double() if how == "double" else model
-    made, wanted = in_onnx(model, *x, path=tmp_path / "m.onnx", step=how == "steps")
+    made, wanted = in_onnx(model, *x, to=tmp_path, step=how == "steps")
     for k, (y, w) in enumerate(zip(made, wanted, strict=True)):
         assert torch.equal(y, w), k
 
@@ -170,7 +171,7 @@ def test_a_flip_of_resnet18_lies_on_the_threshold(tmp_path):
             if isinstance(m, nn.Conv2d):
                 m.weight.mul_(1.1)  # sums depend on their order now
     x = torch.randn_like(x)
-    made, wanted = in_onnx(Spikes(model).eval(), x, path=tmp_path / "s.onnx", step=False)
+    made, wanted = in_onnx(Spikes(model).eval(), x, to=tmp_path, step=False)
     assert len(made) == 17
     with torch.no_grad():
         eager = layers(model, x)
@@ -183,3 +184,33 @@ def test_a_flip_of_resnet18_lies_on_the_threshold(tmp_path):
             distance = (potentials(layer, *given)[first] - layer.v_threshold).abs()
             assert distance.max() < 1e-4
             break
+
+
+def test_dimensions_may_be_free(tmp_path):
+    model, x = conv_net()
+    free = {0: torch.export.Dim("T", min=2), 1: torch.export.Dim("B", min=2)}
+    onnx.export(model, x, tmp_path / "free.onnx", dynamic_shapes=(free,))
+    longer = torch.cat([x, -x, x])[:, :2]
+    (y,) = session(tmp_path / "free.onnx")(longer)
+    with torch.no_grad():
+        assert torch.equal(y, model(longer))
+
+
+def test_what_cannot_be_exported_is_said(tmp_path, monkeypatch):
+    x, path = torch.randn(3, 2, 4, 5), tmp_path / "never.onnx"
+    twin = snnfast.nn.LIF(surrogate=snnfast.surrogate.ATan(spiking=False))
+    for model, given, message in (
+        (snnfast.nn.BatchNormLIF(4, track_running_stats=False), x, "batch norms must take running"),
+        (nn.BatchNorm2d(2, track_running_stats=False), x, "batch norms must take running"),
+        (twin, x.double(), "surrogates must be spiking, got one that is not"),
+        (nn.BatchNorm2d(2).train(), x, "model must be in evaluation mode"),
+    ):
+        with pytest.raises(ValueError, match=f"onnx.export: {message}"):
+            onnx.export(model.eval() if "mode" not in message else model, given, path)
+    for package in ("onnxscript", "onnx"):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(
+            ImportError, match=rf'{package} is not .*: pip install "snnfast\[onnx\]'
+        ):
+            onnx.export(nn.ReLU().eval(), x, path)
+    assert not path.exists()

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from export_cases import NETWORKS, conv_net, stepped
+from export_cases import NETWORKS, conv_net, resnet, stepped
 from torch import nn
 
 import snnfast
@@ -87,6 +87,9 @@ def test_what_cannot_be_exported_is_said(tmp_path):
             pt2.export(*arguments, path)
     with pytest.raises(ValueError, match=r"pt2.export: example must be \[T, ...\], T >= 1"):
         pt2.export(model, x[:0], path, step=True)
+    with pytest.raises(ValueError, match=r"pt2.export: model must return a tensor \[T, ...\] with"):
+        model, x = resnet()
+        pt2.export(model, x[0], path, step=True)  # an image, which it shows for all its T
     with pytest.raises(ValueError, match=r"pt2.export: dynamic_shapes must be None where step"):
         pt2.export(model, x, path, step=True, dynamic_shapes=({0: "B"},))
     assert not path.exists()
