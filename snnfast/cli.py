@@ -1,4 +1,4 @@
-"""The command ``snnfast``: train, eval, predict, report, profile, info.
+"""The command ``snnfast``: train, eval, predict, export, report, profile, info.
 
 Exit status: 0 done, 1 the run failed, 2 the command cannot be run as given, 130 interrupted. What
 needs torch is imported by the subcommand that needs it.
@@ -104,6 +104,22 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     predict.add_argument("--weights", choices=("model", "ema"), default="model")
     predict.add_argument("--device", default="auto", help="cpu, cuda; default cuda where there is")
     predict.set_defaults(run=_predict)
+
+    export = commands.add_parser(
+        "export",
+        help="a trained run as ONNX, NIR or an archive of torch.export",
+        description="Write the network in RUN, weights and all, as a file for other programs. It "
+        "reads images, which it is shown for all timesteps, or the frames of a sequence.",
+    )
+    export.add_argument("directory", metavar="RUN", type=Path, help="the output of a run")
+    export.add_argument("--format", dest="form", choices=("onnx", "nir", "pt2"), required=True)
+    export.add_argument("--output", metavar="FILE", type=Path, help="default ./RUN.FORMAT")
+    export.add_argument("--step", action="store_true",
+                        help="one timestep, with its states; onnx and pt2")  # fmt: skip
+    export.add_argument("--batch", metavar="N", type=_positive, default=1,
+                        help="images at a time; default 1")  # fmt: skip
+    export.add_argument("--weights", choices=("model", "ema"), default="model")
+    export.set_defaults(run=_export)
 
     report = commands.add_parser(
         "report",
@@ -259,6 +275,31 @@ def _predict(arguments: argparse.Namespace) -> int:
         return _fail(f"predict: {error}", 2)
     except predict.DataError as error:
         return _fail(f"predict: {error}", 1)
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from snnfast.train import export
+    from snnfast.train.checkpoint import CheckpointError
+    from snnfast.train.config import ConfigError
+
+    if arguments.step and arguments.form == "nir":
+        return _fail("export: --step is for onnx and pt2: NIR has no time", 2)
+    try:
+        print(
+            export.run(
+                arguments.directory,
+                arguments.form,
+                output=arguments.output,
+                step=arguments.step,
+                batch=arguments.batch,
+                weights=arguments.weights,
+            )
+        )
+    except (ConfigError, CheckpointError) as error:
+        return _fail(f"export: {error}", 2)
+    except (ValueError, OSError) as error:
+        return _fail(f"export: {error}", 1)
     return 0
 
 

@@ -15,7 +15,7 @@ def _poisoned(make):
         tensor = make(*args, **kwargs)
         if not tensor.is_meta and tensor.numel():
             if tensor.is_floating_point():
-                tensor.fill_(float("nan"))
+                tensor.detach().fill_(float("nan"))  # of a parameter, too
             elif tensor.dtype == torch.uint8:
                 tensor.fill_(255)
         return tensor

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "distill": {"ops"},
     "models": {"nn"},
     "data": set(),
-    "train": {"models", "distill", "data", "monitoring", "nn", "ops", "recipes"},
+    "train": {"models", "distill", "data", "interop", "monitoring", "nn", "ops", "recipes"},
     "recipes": set(),
     "cli": {"train", "_info", "info", "recipes"},
     "__main__": {"cli"},

@@ -313,10 +313,8 @@ def _normalise(g: _Graph, y, mean, scale, bias, rank: int):
 
 
 def _inverse_std(g: _Graph, var, eps: float, real):
-    """Root and quotient as IEEE rounds them."""
-    shifted = g.op("Add", var, g.constant(eps, real))
-    root = g.op("Sqrt", g.op("Cast", shifted, to=g.ir.DataType.DOUBLE))
-    return g.op("Div", g.constant(1.0, real), g.op("Cast", root, to=real))
+    root = g.op("Sqrt", g.op("Add", var, g.constant(eps, real)))
+    return g.op("Div", g.constant(1.0, real), root)
 
 
 def _norm_prepare(mean, var, weight, eps, backend):
