@@ -1,17 +1,20 @@
-"""The models and modules of other packages: what they run on here. None of them is needed."""
+"""The models and modules of other packages: what they run on here; and files that other programs
+read. None of these packages is needed."""
 
 import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from snnfast.interop import nir, snntorch, spikingjelly
+    from snnfast.interop import nir, onnx, pt2, snntorch, spikingjelly
     from snnfast.interop.spikingjelly.aliases import install
 
-__all__ = ["install", "nir", "snntorch", "spikingjelly"]
+__all__ = ["install", "nir", "onnx", "pt2", "snntorch", "spikingjelly"]
 
 _HOMES = {
     "install": "snnfast.interop.spikingjelly.aliases",
     "nir": None,
+    "onnx": None,
+    "pt2": None,
     "snntorch": None,
     "spikingjelly": None,
 }
