@@ -11,7 +11,6 @@ import math
 import os
 import warnings
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -147,7 +146,7 @@ class _Graph:
         return node.outputs
 
     def constant(self, value, dtype=None):
-        """Of numbers: int64, or of ``dtype``."""
+        """``value`` in ``dtype``, by default int64."""
         dtype = self.ir.DataType.INT64 if dtype is None else dtype
         return self.op("Constant", value=self.ir.tensor(value, dtype=dtype))
 
@@ -174,102 +173,92 @@ def _state_dtype(g: _Graph, x):
     return g.ir.DataType.DOUBLE if wide else g.ir.DataType.FLOAT
 
 
-class _Layer(NamedTuple):
-    """A layer of neurons on its way."""
+class _Neurons:
+    """A layer of neurons: ``program`` of ``inputs``, of which ``dtype`` says what its ``outputs``
+    are of. ``steps``: T, of which a static input says nothing."""
 
-    program: Program
-    inputs: list
-    states: list
-    """A value or None."""
-    params: list
-    rest: tuple[float, ...]
-    steps: int
-    static: bool
-    outputs: int
-    dtype: object
-    """Of the outputs."""
+    def __init__(self, g: _Graph, program: Program, outputs: int, inputs, params, static, steps,
+                 dtype):  # fmt: skip
+        self.g, self.program, self.outputs, self.dtype = g, program, outputs, dtype
+        x, self.inputs, self.static = inputs[0], inputs, static
+        self.steps = steps if static else x.shape[0]
+        self.real = _state_dtype(g, x)
+        self.dims = list(x.shape)[not static :]
+        self.shape = g.op("Shape", x, start=0 if static else 1)
+        wide = [-1, *[1] * (len(self.dims) - 2)]  # [C] along axis 1 of [B, C, ...]
+        self.params = [g.op("Reshape", p, wide) if len(p.shape) else p for p in params]
 
-
-def _run(g: _Graph, layer: _Layer, state: int):
-    """(outputs, new states as ``state`` asks for them)."""
-    x = layer.inputs[0]
-    real, rank = _state_dtype(g, x), len(x.shape) - (not layer.static)
-    shape = g.op("Shape", x, start=0 if layer.static else 1)
-    start = [
-        g.op("Expand", g.constant(number, real), shape) if v is None else v
-        for v, number in zip(layer.states, layer.rest, strict=True)
-    ]
-    dims = list(x.shape)[not layer.static :]
-    wide = [1] * max(rank - 2, 0)
-    params = [g.op("Reshape", p, [-1, *wide]) if len(p.shape) else p for p in layer.params]
-    count, inputs = layer.outputs, layer.inputs
-    every = state == layers.STATE_ALL
-    if layer.steps == 1:
-        inputs = [t if layer.static else g.op("Squeeze", t, [0]) for t in inputs]
-        last = _step(g, layer, inputs, start, params, shape, real)
-        made = [g.op("Unsqueeze", r, [0]) for r in (last if every else last[:count])]
-        last = last[count:]
-    else:
-        if layer.static:
-            over = g.op("Concat", g.constant([layer.steps]), shape, axis=0)
-            inputs = [g.op("Expand", t, over) for t in inputs]
-        body = _Graph()
-        scanned = [_argument(g, f"x{k}", t.dtype, dims) for k, t in enumerate(inputs)]
-        passed = [_argument(g, f"v{k}", real, dims) for k in range(len(start))]
-        results = _step(body, layer, scanned, passed, params, shape, real)
+    def run(self, states, rest, state: int) -> tuple[list, list]:
+        """(outputs, new states as ``state`` asks for them). ``states``: a value or None."""
+        g, every = self.g, state == layers.STATE_ALL
+        start = [
+            g.op("Expand", g.constant(number, self.real), self.shape) if v is None else v
+            for v, number in zip(states, rest, strict=True)
+        ]
+        of_steps, last = self._once(start) if self.steps == 1 else self._scan(start, every)
+        dims = [self.steps, *self.dims]
+        outputs = g.typed(of_steps[: self.outputs], self.dtype, dims)
         if every:
-            results += [body.op("Identity", v) for v in results[count:]]
-            body.typed(results[-len(start) :], real, dims)
-        after = slice(count, count + len(start))
-        outputs = [*results[after], *results[:count], *results[after.stop :]]
-        graph = g.ir.Graph([*passed, *scanned], outputs, nodes=body.nodes, name="step")
+            return outputs, g.typed(of_steps[self.outputs :], self.real, dims)
+        return outputs, g.typed(last, self.real, self.dims)
+
+    def _once(self, start) -> tuple[list, list]:
+        """(what every step gives, the states behind the last)."""
+        g = self.g
+        inputs = [t if self.static else g.op("Squeeze", t, [0]) for t in self.inputs]
+        results = self._step(g, inputs, start)
+        return [g.op("Unsqueeze", r, [0]) for r in results], results[self.outputs :]
+
+    def _scan(self, start, every: bool) -> tuple[list, list]:
+        """The same; the states of every step are among what it gives where ``every``."""
+        g, body, inputs = self.g, _Graph(), self.inputs
+        if self.static:
+            over = g.op("Concat", g.constant([self.steps]), self.shape, axis=0)
+            inputs = [g.op("Expand", t, over) for t in inputs]
+        now = [g.ir.val(f"x{k}", t.dtype, self.dims) for k, t in enumerate(inputs)]
+        before = [g.ir.val(f"v{k}", self.real, self.dims) for k in range(len(start))]
+        results = self._step(body, now, before)
+        after = results[self.outputs :]
+        kept = [body.op("Identity", v) for v in after] if every else []
+        outputs = [*after, *results[: self.outputs], *body.typed(kept, self.real, self.dims)]
+        graph = g.ir.Graph([*before, *now], outputs, nodes=body.nodes, name="step")
         made = g.many(
             len(outputs), "Scan", *start, *inputs, body=graph, num_scan_inputs=len(inputs)
         )
-        last, made = made[: len(start)], made[len(start) :]
-    of_steps = [layer.steps, *dims]
-    outputs, states = g.typed(made[:count], layer.dtype, of_steps), made[count:]
-    if every:
-        return outputs, g.typed(states, real, of_steps)
-    return outputs, g.typed(last, real, dims)
+        return made[len(start) :], made[: len(start)]
 
-
-def _argument(g: _Graph, name: str, dtype, dims):
-    return g.ir.val(name, dtype=dtype, shape=dims)
-
-
-def _step(g: _Graph, layer: _Layer, inputs, states, params, shape, real) -> list:
-    dims = list(layer.inputs[0].shape)[not layer.static :]
-    """Outputs and new states of one timestep. What depends on no neuron is made as wide as one."""
-    leaves = {"input": [g.cast(t, real) for t in inputs], "state": states, "param": params}
-    values, wide = [], []
-    for op, args, number in layer.program.nodes:
-        given = [values[a] for a in args]
-        if op in leaves:
-            values.append(leaves[op][int(number)])
-        elif op == "const":
-            values.append(g.constant(number, real))
-        elif op == "spike":
-            fired = g.op("GreaterOrEqual", *given, g.constant(0.0, real))
-            values.append(g.op("Cast", fired, to=real))
-        elif op == "ne":
-            values.append(g.op("Not", g.op("Equal", *given)))
-        else:
-            values.append(g.op(_OPERATORS[op], *given))
-        wide.append(op in ("input", "state") or any(wide[a] for a in args))
-    results = []
-    for k, place in enumerate(layer.program.results):
-        value = values[place] if wide[place] else g.op("Expand", values[place], shape)
-        dtype = layer.dtype if k < layer.outputs else real
-        # Each a value of its own: an input may be given on as it is.
-        result = g.op("Identity", value) if dtype == real else g.op("Cast", value, to=dtype)
-        results += g.typed([result], dtype, dims)
-    return results
+    def _step(self, g: _Graph, inputs, states) -> list:
+        """Outputs and new states of one timestep."""
+        real = self.real
+        leaves = {"input": [g.cast(t, real) for t in inputs], "state": states}
+        leaves["param"] = self.params
+        values, wide = [], []  # wide: as wide as the layer, which is what its results must be
+        for op, args, number in self.program.nodes:
+            given = [values[a] for a in args]
+            if op in leaves:
+                values.append(leaves[op][int(number)])
+            elif op == "const":
+                values.append(g.constant(number, real))
+            elif op == "spike":
+                fired = g.op("GreaterOrEqual", *given, g.constant(0.0, real))
+                values.append(g.op("Cast", fired, to=real))
+            elif op == "ne":
+                values.append(g.op("Not", g.op("Equal", *given)))
+            else:
+                values.append(g.op(_OPERATORS[op], *given))
+            wide.append(op in ("input", "state") or any(wide[a] for a in args))
+        results = []
+        for k, place in enumerate(self.program.results):
+            value = values[place] if wide[place] else g.op("Expand", values[place], self.shape)
+            dtype = self.dtype if k < self.outputs else real
+            # Each a value of its own: an input may be given on as it is.
+            result = g.op("Identity", value) if dtype == real else g.op("Cast", value, to=dtype)
+            results += g.typed([result], dtype, self.dims)
+        return results
 
 
 def _lif(x, v0, rate, steps, choices, numbers, backend, state, keep):
-    g = _Graph()
-    return _lif_of(g, x, x.dtype, v0, rate, steps, choices, numbers, state)
+    return _lif_of(_Graph(), x, x.dtype, v0, rate, steps, choices, numbers, state)
 
 
 def _lif_of(g: _Graph, x, dtype, v0, rate, steps, choices, numbers, state):
@@ -279,24 +268,22 @@ def _lif_of(g: _Graph, x, dtype, v0, rate, steps, choices, numbers, state):
         leak = {"tau" if layer.divide else "inv_tau": torch.empty(())}
     elif not layer.divide and layer.charge != specs.INTEGRATE:
         leak = {"tau": 1 / layer.rate}  # a power of two
-    found = definition.listing(
+    step = definition.listing(
         **leak, v_threshold=layer.theta, v_reset=layer.reset if layer.hard else None,
         decay_input=layer.charge == specs.DECAY_INPUT,
-    )  # fmt: skip
+    ).step  # fmt: skip
     params = [] if rate is None else [rate]  # as it is: nothing is computed of it beforehand
-    steps = steps if layer.static else x.shape[0]
-    neurons = _Layer(
-        found.step.forward, [x], [v0], params, (layer.reset if layer.hard else 0.0,), steps,
-        layer.static, 1, dtype,
-    )  # fmt: skip
-    outputs, after = _run(g, neurons, state)
+    neurons = _Neurons(g, step.forward, 1, [x], params, layer.static, steps, dtype)
+    outputs, after = neurons.run([v0], [layer.reset if layer.hard else 0.0], state)
     return g.done(*outputs, *after, g.constant([]))
 
 
 def _norm_lif(y, residual, stats, bias, v0, rate, steps, choices, numbers, backend, state, keep):
     g = _Graph()
     real = _state_dtype(g, y)
-    mean, scale = (g.op("Gather", stats, g.constant(row), axis=0) for row in (0, 3))
+    mean, scale = (
+        g.op("Gather", stats, g.constant(row), axis=0) for row in (specs.MEAN, specs.SCALE)
+    )
     static = LifLayer.unpack(choices, numbers).static
     rank = len(y.shape) - (1 if static else 2)
     x = _normalise(g, g.cast(y, real), mean, scale, bias, rank)
@@ -312,27 +299,25 @@ def _normalise(g: _Graph, y, mean, scale, bias, rank: int):
     return g.op("Add", g.op("Mul", g.op("Sub", y, mean), scale), bias)
 
 
-def _inverse_std(g: _Graph, var, eps: float, real):
-    root = g.op("Sqrt", g.op("Add", var, g.constant(eps, real)))
-    return g.op("Div", g.constant(1.0, real), root)
+def _scale(g: _Graph, var, weight, eps: float, real) -> tuple:
+    """(1 / sqrt(var + eps), weight times that)."""
+    root = g.op("Sqrt", g.op("Add", g.cast(var, real), g.constant(eps, real)))
+    inverse = g.op("Div", g.constant(1.0, real), root)
+    return inverse, inverse if weight is None else g.op("Mul", g.cast(weight, real), inverse)
 
 
 def _norm_prepare(mean, var, weight, eps, backend):
     g = _Graph()
-    real = _state_dtype(g, mean)
-    inverse = _inverse_std(g, var, eps, real)
-    scale = inverse if weight is None else g.op("Mul", weight, inverse)
-    rows = [g.op("Unsqueeze", row, [0]) for row in (mean, var, inverse, scale)]
-    return g.done(g.op("Concat", *rows, axis=0))
+    rows = mean, var, *_scale(g, var, weight, eps, _state_dtype(g, mean))
+    return g.done(g.op("Concat", *(g.op("Unsqueeze", row, [0]) for row in rows), axis=0))
 
 
 def _batch_norm(x, weight, bias, mean, var, training, momentum, eps, cudnn):
     g = _Graph()
     real = _state_dtype(g, x)
-    inverse = _inverse_std(g, var, eps, real)
-    scale = inverse if weight is None else g.op("Mul", g.cast(weight, real), inverse)
+    _, scale = _scale(g, var, weight, eps, real)
     bias = g.constant([0.0], real) if bias is None else g.cast(bias, real)
-    y = _normalise(g, g.cast(x, real), mean, scale, bias, len(x.shape) - 1)
+    y = _normalise(g, g.cast(x, real), g.cast(mean, real), scale, bias, len(x.shape) - 1)
     y.dtype = real
     return g.done(g.cast(y, x.dtype))
 
@@ -347,15 +332,11 @@ class _Many(list):
 
 
 def _neuron(inputs, states, params, text, steps, choices, numbers, backend, state, keep):
-    g = _Graph()
-    found, (_, static), (_, _, *rest) = Step.unpack(text), choices, numbers
-    x = inputs[0]
-    steps = steps if static else x.shape[0]
-    states = states or [None] * found.states
-    layer = _Layer(
-        found.forward, list(inputs), list(states), list(params), tuple(rest), steps, bool(static),
-        found.outputs, x.dtype,
-    )  # fmt: skip
-    outputs, after = _run(g, layer, state)
+    g, step = _Graph(), Step.unpack(text)
+    (_, static), (_, _, *rest) = choices, numbers
+    neurons = _Neurons(
+        g, step.forward, step.outputs, list(inputs), params, bool(static), steps, inputs[0].dtype
+    )
+    outputs, after = neurons.run(states or [None] * step.states, rest, state)
     made = g.done(*outputs, *after, g.constant([]))
     return _Many(made[: len(outputs)]), _Many(made[len(outputs) : -1]), made[-1]
