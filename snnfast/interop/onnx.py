@@ -6,6 +6,7 @@ Sub, Mul and Add, for runtimes fold a BatchNormalization into the convolution be
 potentials by an ulp, and spikes with them.
 """
 
+import itertools
 import logging
 import math
 import os
@@ -23,7 +24,7 @@ from snnfast.ops import layer as layers
 from snnfast.ops.lif_definition import lif as definition
 from snnfast.program.ir import Program
 
-LARGEST = 2**31 - 2**24
+_LARGEST = 2**31 - 2**24
 """Bytes of weights that still lie within one file."""
 
 _OPERATORS = {
@@ -68,31 +69,41 @@ def export(model: nn.Module, example, path: "str | os.PathLike", *, step: bool =
     weights = sum(t.numel() * t.element_size() for t in program.state_dict.values())
     inputs = len(program.graph_signature.user_inputs) - len(rest)
     with _quiet():
-        torch.onnx.export(
+        written = torch.onnx.export(
             program,
-            f=os.fspath(path),
             input_names=[*_names("x", inputs), *rest],
             output_names=[*_names("y", outputs), *(f"{name}.next" for name in rest)],
             custom_translation_table=_table(),
-            external_data=weights > LARGEST,
             dynamo=True,
             verbose=False,
         )
+        _name_steps(written.model.graph)
+        written.save(os.fspath(path), external_data=weights > _LARGEST)
     return rest
+
+
+def _name_steps(graph) -> None:
+    """Within a Scan no value may have the name of one outside; the exporter sees to it for names
+    that are taken before."""
+    count = itertools.count()
+    for body in graph.subgraphs():
+        for value in (*body.inputs, *(value for node in body for value in node.outputs)):
+            value.name = f"step/{next(count)}"
 
 
 @contextmanager
 def _quiet():
-    """Without what torch.onnx says of packages that it does not need and of torch's own code."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    """Without what torch.onnx and onnxscript say of other packages and of their own code."""
+    logs = {log: log.level for log in map(logging.getLogger, ("torch.onnx", "onnx_ir"))}
+    for log in logs:
+        log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             yield
     finally:
-        log.setLevel(level)
+        for log, level in logs.items():
+            log.setLevel(level)
 
 
 def _names(name: str, count: int) -> list[str]:
@@ -191,16 +202,19 @@ class _Neurons:
     def run(self, states, rest, state: int) -> tuple[list, list]:
         """(outputs, new states as ``state`` asks for them). ``states``: a value or None."""
         g, every = self.g, state == layers.STATE_ALL
-        start = [
-            g.op("Expand", g.constant(number, self.real), self.shape) if v is None else v
-            for v, number in zip(states, rest, strict=True)
-        ]
+        pairs = zip(states, rest, strict=True)
+        start = [self._at(number) if v is None else v for v, number in pairs]
         of_steps, last = self._once(start) if self.steps == 1 else self._scan(start, every)
         dims = [self.steps, *self.dims]
         outputs = g.typed(of_steps[: self.outputs], self.dtype, dims)
         if every:
             return outputs, g.typed(of_steps[self.outputs :], self.real, dims)
         return outputs, g.typed(last, self.real, self.dims)
+
+    def _at(self, number: float):
+        """A state, which the file does not hold element by element."""
+        value = self.g.ir.tensor([number], dtype=self.real)
+        return self.g.op("ConstantOfShape", self.shape, value=value)
 
     def _once(self, start) -> tuple[list, list]:
         """(what every step gives, the states behind the last)."""
@@ -249,7 +263,7 @@ class _Neurons:
             wide.append(op in ("input", "state") or any(wide[a] for a in args))
         results = []
         for k, place in enumerate(self.program.results):
-            value = values[place] if wide[place] else g.op("Expand", values[place], self.shape)
+            value = values[place] if wide[place] else g.op("Add", self._at(0.0), values[place])
             dtype = self.dtype if k < self.outputs else real
             # Each a value of its own: an input may be given on as it is.
             result = g.op("Identity", value) if dtype == real else g.op("Cast", value, to=dtype)
