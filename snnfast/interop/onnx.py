@@ -136,7 +136,8 @@ def _table() -> dict:
         ours.norm_lif_forward.default: _norm_lif,
         ours.norm_prepare.default: _norm_prepare,
         ours.neuron_forward.default: _neuron,
-        torch.ops.aten.batch_norm.default: _batch_norm,
+        # What torch.onnx makes of batch_norm before it translates.
+        torch.ops.aten._native_batch_norm_legit_no_training.default: _batch_norm,
     }
 
 
@@ -326,14 +327,14 @@ def _norm_prepare(mean, var, weight, eps, backend):
     return g.done(g.op("Concat", *(g.op("Unsqueeze", row, [0]) for row in rows), axis=0))
 
 
-def _batch_norm(x, weight, bias, mean, var, training, momentum, eps, cudnn):
+def _batch_norm(x, weight, bias, mean, var, momentum, eps):
     g = _Graph()
     real = _state_dtype(g, x)
     _, scale = _scale(g, var, weight, eps, real)
     bias = g.constant([0.0], real) if bias is None else g.cast(bias, real)
     y = _normalise(g, g.cast(x, real), g.cast(mean, real), scale, bias, len(x.shape) - 1)
-    y.dtype = real
-    return g.done(g.cast(y, x.dtype))
+    nothing = g.constant([], real)  # statistics of the batch
+    return g.done(*g.typed([g.op("Cast", y, to=x.dtype)], x.dtype, x.shape), nothing, nothing)
 
 
 class _Many(list):
