@@ -17,7 +17,7 @@ from snnfast.interop import pt2
 def run(tmp_path_factory):
     output = tmp_path_factory.mktemp("runs") / "mine"
     with one_thread():
-        assert small(output, data__train="500") == 0
+        assert small(output, data__train="100", data__test="50") == 0
     return output
 
 

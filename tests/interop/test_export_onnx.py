@@ -30,12 +30,12 @@ def session(path):
     return run
 
 
-def in_onnx(model, *inputs, to, step=True):
+def in_onnx(model, *inputs, to, step=True, **options):
     """The outputs of the file's whole sequence, which those of its steps must be; and the
     model's."""
     with torch.no_grad():
         wanted = model(*inputs)
-    assert onnx.export(model, inputs, to / "whole.onnx") == {}
+    assert onnx.export(model, inputs, to / "whole.onnx", **options) == {}
     made = session(to / "whole.onnx")(*inputs)
     if step:
         rest = onnx.export(model, inputs, to / "step.onnx", step=True)
@@ -87,10 +87,15 @@ def operators(path):
 def test_a_network(tmp_path, capfd, recwarn, caplog, monkeypatch):
     model, x = conv_net()
     monkeypatch.setattr(logging.getLogger("torch.onnx"), "handlers", [caplog.handler])
-    (y,), (wanted,) = in_onnx(model, x, to=tmp_path)
+    free = {0: torch.export.Dim("T", min=2), 1: torch.export.Dim("B", min=2)}
+    (y,), (wanted,) = in_onnx(model, x, to=tmp_path, dynamic_shapes=(free,))
     assert not [r for r in caplog.records if r.name.startswith("torch.onnx")]
     assert not recwarn.list and capfd.readouterr() == ("", "")
     assert torch.equal(y, wanted) and y.any()
+    longer = torch.cat([x, -x, x])[:, :2]
+    (y,) = session(tmp_path / "whole.onnx")(longer)
+    with torch.no_grad():
+        assert torch.equal(y, model(longer))
     found = operators(tmp_path / "whole.onnx")
     assert {domain for domain, _ in found} == {""}
     names = {name for _, name in found}
@@ -205,16 +210,6 @@ def test_a_flip_of_resnet18_lies_on_the_threshold(tmp_path):
             distance = (potentials(layer, *given)[first] - layer.v_threshold).abs()
             assert distance.max() < 1e-4
             break
-
-
-def test_dimensions_may_be_free(tmp_path):
-    model, x = conv_net()
-    free = {0: torch.export.Dim("T", min=2), 1: torch.export.Dim("B", min=2)}
-    onnx.export(model, x, tmp_path / "free.onnx", dynamic_shapes=(free,))
-    longer = torch.cat([x, -x, x])[:, :2]
-    (y,) = session(tmp_path / "free.onnx")(longer)
-    with torch.no_grad():
-        assert torch.equal(y, model(longer))
 
 
 def test_what_cannot_be_exported_is_said(tmp_path, monkeypatch):

@@ -29,7 +29,6 @@ def test_an_archive_runs_in_a_process_of_its_own(tmp_path):
         path = tmp_path / f"{name}.pt2"
         assert pt2.export(model, x, path) == {}
         torch.save((x,), f"{path}.in")
-        assert torch.equal(pt2.load(path)(x), y)
         paths.append(str(path))
         wanted.append(y)
     done = subprocess.run([sys.executable, "-c", LOAD, *paths], capture_output=True, text=True)
