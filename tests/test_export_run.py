@@ -2,6 +2,7 @@
 
 import json
 
+import nir
 import numpy as np
 import pytest
 import torch
@@ -11,6 +12,7 @@ import snnfast
 from snnfast.cli import main
 from snnfast.data import load_data
 from snnfast.interop import pt2
+from snnfast.interop.nir import from_nir
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +58,18 @@ def test_images_through_steps_of_onnx(run, shown, tmp_path, capfd):
         given = dict(zip(shapes, states, strict=True)) | {"x": x.numpy()}
         made, *states = session.run(None, given)
         torch.testing.assert_close(torch.from_numpy(made), y)
+
+
+def test_a_graph_of_nir(run, shown, tmp_path, capfd):
+    x, wanted = shown
+    path = tmp_path / "mine.nir"
+    capfd.readouterr()
+    assert main(["export", str(run), "--format=nir", f"--output={path}"]) == 0
+    graph = nir.read(path)
+    assert capfd.readouterr() == (f"{path}\n{len(graph.nodes)} nodes\n", "")
+    with torch.no_grad():
+        made = from_nir(graph)(x.expand(2, *x.shape))
+    torch.testing.assert_close(made.flatten(2), wanted)
 
 
 def test_what_cannot_be_exported(run, tmp_path, capsys):
