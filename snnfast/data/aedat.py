@@ -11,7 +11,8 @@ from xml.parsers import expat
 import numpy as np
 
 from snnfast.data.expanded import lz4_bytes, zstd_bytes
-from snnfast.data.extras import regular, require
+from snnfast.data.extras import regular
+from snnfast.packages import require
 
 EVENT = np.dtype([("t", np.int64), ("x", np.int64), ("y", np.int64), ("p", np.int64)])
 _PACKET = np.dtype(

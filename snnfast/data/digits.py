@@ -13,7 +13,7 @@ import torch
 from snnfast.data import known
 from snnfast.data.augment import pipelines
 from snnfast.data.base import Data, TensorSplit
-from snnfast.data.extras import require
+from snnfast.packages import require
 
 CLASSES = 10
 TRAIN, TEST = 4000, 1000

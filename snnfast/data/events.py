@@ -14,10 +14,11 @@ from snnfast.data.aedat import events, read_aedat2, read_aedat3, read_aedat4
 from snnfast.data.augment import pipelines
 from snnfast.data.base import Data, DataError, TensorSplit
 from snnfast.data.decoded import ON_ERROR
-from snnfast.data.extras import regular, require, root_of, seen
+from snnfast.data.extras import regular, root_of, seen
 from snnfast.data.frames import Recording, load_frames
 from snnfast.data.known import CLASSES, OBJECTS
 from snnfast.data.subset import choose, pick
+from snnfast.packages import require
 
 GESTURES = 11
 TABLE = 2**15  # bytes of a table of labels or a list of recordings; published ones have up to 2,000

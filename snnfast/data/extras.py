@@ -1,20 +1,8 @@
-"""What may be there or not: optional packages, imported where they are used, files and folders."""
+"""Files and folders that may be there or not."""
 
-import importlib
 import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-
-def require(module: str, extra: str = "train"):
-    """Import ``module``; where it is missing, say which command installs it (ImportError)."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        package = error.name or module
-        raise ImportError(
-            f'{package} is not installed: pip install "snnfast[{extra}]"', name=package
-        ) from error
 
 
 def root_of(root: str | Path, names: Sequence[str], signs: Sequence[str]) -> Path:

@@ -12,10 +12,11 @@ from snnfast.data import hub
 from snnfast.data.augment import RESIZED_CROP, pipelines
 from snnfast.data.base import Data
 from snnfast.data.decoded import ON_ERROR, DecodedSplit, Samples
-from snnfast.data.extras import require, root_of
+from snnfast.data.extras import root_of
 from snnfast.data.known import NORMALISE
 from snnfast.data.pictures import centre_crop, decode, resized_crop, shorter_side
 from snnfast.data.subset import choose
+from snnfast.packages import require
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 AUGMENT = (RESIZED_CROP, "flip")

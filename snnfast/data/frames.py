@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from snnfast.data.base import IGNORED, DataError
-from snnfast.data.extras import require
 from snnfast.data.workers import load
+from snnfast.packages import require
 
 DVS128 = (128, 128)  # rows and columns of the sensor
 VERSION = 2  # of the frames: counts up when they are computed in another way

@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from snnfast.data.extras import require, seen
+from snnfast.data.extras import seen
 from snnfast.data.pictures import decode
+from snnfast.packages import require
 
 
 class Table:

@@ -10,9 +10,10 @@ import torch
 from snnfast.data.aedat import events
 from snnfast.data.base import Data, DataError, TensorSplit
 from snnfast.data.events import nine_to_one, sequences
-from snnfast.data.extras import regular, require, root_of, seen
+from snnfast.data.extras import regular, root_of, seen
 from snnfast.data.frames import Recording
 from snnfast.data.subset import choose, pick
+from snnfast.packages import require
 
 N_MNIST, N_CALTECH101 = (34, 34), (180, 240)  # rows and columns of the sensor's part
 UNITS, SPOKEN, LONGEST = 700, 20, 1.4  # channels of SHD, its classes, seconds

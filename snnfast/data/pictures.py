@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from snnfast.data.base import DataError
-from snnfast.data.extras import regular, require
+from snnfast.data.extras import regular
+from snnfast.packages import require
 
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from snnfast.backends import spec as specs
 from snnfast.backends.spec import LifLayer, Step
-from snnfast.interop.packages import require
 from snnfast.interop.pt2 import exported
 from snnfast.ops import layer as layers
 from snnfast.ops.lif_definition import lif as definition
+from snnfast.packages import require
 from snnfast.program.ir import Program
 
 _LARGEST = 2**31 - 2**24

@@ -1,12 +1,12 @@
 """Records as text and as pictures; matplotlib is imported where one is drawn."""
 
-import importlib
 import math
 
 import torch
 from torch import Tensor
 
 from snnfast.monitoring.record import LayerRecord, Moments
+from snnfast.packages import require
 
 
 def table(layers: dict[str, LayerRecord]) -> str:
@@ -35,11 +35,7 @@ def _number(moments: Moments) -> str:
 def _axes(ax, width: float, height: float):
     if ax is not None:
         return ax
-    try:
-        plt = importlib.import_module("matplotlib.pyplot")
-    except ModuleNotFoundError as error:
-        raise ImportError('matplotlib is not installed: pip install "snnfast[train]"') from error
-    return plt.subplots(figsize=(width, height), layout="constrained")[1]
+    return require("matplotlib.pyplot").subplots(figsize=(width, height), layout="constrained")[1]
 
 
 def rates(layers: dict[str, LayerRecord], ax=None):

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from snnfast.data.extras import require
 from snnfast.distill import anytime, full_range
 from snnfast.monitoring import energy
+from snnfast.packages import require
 from snnfast.train import build
 from snnfast.train.checkpoint import write_atomic
 from snnfast.train.config import ConfigError

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from snnfast.interop.packages import require
+from snnfast.packages import require
 from snnfast.train.config import ConfigError
 from snnfast.train.load import load
 

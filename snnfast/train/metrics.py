@@ -5,7 +5,7 @@ import json
 import os
 from pathlib import Path
 
-from snnfast.data.extras import require
+from snnfast.packages import require
 from snnfast.train.checkpoint import CheckpointError, write_atomic
 from snnfast.train.folder import BOARD, clear_board
 

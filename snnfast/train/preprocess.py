@@ -12,10 +12,10 @@ from torch import Tensor
 
 from snnfast.data import data_options
 from snnfast.data.base import Augment, Data
-from snnfast.data.extras import require
 from snnfast.data.known import CLASSES, NORMALISE
 from snnfast.data.pictures import centre_crop, shorter_side, to_tensor
 from snnfast.data.transforms import Normalise
+from snnfast.packages import require
 from snnfast.train.checkpoint import CheckpointError
 from snnfast.train.config import ConfigError, DataConfig
 

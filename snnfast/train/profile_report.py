@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from snnfast.data.extras import require
 from snnfast.models import create_model
+from snnfast.packages import require
 from snnfast.train.build import choose_device, configured
 from snnfast.train.checkpoint import write_atomic
 from snnfast.train.config import ConfigError

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from snnfast.data.base import Data
-from snnfast.data.extras import require
+from snnfast.packages import require
 from snnfast.train.config import Config
 from snnfast.train.distributed import World
 from snnfast.train.loop import spiking

@@ -4,7 +4,7 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from snnfast.data.extras import require
+from snnfast.packages import require
 from snnfast.train import metrics
 from snnfast.train.checkpoint import CheckpointError, resumable, write_atomic
 from snnfast.train.config import Config, ConfigError, flat, load

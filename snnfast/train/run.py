@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from snnfast.data import DataError
-from snnfast.data.extras import require
 from snnfast.models import exported_weights, set_process_group
+from snnfast.packages import require
 from snnfast.train import build, checkpoint, folder, metrics, preprocess, progress, watch
 from snnfast.train.checkpoint import EMA, LATEST, STUDENT, TEACHER, CheckpointError
 from snnfast.train.config import Config, ConfigError, differences, dump, flat, load

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from snnfast import neurons
-from snnfast.interop.packages import require
 from snnfast.nn import IF, LIF, BatchNormLIF, BatchNormNeuron, Neuron, ParametricLIF
 from snnfast.nn.batch_norm import BatchNorm2d
 from snnfast.nn.neuron import BaseNeuron
+from snnfast.packages import require
 from snnfast.reference.norm_lif import inverse_std
 
 DT = 1e-4

@@ -12,7 +12,6 @@ from torch import Tensor, fx, nn
 
 from snnfast.interop.nir._layers import Scale
 from snnfast.interop.nir._nodes import DT, array
-from snnfast.interop.packages import require
 from snnfast.nn import (
     IF,
     LIF,
@@ -26,6 +25,7 @@ from snnfast.nn import (
 from snnfast.nn.neuron import BaseNeuron
 from snnfast.nn.over_time import over_time
 from snnfast.ops.validation import check_positive, type_name
+from snnfast.packages import require
 from snnfast.reference.norm_lif import inverse_std
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from torch.overrides import TorchFunctionMode
 from snnfast.interop.nir import _nodes
 from snnfast.interop.nir._layers import Scale
 from snnfast.interop.nir._nodes import DT, Unsayable
-from snnfast.interop.packages import require
 from snnfast.nn.fuse import unfused
 from snnfast.nn.stateful import Stateful
 from snnfast.ops.validation import check_positive, type_name
+from snnfast.packages import require
 
 if TYPE_CHECKING:
     import nir

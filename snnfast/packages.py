@@ -1,9 +1,9 @@
-"""Packages that need not be there."""
+"""Packages that need not be there, imported where they are used."""
 
 import importlib
 
 
-def require(module: str, extra: str):
+def require(module: str, extra: str = "train"):
     """Import ``module``; where it is missing, say which command installs it (ImportError)."""
     try:
         return importlib.import_module(module)
