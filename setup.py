@@ -220,6 +220,8 @@ class BuildWithNinja(build_ext):
         for kernel in ("lif", "distill", "program", "norm_lif", "compiled", "spikes"):
             for isa, isa_flags in cxx.isa_flags.items():
                 more = f"-DSNN_FLOAT64 {slow}" if isa == "baseline" else isa_flags
+                if kernel == "lif" and isa != "baseline":  # as fast, in two thirds of the time
+                    more += " -O2"
                 command = f"{flags} -DSNN_ISA={isa} {more}"
                 ninja.compile(f"{kernel}_{isa}", command, ROOT / f"csrc/cpu/{kernel}.cpp")
         ninja.link(output, f"{cxx.command} {cxx.shared} $in {cxx.openmp_link} -o $out")
