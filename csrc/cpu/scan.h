@@ -32,9 +32,10 @@ template <class R>
 struct ChannelRates {
   bool divide;
   TileRow<R> value[1];
-  void set_tile(const LifLayer& layer, int64_t begin, int64_t n) {
-    divide = layer.divide;
-    Channels(layer.channels, layer.inner, begin, n).spread({layer.rates}, value);
+  ChannelRates(const LifLayer& layer, const R* rates, int64_t begin, int64_t n)
+      : divide(layer.divide) {
+    const bool one = layer.channels == 1;
+    Channels(layer.channels, one ? n : layer.inner, one ? 0 : begin, n).spread({rates}, value);
   }
   SNN_HD Rate<Lanes<R>> at(int64_t i) const {
     Lanes<R> v = load(value[0].at + i);
@@ -50,17 +51,18 @@ bool is_power_of_two(R x) {
 }
 
 // Calls f(neuron, rates) for a tile; where one rate serves all, whether it divides is a constant in
-// the loops that f holds.
-template <class R, class Neuron, class F>
+// the loops that f holds. kSpread: fewer loops, and none of them for one rate.
+template <class R, bool kSpread, class Neuron, class F>
 SNN_HD void with_rates(Neuron neuron, const LifLayer& layer, int64_t begin, int64_t n, F&& f) {
   const R* rates = static_cast<const R*>(layer.rates);
   const R rate = rates ? *rates : R(layer.rate);
+  const auto spread = [&] { f(neuron, ChannelRates<R>(layer, rates ? rates : &rate, begin, n)); };
   if constexpr (Neuron::kIntegrates) {
     f(neuron, SharedRate<R>{1, 1});
+  } else if constexpr (kSpread) {
+    spread();
   } else if (rates && layer.channels > 1) {
-    ChannelRates<R> per_channel;
-    per_channel.set_tile(layer, begin, n);
-    f(neuron, per_channel);
+    spread();
   } else if (neuron.divide && !is_power_of_two(rate)) {
     neuron.divide = true;
     f(neuron, SharedRate<R>{rate, R(1) / rate});
@@ -343,7 +345,7 @@ void backward_tile(const Neuron neuron, const Rates& rates, const LifLayer& laye
 template <bool kSmooth, class R, class Neuron>
 void scan_forward(const Neuron& neuron, const LifLayer& layer, const LifForward& io) {
   for_each_tile(layer, [&](int64_t begin, int64_t tile) {
-    with_rates<R>(neuron, layer, begin, tile, [&](auto tuned, const auto& rates) {
+    with_rates<R, sizeof(R) == 8>(neuron, layer, begin, tile, [&](auto tuned, const auto& rates) {
       forward_tile<kSmooth, R>(tuned, rates, layer, io, begin, tile);
     });
   });
@@ -355,7 +357,7 @@ void scan_backward(const Neuron& neuron, const LifLayer& layer, const LifBackwar
   if (kWantRate) std::fill(io.partial, io.partial + chunks * layer.channels, 0.0);
   std::fill(io.norm.partial, io.norm.partial + chunks * sums, 0.0);
   for_each_tile_of(chunks, layer, [&](int64_t chunk, int64_t begin, int64_t tile) {
-    with_rates<R>(neuron, layer, begin, tile, [&](auto tuned, const auto& rates) {
+    with_rates<R, kWantRate>(neuron, layer, begin, tile, [&](auto tuned, const auto& rates) {
       backward_tile<kSmooth, kWantRate, R>(tuned, rates, layer, io, chunk, begin, tile);
     });
   });
