@@ -67,11 +67,11 @@ def _baseline():
     """As on an older machine, where no machine code is made either."""
     from snnfast import _C
 
-    _C.use_baseline(True)
+    _C.use_instruction_set("baseline")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(neuron, "executor", lambda: interpreted)
         yield
-    _C.use_baseline(False)
+    _C.use_instruction_set(_C.instruction_sets()[-1])
 
 
 @contextmanager

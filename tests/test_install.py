@@ -209,7 +209,7 @@ def test_an_nvcc_that_works_again_leaves_no_note(machine):
 @pytest.mark.parametrize(
     ("target", "objects", "link"),
     (
-        ("x86_64-linux-gnu", {"baseline", "avx2"}, "-shared"),
+        ("x86_64-linux-gnu", {"baseline", "avx2", "avx512"}, "-shared"),
         ("aarch64-linux-gnu", {"baseline"}, "-shared"),
         ("arm64-apple-darwin23.1.0", {"baseline"}, "-shared -undefined dynamic_lookup"),
     ),

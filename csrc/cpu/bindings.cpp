@@ -11,6 +11,7 @@
 #include <string>
 #include <string_view>
 #include <tuple>
+#include <vector>
 
 #include "channels.h"
 #include "fresh.h"
@@ -20,39 +21,35 @@
 namespace snnfast {
 namespace {
 
+// Those that this machine can run, the best last.
+std::vector<Kernels> all_kernels() {
+  std::vector<Kernels> all(1);
 #if defined(SNN_HAVE_AVX2)
-bool has_avx2() {
   __builtin_cpu_init();
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-         __builtin_cpu_supports("f16c");
-}
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c")) {
+    all.push_back({"avx2", lif_forward_avx2, lif_backward_avx2, norm_stats_avx2, norm_dy_avx2,
+                   stepwise_loss_avx2, tssd_loss_avx2, scale_gradient_avx2, pack_spikes_avx2,
+                   unpack_spikes_avx2, program_operation_avx2, program_forward_avx2,
+                   program_backward_avx2, run_compiled_avx2});
+    // Processors without VBMI2 lower their clock for registers of 64 bytes.
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512vbmi2")) {
+      Kernels k = all.back();
+      k.name = "avx512";
+      k.forward = lif_forward_avx512, k.backward = lif_backward_avx512;
+      k.norm_stats = norm_stats_avx512, k.norm_dy = norm_dy_avx512;
+      all.push_back(k);
+    }
+  }
 #endif
-
-Kernels best_kernels() {
-  Kernels k;
-#if defined(SNN_HAVE_AVX2)
-  if (has_avx2())
-    k = {"avx2",
-         lif_forward_avx2,
-         lif_backward_avx2,
-         norm_stats_avx2,
-         norm_dy_avx2,
-         stepwise_loss_avx2,
-         tssd_loss_avx2,
-         scale_gradient_avx2,
-         pack_spikes_avx2,
-         unpack_spikes_avx2,
-         program_operation_avx2,
-         program_forward_avx2,
-         program_backward_avx2,
-         run_compiled_avx2};
-#endif
-  return k;
+  return all;
 }
 
 }  // namespace
 
-Kernels kernels = best_kernels();
+Kernels kernels = all_kernels().back();
 
 namespace {
 
@@ -320,7 +317,15 @@ PYBIND11_MODULE(_C, m) {
   m.def("fresh", [](uintptr_t result, int64_t bytes) { fresh(pointer<void>(result), bytes, 1); });
   m.def("instruction_set", [] { return kernels.name; });
   // For tests: the kernels that an older machine would run.
-  m.def("use_baseline", [](bool yes) { kernels = yes ? Kernels{} : best_kernels(); });
+  m.def("instruction_sets", [] {
+    std::vector<std::string> names;
+    for (const Kernels& k : all_kernels()) names.push_back(k.name);
+    return names;
+  });
+  m.def("use_instruction_set", [](const std::string& name) {
+    for (const Kernels& k : all_kernels())
+      if (name == k.name) kernels = k;
+  });
   m.attr("openmp") =
 #if defined(_OPENMP)
       true;

@@ -1,8 +1,8 @@
-// Four registers of numbers that behave like one: the CPU's value type for the formulas in
+// Some registers of numbers that behave like one: the CPU's value type for the formulas in
 // include/. A step is a chain of dependent operations, and several registers side by side hide
 // their latency. Built on the compilers' vector extensions in the width of the target's registers,
-// so the same source serves SSE2, AVX2 and NEON. Each instruction set is compiled in a namespace of
-// its own.
+// so the same source serves SSE2, AVX2, AVX-512 and NEON. Each instruction set is compiled in a
+// namespace of its own.
 #pragma once
 
 #include <cstdint>
@@ -12,24 +12,37 @@
 #include "platform.h"
 
 #if defined(__SSE2__)
+#pragma GCC diagnostic push
+#if defined(__AVX512F__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // gcc's own header, on purpose
+#endif
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #endif
 
 namespace snnfast {
 inline namespace SNN_ISA {
 
-#if defined(__AVX2__)
-constexpr int kRegisterBytes = 32;
+#if defined(__AVX512F__)
+constexpr int kRegisterBytes = 64, kRegisters = 2;
+#elif defined(__AVX2__)
+constexpr int kRegisterBytes = 32, kRegisters = 4;
 #else
-constexpr int kRegisterBytes = 16;
+constexpr int kRegisterBytes = 16, kRegisters = 4;
 #endif
-constexpr int kRegisters = 4;
 
 // Calls f for every register. Spelled out, so that the index is a constant where the compiler
 // decides what may live in a register; a loop is unrolled too late for that.
 template <class F>
 SNN_HD void each_register(F&& f) {
-  f(0), f(1), f(2), f(3);
+  f(0), f(1);
+  if constexpr (kRegisters == 4) f(2), f(3);
+}
+// The same for the first of each two.
+template <class F>
+SNN_HD void each_pair(F&& f) {
+  f(0);
+  if constexpr (kRegisters == 4) f(2);
 }
 
 template <class R>
@@ -120,24 +133,34 @@ SNN_HD Lanes<R> abs_(Lanes<R> x) {
   return x;
 }
 
-#if defined(__AVX2__) && defined(__FMA__)
+// 1 / y in gradients: an estimate, one Newton step; some 1.5 ulp, in half of the time of a
+// division. Of Inf the step would make NaN: 0 instead. A NaN passes.
+#if defined(__AVX512F__)
+#define SNN_INTRINSIC(name) _mm512_##name
+SNN_HD __m512 reciprocal(__m512 y) {
+  const __m512 r = _mm512_rcp14_ps(y), rest = _mm512_fnmadd_ps(y, r, _mm512_set1_ps(1.0f));
+  const __mmask16 usual = _mm512_cmp_ps_mask(y, _mm512_set1_ps(3.0e38f), _CMP_NGE_UQ);
+  return _mm512_maskz_fmadd_ps(usual, rest, r, r);
+}
+#elif defined(__AVX2__) && defined(__FMA__)
+#define SNN_INTRINSIC(name) _mm256_##name
+SNN_HD __m256 reciprocal(__m256 y) {
+  y = _mm256_min_ps(_mm256_set1_ps(3.0e38f), y);
+  const __m256 r = _mm256_rcp_ps(y), rest = _mm256_fnmadd_ps(y, r, _mm256_set1_ps(1.0f));
+  return _mm256_fmadd_ps(rest, r, r);
+}
+#endif
+#if defined(SNN_INTRINSIC)
 SNN_HD Lanes<float> mad_(Lanes<float> a, Lanes<float> b, Lanes<float> c) {
-  each_register([&](int i) { a.p[i] = _mm256_fmadd_ps(a.p[i], b.p[i], c.p[i]); });
+  each_register([&](int i) { a.p[i] = SNN_INTRINSIC(fmadd_ps)(a.p[i], b.p[i], c.p[i]); });
   return a;
 }
 SNN_HD Lanes<float> larger_(Lanes<float> a, Lanes<float> b) {
-  each_register([&](int i) { a.p[i] = _mm256_max_ps(b.p[i], a.p[i]); });
+  each_register([&](int i) { a.p[i] = SNN_INTRINSIC(max_ps)(b.p[i], a.p[i]); });
   return a;
 }
-// a / b in gradients: an estimate of 1/b, one Newton step; some 1.5 ulp, in half of the time of a
-// division. Inf is brought down to where the step does not make NaN of it; a NaN passes.
 SNN_HD Lanes<float> divide_(Lanes<float> a, Lanes<float> b) {
-  each_register([&](int i) {
-    __m256 y = _mm256_min_ps(_mm256_set1_ps(3.0e38f), b.p[i]);
-    __m256 r = _mm256_rcp_ps(y);
-    r = _mm256_fmadd_ps(_mm256_fnmadd_ps(y, r, _mm256_set1_ps(1.0f)), r, r);
-    a.p[i] = a.p[i] * r;
-  });
+  each_register([&](int i) { a.p[i] *= reciprocal(b.p[i]); });
   return a;
 }
 SNN_HD Lanes<double> divide_(Lanes<double> a, Lanes<double> b) { return a / b; }

@@ -7,8 +7,16 @@
 namespace snnfast {
 namespace {
 
-// Calls f(neuron) with the layer's neuron, its equations chosen when compiling, or in float64 in
-// every step.
+// Where there is a better instruction set (SNN_SLOW, given by the build), kernels for machines of
+// long ago are few and soon compiled.
+#if defined(SNN_SLOW)
+constexpr bool kSlow = true;
+#else
+constexpr bool kSlow = false;
+#endif
+
+// Calls f(neuron) with the layer's neuron, its equations chosen when compiling; or, in float64 and
+// where it may be slow, in every step.
 template <class R, class F>
 void with_neuron(const LifLayer& l, F&& f) {
   auto call = [&](auto neuron) {
@@ -23,7 +31,7 @@ void with_neuron(const LifLayer& l, F&& f) {
               decltype(neuron.how)::of(l.charge, l.hard)};
     f(neuron);
   };
-  if constexpr (sizeof(R) == 8)
+  if constexpr (kSlow || sizeof(R) == 8)
     call(LifOf<R, Chosen>());
   else if (l.charge == kIntegrate)
     l.hard ? call(Lif<R, kIntegrate, true>()) : call(Lif<R, kIntegrate, false>());
@@ -58,8 +66,10 @@ void SNN_ISA_NAME(lif_forward)(const LifLayer& layer, const LifForward& io) {
 void SNN_ISA_NAME(lif_backward)(const LifLayer& layer, const LifBackward& io) {
   if (layer.dtype == kFloat64) return lif_backward_float64(layer, io);
   if (io.drate)
-    return with_neuron<float>(
-        layer, [&](auto& neuron) { scan_backward<false, true, float>(neuron, layer, io); });
+    return with_neuron<float>(layer, [&](auto& neuron) {
+      if constexpr (!std::remove_reference_t<decltype(neuron)>::kIntegrates)
+        scan_backward<false, true, float>(neuron, layer, io);
+    });
   with_neuron<float>(layer,
                      [&](auto& neuron) { scan_backward<false, false, float>(neuron, layer, io); });
 }

@@ -74,6 +74,8 @@ void lif_forward_baseline(const LifLayer&, const LifForward&);
 void lif_backward_baseline(const LifLayer&, const LifBackward&);
 void lif_forward_avx2(const LifLayer&, const LifForward&);
 void lif_backward_avx2(const LifLayer&, const LifBackward&);
+void lif_forward_avx512(const LifLayer&, const LifForward&);
+void lif_backward_avx512(const LifLayer&, const LifBackward&);
 // float64 is there to check gradients with, not for speed: one instruction set for all machines.
 void lif_forward_float64(const LifLayer&, const LifForward&);
 void lif_backward_float64(const LifLayer&, const LifBackward&);

@@ -32,5 +32,7 @@ void norm_stats_baseline(const NormStats&);
 void norm_dy_baseline(const NormDy&);
 void norm_stats_avx2(const NormStats&);
 void norm_dy_avx2(const NormDy&);
+void norm_stats_avx512(const NormStats&);
+void norm_dy_avx512(const NormDy&);
 
 }  // namespace snnfast

@@ -23,6 +23,12 @@ constexpr int64_t vectors_of(int64_t n) {
   return (n + Lanes<R>::kCount - 1) / Lanes<R>::kCount;
 }
 
+// Whether a row of n elements has no tail.
+template <class R>
+bool is_whole(int64_t n) {
+  return n % Lanes<R>::kCount == 0;
+}
+
 template <class R>
 SNN_HD Lanes<R> load(const R* p) {
   return Io<R>::load(p);
@@ -44,8 +50,18 @@ void add_row(R* sum, const R* row, int64_t n) {
 // not stored, so they get numbers, too.
 template <class R>
 void set_row(R* row, const R* from, int64_t n, R otherwise) {
-  if (!from || n < kTile) std::fill(row, row + kTile, otherwise);
+  if (!from || n < kTile)
+    for (int64_t i = 0; i < kTile; i += Lanes<R>::kCount) store(row + i, Lanes<R>(otherwise));
   if (from) copy_row(row, from, n);
+}
+// The same to read from alone: where it lies, if it has no tail; else in `room`.
+template <class R>
+const R* get_row(const R* from, int64_t n, R otherwise, R* room) {
+  alignas(64) static constexpr R kZeros[kTile] = {};
+  if (!from && otherwise == R(0)) return kZeros;
+  if (from && is_whole<R>(n)) return from;
+  set_row(room, from, n, otherwise);
+  return room;
 }
 
 // Asks for the lines of a vector.
@@ -130,12 +146,6 @@ void with_narrow(int from, int to, F&& f) {
                : f(real, narrow);
   };
   to == kFloat16 ? call(static_cast<Half*>(nullptr)) : call(static_cast<BFloat16*>(nullptr));
-}
-
-// Whether a row of n elements has no tail.
-template <class R>
-bool is_whole(int64_t n) {
-  return n % Lanes<R>::kCount == 0;
 }
 
 // Whether so many bytes stay in cache from one call to the next.

@@ -32,9 +32,10 @@ template <class R>
 struct ChannelRates {
   bool divide;
   TileRow<R> value[1];
-  void set_tile(const LifLayer& layer, int64_t begin, int64_t n) {
-    divide = layer.divide;
-    Channels(layer.channels, layer.inner, begin, n).spread({layer.rates}, value);
+  ChannelRates(const LifLayer& layer, const R* rates, int64_t begin, int64_t n)
+      : divide(layer.divide) {
+    const bool one = layer.channels == 1;
+    Channels(layer.channels, one ? n : layer.inner, one ? 0 : begin, n).spread({rates}, value);
   }
   SNN_HD Rate<Lanes<R>> at(int64_t i) const {
     Lanes<R> v = load(value[0].at + i);
@@ -50,17 +51,18 @@ bool is_power_of_two(R x) {
 }
 
 // Calls f(neuron, rates) for a tile; where one rate serves all, whether it divides is a constant in
-// the loops that f holds.
-template <class R, class Neuron, class F>
+// the loops that f holds. kSpread: fewer loops, and none of them for one rate.
+template <class R, bool kSpread, class Neuron, class F>
 SNN_HD void with_rates(Neuron neuron, const LifLayer& layer, int64_t begin, int64_t n, F&& f) {
   const R* rates = static_cast<const R*>(layer.rates);
   const R rate = rates ? *rates : R(layer.rate);
+  const auto spread = [&] { f(neuron, ChannelRates<R>(layer, rates ? rates : &rate, begin, n)); };
   if constexpr (Neuron::kIntegrates) {
     f(neuron, SharedRate<R>{1, 1});
+  } else if constexpr (kSpread) {
+    spread();
   } else if (rates && layer.channels > 1) {
-    ChannelRates<R> per_channel;
-    per_channel.set_tile(layer, begin, n);
-    f(neuron, per_channel);
+    spread();
   } else if (neuron.divide && !is_power_of_two(rate)) {
     neuron.divide = true;
     f(neuron, SharedRate<R>{rate, R(1) / rate});
@@ -149,24 +151,57 @@ void recompute_row(const Neuron neuron, const Rates& rates, int64_t vectors, Ahe
   }
 }
 
-// The adjoint of a step: `dstate` goes in as the gradient of V_t and comes out as that of V_{t-1}.
-// x and `before` are read, and `dfactor` added to, for the gradient of 1/tau alone.
+// The adjoint of a step, from the gradient of V_t to that of V_{t-1}. x and `before` are read, and
+// `dfactor` added to, for the gradient of 1/tau alone.
 template <bool kSmooth, bool kReal, bool kWantRate, class Neuron, class Rates, class R>
-SNN_HD void adjoint_row(const Neuron neuron, const Rates& rates, int64_t vectors, Ahead ahead,
-                        In<R> x, const R* before, const R* h, const R* g, In<R> ds, R* dstate,
-                        R* dfactor, Out<R> dx) {
+SNN_HD void adjoint_row(Neuron neuron, const Rates& rates, int64_t vectors, Ahead ahead, In<R> x,
+                        const R* before, const R* h, const R* g, In<R> ds, const R* dafter,
+                        R* dbefore, R* dfactor, Out<R> dx) {
   using V = Lanes<R>;
+  neuron.spiking = !kSmooth;
   for (int64_t k = 0; k < vectors; ++k) {
     const int64_t i = k * V::kCount;
     ahead.fetch(i);
     V h_t = load(h + i), x_t(0), v(0);
     if constexpr (kWantRate) x_t = x.template load<kReal>(i), v = load(before + i);
     auto d = neuron.adjoint(x_t, v, h_t, fire<kSmooth>(neuron, h_t), load(g + i),
-                            ds.template load<kReal>(i), load(dstate + i), rates.at(i));
-    store(dstate + i, d.dv);
+                            ds.template load<kReal>(i), load(dafter + i), rates.at(i));
+    store(dbefore + i, d.dv);
     if (kWantRate) store(dfactor + i, load(dfactor + i) + d.drate);
     dx.template put<kReal>(i, d.dx);
   }
+}
+
+// The same for float rows and one rate for all, which is not learned, with the surrogate's gradient
+// computed on the way.
+template <int kSurrogate, bool kDetach, class Neuron>
+void plain_adjoint_row(Neuron neuron, float factor, int64_t vectors, Ahead ahead, const float* h,
+                       In<float> ds, const float* dafter, float* dbefore, Out<float> dx) {
+  using V = Lanes<float>;
+  neuron.spiking = true, neuron.detach_reset = kDetach;
+  for (int64_t i = 0; i < vectors * V::kCount; i += V::kCount) {
+    ahead.fetch(i);
+    const V h_t = load(h + i);
+    const V g = gradient<kSurrogate>(h_t - V(neuron.theta), neuron.a, neuron.b);
+    const auto d = neuron.adjoint(V(0), V(0), h_t, neuron.fire(h_t), g, ds.template load<true>(i),
+                                  load(dafter + i), Rate<V>{V(0), V(factor)});
+    store(dbefore + i, d.dv);
+    dx.template put<true>(i, d.dx);
+  }
+}
+
+// Calls it where that is what the row is, and says whether; of the surrogates the usual ones:
+// fifteen formulas would be compiled into every loop.
+template <class Neuron, class... Args>
+bool plain_adjoint(const Neuron& neuron, float factor, Args... args) {
+  const auto run = [&](auto surrogate) {
+    constexpr int kId = decltype(surrogate)::value;
+    neuron.detach_reset ? plain_adjoint_row<kId, true>(neuron, factor, args...)
+                        : plain_adjoint_row<kId, false>(neuron, factor, args...);
+  };
+  if (neuron.surrogate == kSigmoid) return run(Id<kSigmoid>()), true;
+  if (neuron.surrogate == kATan) return run(Id<kATan>()), true;
+  return false;
 }
 
 // Calls f(whether all rows of a loop are of R), a constant.
@@ -240,51 +275,55 @@ void backward_tile(const Neuron neuron, const Rates& rates, const LifLayer& laye
   alignas(64) R h[kSegment][kTile], g[kTile], before[kWantRate ? kSegment + 1 : 1][kTile];
   alignas(64) R dstate[kTile], dfactor[kTile], centred[kSegment][kTile];
   alignas(64) R x_rows[kWantRate ? kSegment : 1][kTile];
-  alignas(64) static const R zeros[kTile] = {};
-  In<R> x_at[kSegment];
+  In<R> x_at[kWantRate ? kSegment : 1];
   const R* dx_at[kSegment];
   Moments<R> moments;
-  set_row(dstate, dv && !io.dv_every_step ? dv + begin : nullptr, tile, R(0));
+  const R* dafter = get_row<R>(dv && !io.dv_every_step ? dv + begin : nullptr, tile, 0, dstate);
   if (kWantRate) set_row<R>(dfactor, nullptr, tile, 0);
 
   const int64_t last = (layer.steps - 1) / kSegment * kSegment;
   for (int64_t first = last; first >= 0; first -= kSegment) {
     const int steps = int(std::min<int64_t>(kSegment, layer.steps - first));
     const R* start = first > 0 ? borders + (first / kSegment - 1) * n : v0;
-    set_row(before[0], start ? start + begin : nullptr, tile, neuron.r);
+    const R* const origin = get_row(start ? start + begin : nullptr, tile, neuron.r, before[0]);
+    const auto before_at = [&](int t) { return t == 0 ? origin : before[kWantRate ? t : 0]; };
     for (int t = 0; t < steps; ++t) {
       const Ahead next = t + 1 < steps ? x.ahead(first + t + 1) : ds.ahead(first + t);
       // Where nobody reads X again, H takes its place.
-      x_at[t] = x.read(first + t, kWantRate ? x_rows[t] : h[t], centred[t]);
-      with_real<R>(x_at[t].real(), [&](auto real) {
-        recompute_row<kSmooth, real>(neuron, rates, vectors, next, dx.ahead(first + t), x_at[t],
-                                     before[kWantRate ? t : 0], h[t],
-                                     before[kWantRate ? t + 1 : 0]);
+      const int kept = kWantRate ? t : 0;
+      x_at[kept] = x.read(first + t, kWantRate ? x_rows[t] : h[t], centred[t]);
+      with_real<R>(x_at[kept].real(), [&](auto real) {
+        recompute_row<kSmooth, real>(neuron, rates, vectors, next, dx.ahead(first + t), x_at[kept],
+                                     before_at(t), h[t], before[kWantRate ? t + 1 : 0]);
       });
     }
     for (int t = steps - 1; t >= 0; --t) {
-      if (io.dv_every_step) add_row(dstate, dv + (first + t) * n + begin, tile);
-      neuron.gradients(reinterpret_cast<const Lanes<R>*>(h[t]), reinterpret_cast<Lanes<R>*>(g),
-                       int(vectors));
+      if (io.dv_every_step) {
+        if (dafter != dstate) set_row<R>(dstate, nullptr, tile, 0);
+        dafter = dstate;
+        add_row(dstate, dv + (first + t) * n + begin, tile);
+      }
       const Ahead next = t > 0       ? ds.ahead(first + t - 1)
                          : first > 0 ? x.ahead(first - kSegment)
                                      : x.ahead_of_tile(last);
-      const In<R> given = ds.null() ? In<R>{zeros} : ds.read(first + t);
+      const In<R> given = ds.null() ? In<R>{get_row<R>(nullptr, tile, 0, g)} : ds.read(first + t);
       const Out<R> out = x.normal() ? dx.keep(first + t) : dx.row(first + t);
       if (x.normal()) dx_at[t] = static_cast<const R*>(out.row);
-      // Constants in the loop.
-      with_real<R>(x_at[t].real() && given.real() && out.real(), [&](auto real) {
-        const auto run = [&](Neuron neuron) {
-          adjoint_row<kSmooth, real, kWantRate>(neuron, rates, vectors, next, x_at[t],
-                                                before[kWantRate ? t : 0], h[t], g, given, dstate,
-                                                dfactor, out);
-        };
-        Neuron fixed = neuron;
-        if (neuron.detach_reset)
-          fixed.detach_reset = true, run(fixed);
-        else
-          fixed.detach_reset = false, run(fixed);
-      });
+      const In<R>& x_t = x_at[kWantRate ? t : 0];
+      const bool real = x_t.real() && given.real() && out.real();
+      bool done = false;
+      if constexpr (!kWantRate && std::is_same_v<Rates, SharedRate<float>>)
+        done = real &&
+               plain_adjoint(neuron, rates.factor, vectors, next, h[t], given, dafter, dstate, out);
+      if (!done) {
+        neuron.gradients(reinterpret_cast<const Lanes<R>*>(h[t]), reinterpret_cast<Lanes<R>*>(g),
+                         int(vectors));
+        with_real<R>(real, [&](auto real) {
+          adjoint_row<kSmooth, real, kWantRate>(neuron, rates, vectors, next, x_t, before_at(t),
+                                                h[t], g, given, dafter, dstate, dfactor, out);
+        });
+      }
+      dafter = dstate;
       x.normal() ? dx.write_kept(first + t) : dx.write(first + t);
     }
     if (x.normal() && !io.sum_dx) moments.add(steps, vectors, dx_at, centred[0]);
@@ -306,7 +345,7 @@ void backward_tile(const Neuron neuron, const Rates& rates, const LifLayer& laye
 template <bool kSmooth, class R, class Neuron>
 void scan_forward(const Neuron& neuron, const LifLayer& layer, const LifForward& io) {
   for_each_tile(layer, [&](int64_t begin, int64_t tile) {
-    with_rates<R>(neuron, layer, begin, tile, [&](auto tuned, const auto& rates) {
+    with_rates<R, sizeof(R) == 8>(neuron, layer, begin, tile, [&](auto tuned, const auto& rates) {
       forward_tile<kSmooth, R>(tuned, rates, layer, io, begin, tile);
     });
   });
@@ -318,7 +357,7 @@ void scan_backward(const Neuron& neuron, const LifLayer& layer, const LifBackwar
   if (kWantRate) std::fill(io.partial, io.partial + chunks * layer.channels, 0.0);
   std::fill(io.norm.partial, io.norm.partial + chunks * sums, 0.0);
   for_each_tile_of(chunks, layer, [&](int64_t chunk, int64_t begin, int64_t tile) {
-    with_rates<R>(neuron, layer, begin, tile, [&](auto tuned, const auto& rates) {
+    with_rates<R, kWantRate>(neuron, layer, begin, tile, [&](auto tuned, const auto& rates) {
       backward_tile<kSmooth, kWantRate, R>(tuned, rates, layer, io, chunk, begin, tile);
     });
   });

@@ -69,8 +69,12 @@ SNN_HD void stream_bytes(void* p, T value) {
   } else if constexpr (sizeof(T) == 16) {
     _mm_stream_si128(static_cast<__m128i*>(p), (__m128i)value);
 #if defined(__AVX2__)
-  } else {
+  } else if constexpr (sizeof(T) == 32) {
     _mm256_stream_si256(static_cast<__m256i*>(p), (__m256i)value);
+#endif
+#if defined(__AVX512F__)
+  } else {
+    _mm512_stream_si512(static_cast<__m512i*>(p), (__m512i)value);
 #endif
   }
 }
@@ -100,7 +104,11 @@ inline int64_t cache_bytes() {
 // Two registers of integers between -2^15 and 2^15 - 1 as one of half their width.
 typedef int16_t Shorts __attribute__((vector_size(kRegisterBytes)));
 SNN_HD Shorts shorts_of(Register<float>::mask a, Register<float>::mask b) {
-#if defined(__AVX2__)
+#if defined(__AVX512BW__)
+  const __m512i in_order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+  const __m512i packed = _mm512_packs_epi32((__m512i)a, (__m512i)b);
+  return (Shorts)_mm512_permutexvar_epi64(in_order, packed);
+#elif defined(__AVX2__)
   return (Shorts)_mm256_permute4x64_epi64(_mm256_packs_epi32((__m256i)a, (__m256i)b), 0xd8);
 #elif defined(__SSE2__)
   return (Shorts)_mm_packs_epi32((__m128i)a, (__m128i)b);
@@ -149,14 +157,15 @@ struct IoNarrow {
   using I = Register<float>::mask;
   template <bool kSpikes = false>
   SNN_HD static void store(S* p, V v) {
-    const Shorts low = narrow<kSpikes>(v.p[0], v.p[1]), high = narrow<kSpikes>(v.p[2], v.p[3]);
-    std::memcpy(p, &low, sizeof low);
-    std::memcpy(p + V::kCount / 2, &high, sizeof high);
+    each_pair([&](int i) {
+      const Shorts both = narrow<kSpikes>(v.p[i], v.p[i + 1]);
+      std::memcpy(p + i * V::kPerRegister, &both, sizeof both);
+    });
   }
   template <bool kSpikes = false>
   SNN_HD static void stream(S* p, V v) {
-    stream_bytes(p, narrow<kSpikes>(v.p[0], v.p[1]));
-    stream_bytes(p + V::kCount / 2, narrow<kSpikes>(v.p[2], v.p[3]));
+    each_pair(
+        [&](int i) { stream_bytes(p + i * V::kPerRegister, narrow<kSpikes>(v.p[i], v.p[i + 1])); });
   }
 
  private:
@@ -199,15 +208,30 @@ struct Io<Half> : IoNarrow<Half> {
 #if defined(__F16C__)
   SNN_HD static V load(const Half* p) {
     V v;
-    each_register(
-        [&](int i) { v.p[i] = (V::reg)_mm256_cvtph_ps(_mm_loadu_si128((__m128i*)(p + i * 8))); });
+    each_register([&](int i) { v.p[i] = widened(p + i * V::kPerRegister); });
     return v;
   }
   SNN_HD static Shorts round(V::reg a, V::reg b) {
-    constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT;
-    return (Shorts)_mm256_set_m128i(_mm256_cvtps_ph((__m256)b, kNearest),
-                                    _mm256_cvtps_ph((__m256)a, kNearest));
+    const auto low = narrowed(a), high = narrowed(b);
+    Shorts v;
+    std::memcpy(&v, &low, sizeof low);
+    std::memcpy(reinterpret_cast<char*>(&v) + sizeof low, &high, sizeof high);
+    return v;
   }
+
+ private:
+  static constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT;
+#if defined(__AVX512F__)
+  SNN_HD static V::reg widened(const Half* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+  }
+  SNN_HD static __m256i narrowed(V::reg v) { return _mm512_cvtps_ph(v, kNearest); }
+#else
+  SNN_HD static V::reg widened(const Half* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+  }
+  SNN_HD static __m128i narrowed(V::reg v) { return _mm256_cvtps_ph(v, kNearest); }
+#endif
 #else
   SNN_HD static V load(const Half* p) {
     float lanes[V::kCount];
@@ -229,7 +253,13 @@ struct Io<Half> : IoNarrow<Half> {
 // of `paired` one has what was at the even places of two, the other what was at the odd ones.
 SNN_HD Lanes<float> paired(Lanes<float> v) {
   const auto pair = [&](int a, int b) {
-#if defined(__AVX2__)
+#if defined(__AVX512F__)
+    const __m512i even =
+        _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512 first = v.p[a], second = v.p[b];
+    v.p[a] = _mm512_permutex2var_ps(first, even, second);
+    v.p[b] = _mm512_permutex2var_ps(first, _mm512_add_epi32(even, _mm512_set1_epi32(1)), second);
+#elif defined(__AVX2__)
     const __m256 even = _mm256_shuffle_ps(v.p[a], v.p[b], 0x88);
     const __m256 odd = _mm256_shuffle_ps(v.p[a], v.p[b], 0xdd);
     v.p[a] = (Lanes<float>::reg)_mm256_permute4x64_epi64((__m256i)even, 0xd8);
@@ -243,12 +273,17 @@ SNN_HD Lanes<float> paired(Lanes<float> v) {
     }
 #endif
   };
-  pair(0, 1), pair(2, 3);
+  each_pair([&](int i) { pair(i, i + 1); });
   return v;
 }
 SNN_HD Lanes<float> unpaired(Lanes<float> v) {
   const auto part = [&](int a, int b) {
-#if defined(__AVX2__)
+#if defined(__AVX512F__)
+    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512 even = v.p[a], odd = v.p[b];
+    v.p[a] = _mm512_permutex2var_ps(even, low, odd);
+    v.p[b] = _mm512_permutex2var_ps(even, _mm512_add_epi32(low, _mm512_set1_epi32(8)), odd);
+#elif defined(__AVX2__)
     const __m256 low = _mm256_unpacklo_ps(v.p[a], v.p[b]);
     const __m256 high = _mm256_unpackhi_ps(v.p[a], v.p[b]);
     v.p[a] = _mm256_permute2f128_ps(low, high, 0x20);
@@ -262,7 +297,7 @@ SNN_HD Lanes<float> unpaired(Lanes<float> v) {
     }
 #endif
   };
-  part(0, 1), part(2, 3);
+  each_pair([&](int i) { part(i, i + 1); });
   return v;
 }
 
@@ -297,17 +332,17 @@ struct Ordered<const BFloat16, BFloat16> {
       std::memcpy(&bits, p + i * V::kPerRegister, sizeof bits);
       v.p[i] = (V::reg)(bits << 16), v.p[i + 1] = (V::reg)(bits & -65536);
     };
-    part(0), part(2);
+    each_pair(part);
     return v;
   }
   SNN_HD static void put_spikes(BFloat16* p, V v, bool stream) {
-    const I low = (I)v.p[0] >> 16 | (I)v.p[1], high = (I)v.p[2] >> 16 | (I)v.p[3];
-    if (stream) {
-      stream_bytes(p, low), stream_bytes(p + V::kCount / 2, high);
-    } else {
-      std::memcpy(p, &low, sizeof low);
-      std::memcpy(p + V::kCount / 2, &high, sizeof high);
-    }
+    each_pair([&](int i) {
+      const I both = (I)v.p[i] >> 16 | (I)v.p[i + 1];
+      if (stream)
+        stream_bytes(p + i * V::kPerRegister, both);
+      else
+        std::memcpy(p + i * V::kPerRegister, &both, sizeof both);
+    });
   }
 };
 

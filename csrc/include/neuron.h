@@ -105,6 +105,12 @@ struct LifOf {
     return how.hard ? (V(1) - s) * h + s * V(r) : h - V(theta) * s;
   }
 
+  // What of dV_t a hard reset lets through to H_t.
+  template <class V>
+  SNN_HD V past_reset(V dv, V s) const {
+    return spiking ? select(s > V(0), V(0), dv) : dv * (V(1) - s);
+  }
+
   // g at H - theta, for n steps.
   template <class V>
   SNN_HD void gradients(const V* h, V* g, int n) const {
@@ -116,7 +122,7 @@ struct LifOf {
   SNN_HD Adjoint<V> adjoint(V x, V v, V h, V s, V g, V ds, V dv, const Rate<V>& rate) const {
     // What reaches S_t, through g; the sum before the product rounds as autograd's does.
     V through = detach_reset ? ds : mad_(dv, how.hard ? V(r) - h : V(-theta), ds);
-    V dh = mad_(through, g, how.hard ? dv * (V(1) - s) : dv);
+    V dh = mad_(through, g, how.hard ? past_reset(dv, s) : dv);
     if constexpr (kIntegrates) return {dh, dh, V(0)};
     V scaled = dh * rate.factor;  // 0 where nothing leaks
     V drate = dh * ((how.decays_input ? x : V(0)) - (v - V(r)));

@@ -210,6 +210,40 @@ def test_gradcheck_of_the_smooth_twin(backend, surrogate):
         torch.autograd.gradcheck(run, [t.requires_grad_() for t in (x, v0, tau)])
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, *HALF))
+@pytest.mark.parametrize(
+    "layer",
+    (
+        {"surrogate": "sigmoid", "tau": 3.0},
+        {"surrogate": "sigmoid", "v_reset": None, "decay_input": False},
+        {"surrogate": "atan", "v_reset": -0.25, "detach_reset": True},
+        {"surrogate": "atan", "tau": math.inf},
+        {"surrogate": "superspike", "tau": torch.tensor((1.5, 2.0, 4.0))},
+    ),
+)
+def test_every_instruction_set_of_the_cpu_computes_the_same(layer, dtype):
+    """Spikes and states bit for bit, gradients to rounding; with a tile that is full."""
+    from snnfast import _C
+
+    x, ds = (torch.randn(9, 2, 3, 11, 31).to(dtype) for _ in range(2))
+    x, v0 = x.requires_grad_(), torch.randn(x.shape[1:], requires_grad=True)
+    near = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {}
+    found = []
+    try:
+        for name in _C.instruction_sets():
+            _C.use_instruction_set(name)
+            assert _C.instruction_set() == name
+            s, v = snnfast.lif(x, v0, **layer, return_state=True, backend="cpu")
+            gradients = torch.autograd.grad((s, v), (x, v0), (ds, torch.ones_like(v)))
+            found.append((s.detach(), v.detach(), *gradients))
+    finally:
+        _C.use_instruction_set(_C.instruction_sets()[-1])
+    for s, v, *gradients in found[1:]:
+        assert torch.equal(s, found[0][0]) and torch.equal(v, found[0][1])
+        for ours, others in zip(gradients, found[0][2:], strict=True):
+            torch.testing.assert_close(ours, others, **near)
+
+
 @kernels
 def test_gradients_are_the_same_bits_every_time(backend):
     """Whatever the number of threads."""

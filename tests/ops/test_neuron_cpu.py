@@ -290,13 +290,13 @@ def test_every_instruction_set_computes_the_same(step):
     layer, runs = programs.layer_of(step, ATAN, 9), []
     along = [torch.ones(9, 550)], [torch.ones(9, 550)] * step.states
     try:
-        for baseline in (False, True):
-            _C.use_baseline(baseline)
+        for name in ("avx2", "baseline"):
+            _C.use_instruction_set(name)
             results, borders = run(layer, inputs, states, params)
             got = backward(layer, inputs, states, params, borders, *along)
             runs.append((results, got))
     finally:
-        _C.use_baseline(False)
+        _C.use_instruction_set(_C.instruction_sets()[-1])
     (results, got), (others, expected) = runs
     close(results, others, 1e-6) if step is INEXACT else all_same(results, others)
     close(got, expected, 1e-5)
