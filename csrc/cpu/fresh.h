@@ -13,7 +13,7 @@ namespace snnfast {
 
 // Asks for pages of 2 MiB for the whole ones of them within a result of n elements, which a system
 // may have for who asks. Pages that are there already stay as they are.
-inline void fresh(void* result, int64_t n, int itemsize) {
+static inline void fresh(void* result, int64_t n, int itemsize) {
 #if defined(MADV_HUGEPAGE)
   constexpr uintptr_t kPage = uintptr_t(2) << 20;
   const uintptr_t at = reinterpret_cast<uintptr_t>(result);

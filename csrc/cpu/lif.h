@@ -7,9 +7,12 @@
 
 namespace snnfast {
 
-inline int itemsize_of(int dtype) { return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2; }
+// Each file's own: of one that they shared the linker might keep the newest instruction set's.
+static inline int itemsize_of(int dtype) {
+  return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2;
+}
 // Of the states, and of what is one number a channel.
-inline int state_itemsize_of(int dtype) { return dtype == kFloat64 ? 8 : 4; }
+static inline int state_itemsize_of(int dtype) { return dtype == kFloat64 ? 8 : 4; }
 
 // One layer and its parameters.
 struct LifLayer : LifArgs {
