@@ -444,6 +444,73 @@ def test_a_tensor_seen_through_another_is_not_mistaken():
         to_nir(Odd(forward), torch.randn(IMAGES))
 
 
+def write_into(y, to):
+    y[:, :, 0:2] = to
+
+
+WRITES = {
+    "__setitem__": lambda y: write_into(y, 5.0),
+    "copy_": lambda y: y.copy_(y),
+    "fill_": lambda y: y.fill_(1.0),
+    "index_put_": lambda y: y.index_put_((torch.tensor(0),), torch.tensor(1.0)),
+    "mul": lambda y: torch.mul(torch.ones(IMAGES), 2.0, out=y),
+    "_foreach_add_": lambda y: torch._foreach_add_([y], 1.0),
+    "data.__set__": lambda y: setattr(y, "data", torch.ones(IMAGES)),
+    "data": lambda y: write_into(y.data, 5.0),
+    "numpy": lambda y: write_into(y.numpy(), 5.0),
+    "__array__": lambda y: np.asarray(y),
+    "data_ptr": lambda y: y.data_ptr(),
+    "untyped_storage": lambda y: y.untyped_storage(),
+    "tolist": lambda y: y.tolist(),
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_what_writes_to_a_value_is_refused_by_name(name):
+    def forward(model, x):
+        y = model.lif(x)
+        WRITES[name](y)
+        return model.lif(y)
+
+    x = torch.randn(IMAGES)
+    with pytest.raises(ValueError, match=f"^to_nir: Odd 'Odd': it must be made of .*, got {name}$"):
+        to_nir(Odd(forward), x)
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_what_is_written_out_of_sight_is_not_mistaken(inference):
+    def forward(model, x):
+        y = model.lif(x)
+        with torch._C.DisableTorchFunction():
+            y[0] = 5.0
+        return model.lif(y)
+
+    with torch.inference_mode(inference):
+        x = torch.randn(IMAGES)
+        assert len(to_nir(LIF(), x).nodes) == 3
+        with pytest.raises(ValueError, match="LIF 'lif': its input must be a tensor that the mod"):
+            to_nir(Odd(forward), x)
+
+
+def test_a_model_of_another_precision_is_refused():
+    for dtype in (torch.float64, torch.float16, torch.bfloat16):
+        name = str(dtype).removeprefix("torch.")
+        model = nn.Sequential(nn.Linear(3, 3)).to(dtype)
+        said = f"to_nir: model must be float32, got {name} in '0.weight'; write model.float"
+        with pytest.raises(ValueError, match=said):
+            to_nir(model, torch.ones(2, 1, 3, dtype=dtype))
+
+
+def test_a_streaming_model_is_refused_and_streams_on():
+    x, model = 2 * torch.randn(IMAGES), nn.Sequential(LIF())
+    with torch.no_grad(), snnfast.streaming(model):
+        first = model(x[:2])
+        with pytest.raises(ValueError, match="to_nir: model must not be streaming"):
+            to_nir(model, x)
+        s = torch.cat([first, model(x[2:])])
+    fire_alike(model, lambda _: s, x)
+
+
 def graph_of(*nodes, edges=None):
     names = [str(i) for i in range(len(nodes))]
     edges = list(itertools.pairwise(names)) if edges is None else edges

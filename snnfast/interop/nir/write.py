@@ -29,6 +29,13 @@ _SAME = ("contiguous", "detach", "clone")
 _SUMS = ("add", "__add__", "__radd__", "add_", "__iadd__", "iadd")
 _POOLS = {"avg_pool2d": nn.AvgPool2d, "adaptive_avg_pool2d": nn.AdaptiveAvgPool2d}
 _RESHAPES = ("view", "reshape", "unflatten")
+_ASKED = (
+    "shape", "size", "dim", "ndim", "ndimension", "numel", "nelement", "__len__", "dtype", "device",
+    "layout", "itemsize", "element_size", "stride", "is_contiguous", "is_floating_point",
+    "is_complex", "is_cuda", "is_cpu", "is_sparse", "is_quantized", "is_meta", "get_device",
+    "is_inference", "is_leaf", "requires_grad", "grad_fn", "names", "_version", "__hash__",
+)  # fmt: skip
+"""Of a tensor, without a look at its numbers."""
 
 
 def to_nir(model: nn.Module, example: Tensor, *, dt: float = DT) -> "nir.NIRGraph":
@@ -62,7 +69,8 @@ def to_nir(model: nn.Module, example: Tensor, *, dt: float = DT) -> "nir.NIRGrap
     Raises:
         ImportError: nir is not installed.
         TypeError: ``model`` is no module, ``example`` no tensor.
-        ValueError: ``to_nir: MaxPool2d 'pool': ...``, a layer that NIR cannot say.
+        ValueError: ``to_nir: MaxPool2d 'pool': ...``, a layer that NIR cannot say, or another
+            operation, such as a write in place; ``model`` is streaming, or not float32.
     """
     nir = require("nir", "nir")
     if not isinstance(model, nn.Module):
@@ -72,18 +80,26 @@ def to_nir(model: nn.Module, example: Tensor, *, dt: float = DT) -> "nir.NIRGrap
     if example.dim() < 3:
         raise ValueError(f"to_nir: example must be [T, B, ...], got {list(example.shape)}")
     dt = check_positive("to_nir", "dt", dt)
+    if any(isinstance(m, Stateful) and m._streaming for m in model.modules()):
+        raise ValueError("to_nir: model must not be streaming, got one inside of snnfast.streaming")
+    for name, own in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if own.is_floating_point() and own.dtype != torch.float32:
+            got = f"{str(own.dtype).removeprefix('torch.')} in {name!r}"
+            raise ValueError(f"to_nir: model must be float32, got {got}; write model.float()")
     training = {m: m.training for m in model.modules()}
-    with unfused(model) as fused:
+    # Tensors of inference mode do not count what is written to them.
+    with torch.inference_mode(False), torch.no_grad(), unfused(model) as fused:
+        example = example.clone() if example.is_inference() else example
         recorder = _Recorder(model, example, fused, dt)
         try:
             model.eval()
-            with torch.no_grad(), recorder:
+            with recorder:
                 result = model(example)
         finally:
             recorder.close()
             for m, mode in training.items():
                 m.training = mode
-    value = recorder.values.get(id(result))
+    value = recorder.find(result)
     if value is None:
         raise ValueError(
             f"to_nir: model must return a tensor that it computes from x, got {type_name(result)}"
@@ -109,8 +125,8 @@ class _Recorder(TorchFunctionMode):
         self.joining = {}  # {what a neuron may read: the Scale of the norm that is one with it}
         self.nodes = {"input": nir.Input(np.array(example.shape[2:]))}
         self.edges = []
-        self.values = {id(example): _Value(("input",), 2)}
-        self.alive = [example]  # or another tensor may get its id
+        self.values = {}  # {id: (tensor, kept or another may get its id, its version, _Value)}
+        self._give(example, _Value(("input",), 2))
         self.stack = [(model, type(model).__name__)]
         self.inside = None  # a layer, whose operations are its own
         self.hooks = []
@@ -134,9 +150,15 @@ class _Recorder(TorchFunctionMode):
         self.edges += ((source, free) for source in value.sources)
         return _Value((free,), value.lead)
 
+    def find(self, x) -> _Value | None:
+        """None, too, of what was written to since, be it through another tensor."""
+        tensor, version, value = self.values.get(id(x), (None, None, None))
+        return value if tensor is not None and tensor._version == version else None
+
     def _give(self, tensor: Tensor, value: _Value) -> None:
-        self.values[id(tensor)] = value
-        self.alive.append(tensor)
+        if tensor.is_inference():
+            raise Unsayable("it must not enter torch.inference_mode itself")
+        self.values[id(tensor)] = tensor, tensor._version, value
 
     def _refuse(self, why) -> ValueError:
         module, name = self.stack[-1]
@@ -167,13 +189,13 @@ class _Recorder(TorchFunctionMode):
         given.pop(next(iter(given)))
         x, residual = args[0] if args else None, given.pop("residual", None)
         given.pop("repeats", None)  # of BatchNorm2d, which counts in training alone
-        if not isinstance(x, Tensor) or id(x) not in self.values:
+        value, name = self.find(x), self.stack[-1][1]
+        if value is None:
             raise Unsayable(
                 "its input must be a tensor that the model computes from x, got another"
             )
         if any(extra is not None for extra in given.values()):
             raise Unsayable(f"it must be called with its input alone, got {', '.join(given)}")
-        value, name = self.values[id(x)], self.stack[-1][1]
         inputs = tuple(x.shape[value.lead :])
         if type(module) is nn.Flatten:
             value = self._flatten(value, x, module.start_dim, module.end_dim, name)
@@ -225,9 +247,10 @@ class _Recorder(TorchFunctionMode):
             raise Unsayable("its input must be [T, B, ...], got time folded into the batch")
 
     def _known(self, x) -> _Value:
-        if not isinstance(x, Tensor) or id(x) not in self.values:
+        value = self.find(x)
+        if value is None:
             raise Unsayable(f"sums must be of what the model computes from x, got {type_name(x)}")
-        return self.values[id(x)]
+        return value
 
     def _sum(self, a: _Value, b: _Value, shape) -> _Value:
         """NIR adds what leads into a node, and readers of ours do from the left: only a first term
@@ -260,30 +283,30 @@ class _Recorder(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        name = _name(function)
+        if self.inside is not None or name in _ASKED:
+            return function(*args, **kwargs)
+        known = {id(x): value for x in _tensors((args, kwargs)) if (value := self.find(x))}
         result = function(*args, **kwargs)
-        name = getattr(function, "__name__", str(function))
-        if self.inside is None and isinstance(result, (Tensor, tuple, list)):
-            inputs = (*args, *kwargs.values())
-            inputs = [x for x in inputs if isinstance(x, (Tensor, tuple, list))]
-            parts = [p for x in inputs for p in (x if isinstance(x, (tuple, list)) else (x,))]
-            if any(id(p) in self.values for p in parts) and _has_tensor(result):
-                try:
-                    self._give(result, self._operation(name, result, args, kwargs))
-                except ValueError as why:
-                    raise self._refuse(why) from None
-                if name.endswith("_") and result is args[0]:
-                    self._forget_views_of(result)
+        if known:
+            try:
+                self._give(result, self._operation(name, result, args, kwargs, known))
+            except ValueError as why:
+                raise self._refuse(why) from None
         return result
 
-    def _operation(self, name: str, result, args, kwargs) -> _Value:
+    def _operation(self, name: str, result, args, kwargs, known: dict[int, _Value]) -> _Value:
+        """``known``: of its inputs, as they were before it, those that the model computes from
+        x."""
         x = args[0] if args else None
-        value = self.values.get(id(x))
+        value = known.get(id(x))
         if value is not None and name in _SAME:
             return value
         if name in _SUMS and len(args) == 2 and not kwargs:
             if not all(isinstance(a, Tensor) and a.shape == result.shape for a in args):
                 raise Unsayable("what it adds must have one shape, got a number or another shape")
-            return self._sum(*map(self._known, args), result.shape)
+            terms = (known.get(id(a)) or self._known(a) for a in args)
+            return self._sum(*terms, result.shape)
         if value is not None and name == "flatten":
             return self._flatten(value, *args, **_renamed(kwargs))
         if value is not None and name in _RESHAPES:
@@ -329,13 +352,6 @@ class _Recorder(TorchFunctionMode):
         node = require("nir", "nir").Flatten({"input": shape}, 0, -1)
         return self.add(f"{name}.flatten", node, value)
 
-    def _forget_views_of(self, x: Tensor) -> None:
-        """``x`` was written to; other tensors that look at its numbers have changed unseen."""
-        at = x.untyped_storage().data_ptr()
-        for other in self.alive:
-            if other is not x and other.untyped_storage().data_ptr() == at:
-                self.values.pop(id(other), None)
-
 
 _KNOWN = (
     "convolutions, Linear, average and sum pools, Flatten, batch norms, neurons of snnfast.nn and "
@@ -347,6 +363,19 @@ def _renamed(kwargs: dict) -> dict:
     return {name.removesuffix("_dim"): value for name, value in kwargs.items()}
 
 
-def _has_tensor(result) -> bool:
-    parts = result if isinstance(result, (tuple, list)) else (result,)
-    return any(isinstance(part, Tensor) for part in parts)
+def _name(function) -> str:
+    """``shape`` of what looks that up, ``data.__set__`` of what sets that."""
+    name = getattr(function, "__name__", str(function))
+    if name not in ("__get__", "__set__"):
+        return name
+    attribute = function.__self__.__name__
+    return attribute if name == "__get__" else f"{attribute}.{name}"
+
+
+def _tensors(found):
+    """Those within arguments, however nested."""
+    if isinstance(found, Tensor):
+        yield found
+    elif isinstance(found, (tuple, list, dict)):
+        for part in found.values() if isinstance(found, dict) else found:
+            yield from _tensors(part)
