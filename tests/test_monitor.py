@@ -192,6 +192,29 @@ def test_spikingjelly(accelerated):
     torch.testing.assert_close(record.v.mean, node.v_seq.double().flatten(1).mean(1))
 
 
+@pytest.mark.parametrize("accelerated", [False, True])
+def test_a_potential_of_the_last_timestep_alone_is_called_that(accelerated):
+    """As SpikingJelly's neurons hold it without store_v_seq."""
+    neurons = pytest.importorskip("spikingjelly.activation_based.neuron")
+    net = nn.Sequential(nn.Linear(3, 4), neurons.LIFNode(step_mode="m"), snnfast.nn.LIF())
+    if accelerated:
+        snnfast.accelerate(net)
+    with snnfast.monitor(net, every=1, keep="v") as m:
+        net(5 * torch.randn(T, B, 3))
+    found, v = m.scalars(), net[1].v.double()
+    assert "v_mean/1" not in found and "v_std/1" not in found and "v_mean/2" in found
+    assert found["v_last_mean/1"] == pytest.approx(v.mean().item())
+    assert found["v_last_std/1"] == pytest.approx(v.std(correction=0).item())
+    _, theirs, ours = m.table().splitlines()
+    assert "(last step)" in theirs and "last" not in ours
+    assert m.layers["1"].v.mean[:-1].isnan().all()
+    with pytest.raises(ValueError, match=r"potential: layer '1' must store .* store_v_seq=True"):
+        m.potential("1", 0)
+    with snnfast.monitor(net, every=1) as m:  # where the last timestep is the only one
+        net(torch.randn(1, B, 3))
+    assert "v_mean/1" in m.scalars() and "last" not in m.table()
+
+
 def test_snntorch():
     snn = pytest.importorskip("snntorch")
     net = nn.Sequential(nn.Linear(3, 4), snn.Leaky(beta=0.9, init_hidden=True))

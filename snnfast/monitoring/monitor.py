@@ -34,8 +34,9 @@ def monitor(
 
     Layers are the neurons of ``snnfast.nn``, also within a ``BatchNormLIF`` or behind
     ``snnfast.nn.fuse``, and those of SpikingJelly and snnTorch, accelerated or not. Theirs are seen
-    from outside: potentials are what the module holds behind a call, one step of it unless it
-    stores all. What is computed again in backward is not counted twice.
+    from outside: potentials are what the module holds behind a call, the last timestep alone, which
+    is then said, unless it stores all (SpikingJelly's ``store_v_seq=True``). What is computed again
+    in backward is not counted twice.
 
     Args:
         model: any module that has neurons, called in the block as often as you like. Under
@@ -165,20 +166,22 @@ class Monitor:
 
     def scalars(self) -> dict[str, float]:
         """All that is known as numbers, over all timesteps, for TensorBoard and the like: under
-        "rate/LAYER", and so on for dead, saturated, v_mean, v_std, gradient_mean, gradient_std."""
+        "rate/LAYER", and so on for dead, saturated, v_mean, v_std, gradient_mean, gradient_std;
+        v_last_mean and v_last_std instead where only V behind the last timestep was seen."""
         found = {}
         for name, record in self.layers.items():
             numbers = {"rate": record.mean_rate}
             numbers |= {"dead": record.dead, "saturated": record.saturated}
             for what, moments in (("v", record.v), ("gradient", record.gradient)):
                 mean, std = moments.overall
+                what += "_last" * moments.last_alone
                 numbers |= {f"{what}_mean": mean, f"{what}_std": std}
             found |= {f"{k}/{name}": v for k, v in numbers.items() if math.isfinite(v)}
         return found
 
     def table(self) -> str:
         """A line per layer: calls, rate, dead and saturated share, and potential and gradient over
-        all timesteps."""
+        all timesteps, or "(last step)"."""
         return pictures.table(self.layers)
 
     def rates(self, ax=None):
@@ -195,6 +198,11 @@ class Monitor:
         """V behind every step of the last call of one neuron, numbered within its sample, with the
         threshold; returns Axes. Needs ``keep="v"``."""
         record = self._kept("potential", layer, "v")
+        if record.v.last_alone:
+            raise ValueError(
+                f"potential: layer {layer!r} must store V of all timesteps, got the last alone; a "
+                "SpikingJelly neuron does with store_v_seq=True"
+            )
         trace = _sample("potential", record.potential, sample)
         if not 0 <= neuron < trace.shape[1]:
             raise ValueError(f"potential: neuron must be 0 to {trace.shape[1] - 1}, got {neuron}")
@@ -273,6 +281,7 @@ class _Watch:
         found = (getattr(module, "v", None), getattr(module, "mem", None), *others[-1:])
         v = next((v for v in found if isinstance(v, Tensor) and v.dim()), None)
         if v is not None:
+            self._record.v.last_alone |= not self.single and len(s) > 1
             self._look_at_v(v[None], sampled, at if self.single else len(s) - 1)
 
     def _next(self) -> bool:

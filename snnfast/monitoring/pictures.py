@@ -29,7 +29,8 @@ def table(layers: dict[str, LayerRecord]) -> str:
 
 def _number(moments: Moments) -> str:
     mean, std = moments.overall
-    return "-" if math.isnan(mean) else f"{mean:.2e} ± {std:.1e}"
+    which = " (last step)" if moments.last_alone else ""
+    return "-" if math.isnan(mean) else f"{mean:.2e} ± {std:.1e}{which}"
 
 
 def _axes(ax, width: float, height: float):

@@ -15,6 +15,7 @@ class Moments:
 
     def __init__(self):
         self._sums = None  # float64 [3, T]: how many, their sum, and that of their squares
+        self.last_alone = False  # whether of some calls the last timestep alone was seen
 
     def add(self, values: Tensor, at: int = 0) -> None:
         """``at``: the timestep of the first."""
@@ -30,12 +31,12 @@ class Moments:
 
     @property
     def mean(self) -> Tensor | None:
-        """float64 [T]; None where nothing was seen."""
+        """float64 [T], NaN at timesteps that were not seen; None where nothing was seen."""
         return None if self._sums is None else self._sums[1] / self._sums[0]
 
     @property
     def std(self) -> Tensor | None:
-        """float64 [T], of all numbers of a timestep; None where nothing was seen."""
+        """float64 [T], of all numbers of a timestep, as ``mean``."""
         if self._sums is None:
             return None
         count, total, squares = self._sums
@@ -43,7 +44,7 @@ class Moments:
 
     @property
     def overall(self) -> tuple[float, float]:
-        """Mean and deviation over all timesteps; NaN where nothing was seen."""
+        """Mean and deviation over all timesteps that were seen; NaN where nothing was."""
         if self._sums is None:
             return math.nan, math.nan
         count, total, squares = self._sums.sum(1).tolist()
