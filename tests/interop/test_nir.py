@@ -477,6 +477,15 @@ def test_what_writes_to_a_value_is_refused_by_name(name):
         to_nir(Odd(forward), x)
 
 
+def test_a_forward_may_ask_for_shapes_and_print():
+    def forward(model, x):
+        assert x.shape and x.size(0) == len(x) and x.ndim == x.dim() and x.dtype and x.device
+        assert f"{x} {x!r}" and not x.requires_grad and x.is_contiguous() and {x: x.stride()}
+        return model.lif(x)
+
+    assert len(to_nir(Odd(forward), torch.randn(IMAGES)).nodes) == 3
+
+
 @pytest.mark.parametrize("inference", [False, True])
 def test_what_is_written_out_of_sight_is_not_mistaken(inference):
     def forward(model, x):

@@ -34,8 +34,9 @@ _ASKED = (
     "layout", "itemsize", "element_size", "stride", "is_contiguous", "is_floating_point",
     "is_complex", "is_cuda", "is_cpu", "is_sparse", "is_quantized", "is_meta", "get_device",
     "is_inference", "is_leaf", "requires_grad", "grad_fn", "names", "_version", "__hash__",
+    "__repr__", "__format__",
 )  # fmt: skip
-"""Of a tensor, without a look at its numbers."""
+"""Of a tensor, what changes nothing and puts no numbers of it into the model."""
 
 
 def to_nir(model: nn.Module, example: Tensor, *, dt: float = DT) -> "nir.NIRGraph":
