@@ -20,9 +20,11 @@ from snnfast.backends import spec as specs
 from snnfast.backends.spec import LifLayer, Step
 from snnfast.interop.pt2 import exported
 from snnfast.ops import layer as layers
-from snnfast.ops.lif_definition import lif as definition
+from snnfast.ops.neuron import neuron
 from snnfast.packages import require
 from snnfast.program.ir import Program
+from snnfast.reference.lif import charge
+from snnfast.reference.neuron import spike
 
 _LARGEST = 2**31 - 2**24
 """Bytes of weights that still lie within one file."""
@@ -41,7 +43,8 @@ def export(model: nn.Module, example, path: "str | os.PathLike", *, step: bool =
     """Writes ``model`` as ONNX, of standard operators alone.
 
     Args:
-        model: in evaluation mode; layers of torch and of ``snnfast.nn``.
+        model: in evaluation mode, with all that is in it, and not streaming; layers of torch and of
+            ``snnfast.nn``.
         example: what the model is called with: a tensor, or a tuple of tensors.
         path: the file; it is replaced.
         step: one timestep: inputs x [B, ...] instead of [T, B, ...] and the state of every layer of
@@ -272,19 +275,24 @@ class _Neurons:
         return results
 
 
+@neuron()
+def _tuned(x, v, *, rate, divide, v_threshold, v_reset, decay_input):
+    """The step of the tuned kernels: a hard reset chooses, so that of H = inf V is r, too."""
+    h = charge(x, v, 0.0 if v_reset is None else v_reset, rate, divide, decay_input)
+    s = spike(h - v_threshold)
+    return s, h - s * v_threshold if v_reset is None else torch.where(s > 0, v_reset, h)
+
+
 def _lif(x, v0, rate, steps, choices, numbers, backend, state, keep):
     return _lif_of(_Graph(), x, x.dtype, v0, rate, steps, choices, numbers, state)
 
 
 def _lif_of(g: _Graph, x, dtype, v0, rate, steps, choices, numbers, state):
     layer = LifLayer.unpack(choices, numbers)
-    leak = {"tau": math.inf if layer.charge == specs.INTEGRATE else layer.rate}
-    if rate is not None:
-        leak = {"tau" if layer.divide else "inv_tau": torch.empty(())}
-    elif not layer.divide and layer.charge != specs.INTEGRATE:
-        leak = {"tau": 1 / layer.rate}  # a power of two
-    step = definition.listing(
-        **leak, v_threshold=layer.theta, v_reset=layer.reset if layer.hard else None,
+    by = math.inf if layer.charge == specs.INTEGRATE else layer.rate
+    step = _tuned.listing(
+        rate=by if rate is None else torch.empty(()), divide=layer.divide,
+        v_threshold=layer.theta, v_reset=layer.reset if layer.hard else None,
         decay_input=layer.charge == specs.DECAY_INPUT,
     ).step  # fmt: skip
     params = [] if rate is None else [rate]  # as it is: nothing is computed of it beforehand

@@ -153,6 +153,14 @@ def test_states_dtypes_one_step_and_static_inputs(tmp_path):
     assert sum(bool(w.any()) for w in wanted) > 40  # of 50; under infinity nothing fires
 
 
+def test_a_reset_chooses(tmp_path):
+    own, huge = snnfast.nn, torch.tensor([torch.inf, 3.0, -torch.inf, 3.0]).view(4, 1, 1)
+    every = (own.LIF(), own.IF(v_reset=-0.2), own.ParametricLIF(), own.LIF(v_reset=None))
+    x = huge.expand(4, 2, 3)
+    made, wanted = in_onnx(Beside(*every).eval(), *[x] * len(every), to=tmp_path, step=False)
+    assert all(map(torch.equal, made, wanted)) and wanted[0][1].all()
+
+
 def layers(model, *inputs):
     """(layer, what it is given, its spikes) of every layer of a call."""
     made, hooks = [], []
