@@ -73,12 +73,13 @@ def exported(who: str, model: nn.Module, example, step: bool = False, dynamic_sh
         raise ValueError(f"{who}: example must be [T, ...], T >= 1, where step is True")
     with torch.no_grad():
         # Before torch.export follows the model: what a first call prepares would be in the graph.
-        whole = model(*arguments)
+        tried = _copied(model)
+        whole = tried(*arguments)
         if not step:
             program = torch.export.export(model, arguments, dynamic_shapes=dynamic_shapes)
             return program, {}
         if not (
-            _steps_give(who, model, arguments, whole) or _steps_give_wide(who, model, arguments)
+            _steps_give(who, tried, arguments, whole) or _steps_give_wide(who, model, arguments)
         ):
             raise ValueError(
                 f"{who}: model must treat every timestep alike, where step is True, got one that "
@@ -88,6 +89,15 @@ def exported(who: str, model: nn.Module, example, step: bool = False, dynamic_sh
             first = tuple(x[0] for x in arguments)
             program = torch.export.export(one, (*first, *states.values()))
     return program, states
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """What may be called and leaves no trace on ``model``, whose weights it has; itself where it
+    cannot be copied."""
+    try:
+        return deepcopy(model, {id(p): p for p in model.parameters()})
+    except (RuntimeError, TypeError):
+        return model
 
 
 @contextmanager

@@ -109,6 +109,23 @@ def test_a_sum_of_another_order_is_no_mixing(tmp_path):
     assert pt2.export(model, x, tmp_path / "step.pt2", step=True)
 
 
+def test_a_model_with_a_state_of_its_own_is_left_as_it_was(tmp_path):
+    class Carrying(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.v = torch.zeros(3)
+
+        def forward(self, x):
+            self.v = self.v + x.sum(0)
+            return x + self.v
+
+    model, x = Carrying().eval(), torch.ones(2, 3)
+    with pytest.warns(UserWarning, match="was assigned during export"):
+        pt2.export(model, x, tmp_path / "model.pt2")
+    assert not model.v.any()
+    assert torch.equal(pt2.load(tmp_path / "model.pt2")(x), model(x))
+
+
 def test_any_path_will_do_and_what_is_no_archive_is_said(tmp_path, caplog):
     model, x = nn.ReLU().eval(), torch.randn(2, 3)
     for path in (tmp_path / "model", str(tmp_path / "model.zip")):
