@@ -1,10 +1,12 @@
 """``snnfast.nn.fuse``: the same model in fewer passes, or the same model untouched."""
 
 import copy
+import gc
 import pickle
 import random
 import re
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -503,6 +505,62 @@ def test_left_alone(name):
     assert hasattr(fused, "last") == (name == "remembers")  # from its one call, not from fuse
     assert fused.flag == (1.5 if name == "counts" else 0.5)
     assert len(fused.seen) == (name == "collects") and fused.training
+
+
+class Keeps(nn.Module):
+    first = 0.0
+
+    def __init__(self):
+        super().__init__()
+        self.mean = 0.0
+        self.register_buffer("row", torch.zeros(()))
+
+    def forward(self, x):
+        self.mean = self.first = self.later = self.row = x.mean()
+        return x
+
+
+READS = {
+    "an attribute": lambda m, x: m.lif(m.bn(m.extra(x))) + m.extra.mean,
+    "that of the class": lambda m, x: m.lif(m.bn(m.extra(x))) + m.extra.first,
+    "a buffer": lambda m, x: m.lif(m.bn(x)) + m.extra.row + m.extra(x) + m.extra.row,
+    "none yet": lambda m, x: m.lif(m.bn(m.extra(x))) + getattr(m.extra, "later", 0.0),
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_a_forward_that_reads_what_another_changes(name):
+    model, report = Custom(READS[name], Keeps()).double(), []
+    with pytest.warns(UserWarning, match="nothing was fused"):
+        fused = fuse(model, report=report)
+    assert re.search(r"the forward of Custom reads \w+ of Keeps", report[0].reason)
+    for _ in range(2):
+        assert torch.equal(fused(data()[:, 0]), model(data()[:, 0]))
+
+
+def test_a_forward_may_read_what_no_call_changes():
+    """Weights, the layers of torch, its own attributes."""
+
+    def forward(m, x):
+        scale = m.flag * m.extra.out_channels / m.bn.num_features
+        return m.lif(m.bn(x * m.extra.weight.mean() * scale))
+
+    model = Custom(forward, conv()).double()
+    assert ops_of(fuse(model), data()[:, 0]) == ["norm_lif"]
+    reads = Custom(lambda m, x: ((y := m.bn(x)), m.bn.running_mean.sum() + m.lif(y))[1]).double()
+    assert "bn.running_mean is read between" in why_not(reads)
+
+
+def test_a_replaced_module_is_no_longer_held():
+    model = fuse(build("folded"))
+    gc.disable()
+    try:
+        for holder, name in ((model, "1"), (model[0].layers, "1"), (model, "2")):
+            old = weakref.ref(holder[int(name)])
+            holder[int(name)] = copy.deepcopy(holder[int(name)])
+            assert old() is None
+    finally:
+        gc.enable()
 
 
 def test_modules_that_are_left_alone():

@@ -128,6 +128,8 @@ def _chain(norm: fx.Node, modules) -> "_Chain | str | None":
     while node is not user:
         if node not in links and _may_write(node, modules):
             return f"{node.target} between it and the neuron may change a tensor in place"
+        if node.op == "get_attr" and node.target.startswith(f"{norm.target}."):
+            return f"{node.target} is read between it and the neuron"
         node = node.next
     return _Chain(norm, reshape, residual, swapped, contiguous, user, links)
 

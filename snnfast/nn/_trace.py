@@ -2,13 +2,15 @@
 
 torch.fx runs forward once on stand-ins and writes down the operations. What forward reads beside
 its tensors is baked in: flags, random numbers, the gradient mode. So the trace is taken in every
-mode and must come out the same, and a forward that computes with real tensors, draws numbers, or
-writes to its module is refused.
+mode and must come out the same, and a forward that computes with real tensors, draws numbers,
+writes to its module, or reads what a call of another module may change is refused.
 """
 
 import inspect
 import operator
 import random
+import weakref
+from contextlib import contextmanager
 from functools import partial
 
 import numpy
@@ -110,6 +112,39 @@ def _same(a: tuple, b: tuple) -> bool:
     return len(a) == len(b) and all(x is y for x, y in zip(a, b))
 
 
+@contextmanager
+def _no_reads(own):
+    """Refuses in the block, where no module but ``own`` runs, that an attribute of another is read:
+    its forward may change it (V of a neuron), and the trace has what it was before."""
+    read = []
+
+    def look(module, name):
+        try:
+            value = object.__getattribute__(module, name)
+        except AttributeError:
+            if name not in module._parameters and name not in module._modules:
+                note(module, name)
+            raise
+        if not (callable(value) or hasattr(nn.Module, name) or name in _INTERNAL):
+            note(module, name)
+        return value
+
+    def note(module, name):
+        if module not in own and not type(module).__module__.startswith("torch.nn."):
+            read.append(f"reads {name} of {type(module).__name__}, which a call may change")
+
+    nn.Module.__getattribute__ = look
+    try:
+        yield
+    except Exception:
+        if not read:
+            raise
+    finally:
+        del nn.Module.__getattribute__
+    if read:
+        raise Untraceable(read[0])
+
+
 class Attributes:
     """What the modules' attributes are, one level of lists, dicts and sets included."""
 
@@ -157,16 +192,17 @@ def _once(module: nn.Module, inlined) -> fx.Graph:
     modules = list(module.modules())
     numbers = _generators()
     module.__class__ = type(cls.__name__, (cls,), {"forward": call})
-    before = Attributes(modules)
+    before, tracer = Attributes(modules), _Tracer(inlined)
     try:
-        with _NoTensors():
-            graph = _Tracer(inlined).trace(module)
+        with _no_reads({module, *inlined}), _NoTensors():
+            graph = tracer.trace(module)
         if before.changed():
             raise Untraceable("writes to the attributes of a module")
         if _generators() != numbers:
             raise Untraceable("draws random numbers")
     finally:
         module.__class__ = cls
+        vars(tracer).clear()  # else the modules would live in it until the next garbage collection
         if before.changed():
             before.restore()
     return graph
@@ -215,22 +251,32 @@ def _facts(modules) -> tuple:
 
 
 class Guard:
-    """Whether the graphs of ``module`` still say what its forward does."""
+    """Whether the graphs of ``module`` still say what its forward does. Keeps no module alive that
+    is replaced in it."""
 
     def __init__(self, module: nn.Module, inlined):
-        self.inlined, self.modules = inlined, [module, *inlined]
-        self.facts = self._facts()
+        self._module, self._inlined = weakref.ref(module), list(map(weakref.ref, inlined))
+        facts = self._facts()
+        weak = [isinstance(f, nn.Module) for f in facts]
+        self.facts = [(weakref.ref(f) if w else f, w) for f, w in zip(facts, weak, strict=True)]
+
+    @property
+    def inlined(self) -> list[nn.Module]:
+        found = [ref() for ref in self._inlined]
+        return [m for m in found if m is not None]
 
     def _facts(self) -> tuple:
-        return (*map(type, self.inlined), *_facts(self.modules))
+        inlined = self.inlined
+        return (*map(type, inlined), *_facts([self._module(), *inlined]))
 
     def broken(self) -> str | None:
-        training = self.modules[0].training
-        if not _same(self._facts(), self.facts):
+        inlined, training = self.inlined, self._module().training
+        facts = tuple([f() if weak else f for f, weak in self.facts])
+        if not _same(self._facts(), facts):
             return "an attribute or a submodule was changed"
-        if any(has_hooks(m) for m in self.inlined):
+        if any(has_hooks(m) for m in inlined):
             return "a hook was added within it"
-        if any(m.training != training for m in self.inlined):
+        if any(m.training != training for m in inlined):
             return "parts of it are in training mode and others are not"
         return None
 

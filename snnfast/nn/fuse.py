@@ -4,6 +4,7 @@ import contextlib
 import copy
 import functools
 import warnings
+import weakref
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -77,6 +78,12 @@ def inlined(model: nn.Module) -> set[nn.Module]:
     return {part for m in fused for part in m._fused[2].inlined}
 
 
+def _pairs(module: _Fused) -> dict:
+    """As ``_rewrite`` gave them, without those that are no more."""
+    found = ((norm(), neuron(), added) for norm, neuron, added in module._fused[-1])
+    return {norm: (neuron, added) for norm, neuron, added in found if norm and neuron}
+
+
 def _is_part(module: nn.Module) -> bool:
     return isinstance(module, (_BatchNorm, _Fused)) or is_neuron(module)
 
@@ -93,6 +100,12 @@ def _inlined(module: nn.Module, wanted, sealed) -> list[nn.Module]:
     return list(dict.fromkeys(found))
 
 
+def _compiled(module: nn.Module, graph: fx.Graph):
+    whole = fx.GraphModule(module, graph)
+    vars(whole).clear()  # as the tracer's
+    return type(whole).forward
+
+
 def _rewrite(module: nn.Module, wanted, sealed) -> tuple[dict, dict]:
     """Fuses the pairs that the forward of ``module`` shows; (pairs, reasons) as fuse_graph."""
     if "forward" in vars(module) or isinstance(module, torch.jit.ScriptModule):
@@ -106,10 +119,14 @@ def _rewrite(module: nn.Module, wanted, sealed) -> tuple[dict, dict]:
     if pairs != found[False][0]:
         raise Untraceable("joins other layers in training than in evaluation")
     if pairs:
-        runs = {mode: type(fx.GraphModule(module, g)).forward for mode, g in graphs.items()}
+        runs = {mode: _compiled(module, g) for mode, g in graphs.items()}
         count = len(required(module))
         module.__class__ = _fused_class(type(module))
-        vars(module)["_fused"] = runs, count, Guard(module, inlined), pairs
+        refs = [
+            (weakref.ref(norm), weakref.ref(neuron), added)
+            for norm, (neuron, added) in pairs.items()
+        ]
+        vars(module)["_fused"] = runs, count, Guard(module, inlined), refs
     return pairs, reasons
 
 
@@ -121,7 +138,7 @@ def _search(model: nn.Module) -> tuple[dict, dict]:
     pairs = {}
     for module in names:
         if isinstance(module, _Fused):
-            pairs |= module._fused[-1]
+            pairs |= _pairs(module)
     wanted = {norm for norm, why in reasons.items() if why is None and norm not in pairs}
     sealed = set()
     for module in reversed(names):  # children before their parents
@@ -181,10 +198,10 @@ def fuse(model: nn.Module, *, inplace: bool = False, report: list | None = None)
     The way from a batch norm to its neuron is found with torch.fx. Left alone, with the reason in
     the report, are batch norms whose output something else reads, too, those in a forward that
     cannot be traced (it decides by its input's values or shape, say) or would lose something by it
-    (it draws random numbers, writes to its module, changes the gradient mode), subclasses, hooks,
-    and neurons that return their state or are called with ``v0`` or ``timesteps``. A change made
-    later (a hook, an attribute, a submodule, an optional argument) runs the original forward and
-    warns.
+    (it draws random numbers, writes to its module, reads what a call of another may change, such as
+    the state of a neuron, changes the gradient mode), subclasses, hooks, and neurons that return
+    their state or are called with ``v0`` or ``timesteps``. A change made later (a hook, an
+    attribute, a submodule, an optional argument) runs the original forward and warns.
 
     The results are those of the model up to rounding: torch's BatchNorm may compute y scale +
     (bias - mean scale) where the fused op computes (y - mean) scale + bias, so a neuron whose
@@ -231,7 +248,7 @@ def unfused(model: nn.Module) -> Iterator[set[nn.Module]]:
     fused with a neuron outside of it."""
     fused = [m for m in model.modules() if isinstance(m, _Fused)]
     classes = [type(m) for m in fused]
-    norms = {norm for m in fused for norm in m._fused[-1]}
+    norms = {norm for m in fused for norm in _pairs(m)}
     try:
         for m in fused:
             m.__class__ = _plain_class(m)

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import re
 import warnings
 from unittest import mock
 
@@ -236,6 +237,54 @@ def test_what_a_subclass_does_around_the_step_is_done():
     report = snnfast.accelerate(ours, fuse=True)
     assert "Loud: its class has its own forward" in report.unfused[0].reason
     check_same(ours, theirs, X[0])
+
+
+class Reads(nn.Module):
+    """Beside the spikes what ``what`` finds in its nodes, before and after they are called."""
+
+    def __init__(self, version, what):
+        super().__init__()
+        self.bn, self.lif, self.out = nn.BatchNorm2d(3), node(version), node(version)
+        self.what = what
+
+    def forward(self, x):
+        before = self.what(self)
+        s = self.lif(self.bn(x.flatten(0, 1)).unflatten(0, x.shape[:2]))
+        return s, before, self.out(s), self.what(self)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    "what",
+    [
+        lambda m: m.lif.v,
+        lambda m: m.out.v,
+        lambda m: m.out.reset(),
+        lambda m: getattr(m.lif, "v_seq", None),
+    ],
+)
+def test_a_forward_that_reads_the_state_of_a_node(version, what):
+    torch.manual_seed(0)
+    ours, theirs = fresh(Reads(version, what))
+    (left,) = snnfast.accelerate(ours, fuse=True).unfused
+    assert re.search(r"the forward of Reads reads \w+ of (MultiStep)?LIFNode", left.reason)
+    for x in (X, X):
+        for a, b in zip(ours(x), theirs(x), strict=True):
+            assert type(a) is type(b)
+            torch.testing.assert_close(a, b)
+
+
+def test_a_node_put_in_place_of_another_is_reset():
+    functional = module("2.0.0", "functional")
+    net = nn.Sequential(nn.BatchNorm2d(3), node("2.0.0"))
+    assert snnfast.accelerate(net, fuse=True).fused
+    net(X[0])
+    functional.reset_net(net)
+    net[1] = node("2.0.0", tau=4.0, v_threshold=0.5)
+    with pytest.warns(UserWarning, match="runs unfused: an attribute or a submodule was changed"):
+        net(X[0])
+    functional.reset_net(net)
+    assert isinstance(net[1].v, float) and net[1].v == 0.0
 
 
 def test_a_call_that_is_none_of_ours():
