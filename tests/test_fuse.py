@@ -520,6 +520,44 @@ class Keeps(nn.Module):
         return x
 
 
+def _changes_the_residual(m, x):
+    r = x.clone()
+    z = m.lif(m.bn(m.extra(x)) + r)
+    r.add_(100.0)
+    return z
+
+
+def _changes_a_view_of_it(m, x):
+    r = x.clone()
+    z = m.lif(m.bn(m.extra(x)) + r)
+    view = r.flatten(1)
+    view *= 2.0
+    return z
+
+
+def _changes_other_tensors(m, x):
+    r = x.clone()
+    z = m.lif(m.bn(m.extra(x)) + r)
+    other = m.extra(r)
+    other += r
+    return z + F.relu(other.flatten(1), inplace=True).sum() * 0.0
+
+
+@pytest.mark.parametrize("forward", [_changes_the_residual, _changes_a_view_of_it])
+def test_what_is_changed_in_place_behind_the_neuron(forward):
+    def folding(model):
+        return nn.Sequential(nn.Flatten(0, 1), model, nn.Unflatten(0, (T, B)))
+
+    model = Custom(forward, conv()).double()
+    assert re.search("(add_|imul).* behind the neuron may change a tensor", why_not(model))
+    with pytest.warns(UserWarning, match="nothing was fused"):
+        fused = fuse(model)
+    assert_same_training(folding(fused), folding(model), data())
+    other = Custom(_changes_other_tensors, conv()).double()
+    assert ops_of(copy.deepcopy(fuse(other)), data()[:, 0]) == ["norm_lif"]
+    assert_same_training(folding(fuse(other)), folding(other), data(), rtol=1e-9, atol=1e-10)
+
+
 READS = {
     "an attribute": lambda m, x: m.lif(m.bn(m.extra(x))) + m.extra.mean,
     "that of the class": lambda m, x: m.lif(m.bn(m.extra(x))) + m.extra.first,

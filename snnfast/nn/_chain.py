@@ -5,7 +5,9 @@ from types import BuiltinFunctionType, FunctionType
 from typing import NamedTuple
 
 import torch
-from torch import fx
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from snnfast.nn import peers
 from snnfast.nn._pair import NEURONS, is_neuron, norm_neuron, refusal
@@ -70,6 +72,45 @@ def _may_write(node, modules) -> bool:
     return False
 
 
+_NEW_LAYERS = (_ConvNd, _BatchNorm, nn.Linear)
+_NEW = {
+    norm_neuron,
+    operator.add,
+    operator.sub,
+    operator.mul,
+    operator.matmul,
+    torch.add,
+    torch.cat,
+}
+_NEW |= {"clone", "add", "sub", "mul", "matmul"}
+
+
+def _memory(node, modules) -> set:
+    """The nodes before it, itself among them, that its result may share memory with."""
+    found, left = set(), [node]
+    while left:
+        node = left.pop()
+        if node in found:
+            continue
+        found.add(node)
+        if node.op == "call_module":
+            module = modules[node.target]
+            new = is_neuron(module) or isinstance(module, _NEW_LAYERS)
+        else:
+            new = node.op.startswith("call_") and node.target in _NEW
+        left += [] if new else _written(node)
+    return found
+
+
+def _written(node) -> list:
+    """What the operation may write to, if it writes: all it is given, or what it is a method of."""
+    name = getattr(node.target, "__name__", node.target)
+    augmented = node.op == "call_function" and name in IN_PLACE
+    if augmented or (node.op == "call_method" and name.endswith("_")):
+        return [node.args[0]]
+    return node.all_input_nodes
+
+
 class _Chain(NamedTuple):
     norm: fx.Node
     reshape: fx.Node | None
@@ -130,6 +171,13 @@ def _chain(norm: fx.Node, modules) -> "_Chain | str | None":
             return f"{node.target} between it and the neuron may change a tensor in place"
         if node.op == "get_attr" and node.target.startswith(f"{norm.target}."):
             return f"{node.target} is read between it and the neuron"
+        node = node.next
+    # What the fused op keeps for backward, and the batch norm and the addition may not.
+    kept = set().union(*(_memory(n, modules) for n in (norm.args[0], residual) if n is not None))
+    while node.op != "output":
+        written = _written(node) if _may_write(node, modules) else ()
+        if any(not kept.isdisjoint(_memory(n, modules)) for n in written):
+            return f"{node.target} behind the neuron may change a tensor in place that it reads"
         node = node.next
     return _Chain(norm, reshape, residual, swapped, contiguous, user, links)
 
