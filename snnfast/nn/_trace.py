@@ -113,9 +113,10 @@ def _same(a: tuple, b: tuple) -> bool:
 
 
 @contextmanager
-def _no_reads(own):
+def _no_reads(own, words: dict):
     """Refuses in the block, where no module but ``own`` runs, that an attribute of another is read:
-    its forward may change it (V of a neuron), and the trace has what it was before."""
+    its forward may change it (V of a neuron), and the trace has what it was before. A string
+    (``step_mode``) is what its user sets: ``words`` is given {(module, name): string}."""
     read = []
 
     def look(module, name):
@@ -123,14 +124,18 @@ def _no_reads(own):
             value = object.__getattribute__(module, name)
         except AttributeError:
             if name not in module._parameters and name not in module._modules:
-                note(module, name)
+                note(module, name, None)
             raise
         if not (callable(value) or hasattr(nn.Module, name) or name in _INTERNAL):
-            note(module, name)
+            note(module, name, value)
         return value
 
-    def note(module, name):
-        if module not in own and not type(module).__module__.startswith("torch.nn."):
+    def note(module, name, value):
+        if module in own or type(module).__module__.startswith("torch.nn."):
+            return
+        if isinstance(value, str):
+            words[module, name] = value
+        else:
             read.append(f"reads {name} of {type(module).__name__}, which a call may change")
 
     nn.Module.__getattribute__ = look
@@ -184,7 +189,7 @@ def required(module: nn.Module) -> list[str]:
     return [p.name for p in needed]
 
 
-def _once(module: nn.Module, inlined) -> fx.Graph:
+def _once(module: nn.Module, inlined, words: dict) -> fx.Graph:
     cls, names = type(module), ", ".join(required(module))
     # torch.fx would give a stand-in to optional arguments, too; this forward has none.
     original = peers.folded if peers.folds(cls) else cls.forward
@@ -194,7 +199,7 @@ def _once(module: nn.Module, inlined) -> fx.Graph:
     module.__class__ = type(cls.__name__, (cls,), {"forward": call})
     before, tracer = Attributes(modules), _Tracer(inlined)
     try:
-        with _no_reads({module, *inlined}), _NoTensors():
+        with _no_reads({module, *inlined}, words), _NoTensors():
             graph = tracer.trace(module)
         if before.changed():
             raise Untraceable("writes to the attributes of a module")
@@ -208,20 +213,21 @@ def _once(module: nn.Module, inlined) -> fx.Graph:
     return graph
 
 
-def trace(module: nn.Module, inlined) -> dict[bool, fx.Graph]:
+def trace(module: nn.Module, inlined) -> tuple[dict[bool, fx.Graph], dict]:
     """The graphs of ``module.forward`` on its required arguments, in training mode (True) and in
-    evaluation mode (False). Calls of the modules in ``inlined`` are traced, too; all others are
-    nodes. Raises Untraceable; leaves the module as it was."""
+    evaluation mode (False), and what they hang on: {(another module, attribute): string}. Calls of
+    the modules in ``inlined`` are traced, too; all others are nodes. Raises Untraceable; leaves the
+    module as it was."""
     flags = [(m, m.training) for m in module.modules()]
-    graphs = {}
+    graphs, words = {}, {}
     try:
         for training in (True, False):
             for m, _ in flags:
                 m.training = training
             with torch.enable_grad():
-                graphs[training] = _once(module, inlined)
+                graphs[training] = _once(module, inlined, words)
             with torch.no_grad():
-                other = _once(module, inlined)
+                other = _once(module, inlined, words)
             if str(other) != str(graphs[training]):
                 raise Untraceable("depends on the gradient mode")
     except Untraceable:
@@ -231,7 +237,7 @@ def trace(module: nn.Module, inlined) -> dict[bool, fx.Graph]:
     finally:
         for m, training in flags:
             m.training = training
-    return graphs
+    return graphs, words
 
 
 # The last three are set by torch.compile and by fuse.
@@ -254,7 +260,8 @@ class Guard:
     """Whether the graphs of ``module`` still say what its forward does. Keeps no module alive that
     is replaced in it."""
 
-    def __init__(self, module: nn.Module, inlined):
+    def __init__(self, module: nn.Module, inlined, words: dict):
+        self._words = [(weakref.ref(m), name, word) for (m, name), word in words.items()]
         self._module, self._inlined = weakref.ref(module), list(map(weakref.ref, inlined))
         facts = self._facts()
         weak = [isinstance(f, nn.Module) for f in facts]
@@ -272,7 +279,8 @@ class Guard:
     def broken(self) -> str | None:
         inlined, training = self.inlined, self._module().training
         facts = tuple([f() if weak else f for f, weak in self.facts])
-        if not _same(self._facts(), facts):
+        words = any(getattr(m(), name, None) != word for m, name, word in self._words)
+        if words or not _same(self._facts(), facts):
             return "an attribute or a submodule was changed"
         if any(has_hooks(m) for m in inlined):
             return "a hook was added within it"

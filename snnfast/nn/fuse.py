@@ -112,7 +112,7 @@ def _rewrite(module: nn.Module, wanted, sealed) -> tuple[dict, dict]:
         raise Untraceable("is not that of its class")
     inlined = _inlined(module, wanted, sealed)
     modules, found = dict(module.named_modules()), {}
-    graphs = trace(module, set(inlined))
+    graphs, words = trace(module, set(inlined))
     for training, graph in graphs.items():
         found[training] = fuse_graph(graph, modules, wanted)
     pairs, reasons = found[True]
@@ -126,7 +126,7 @@ def _rewrite(module: nn.Module, wanted, sealed) -> tuple[dict, dict]:
             (weakref.ref(norm), weakref.ref(neuron), added)
             for norm, (neuron, added) in pairs.items()
         ]
-        vars(module)["_fused"] = runs, count, Guard(module, inlined), refs
+        vars(module)["_fused"] = runs, count, Guard(module, inlined, words), refs
     return pairs, reasons
 
 

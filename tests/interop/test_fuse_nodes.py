@@ -274,6 +274,33 @@ def test_a_forward_that_reads_the_state_of_a_node(version, what):
             torch.testing.assert_close(a, b)
 
 
+def test_a_forward_that_reads_a_step_mode():
+    """It is fused, until the step mode is another."""
+    functional = module("2.0.0", "functional")
+
+    class Pools(nn.Module):
+        def __init__(self):
+            super().__init__()
+            layer = module("2.0.0", "layer")
+            self.bn, self.lif = layer.BatchNorm2d(3), node("2.0.0")
+            self.pool = layer.AdaptiveAvgPool2d(1)
+            functional.set_step_mode(self, "m")
+
+        def forward(self, x):
+            s = self.pool(self.lif(self.bn(x)))
+            return s.flatten(2) if self.pool.step_mode == "m" else s.flatten(1)
+
+    ours, theirs = fresh(Pools())
+    snnfast.accelerate(ours, fuse=True)
+    assert fused_ops(ours, X) == 1
+    check_same(ours, theirs, X, rtol=1e-4, kept=False)
+    for m in (ours, theirs):
+        functional.reset_net(m)
+        functional.set_step_mode(m, "s")
+    with pytest.warns(UserWarning, match="runs unfused: an attribute or a submodule was changed"):
+        check_same(ours, theirs, X[0], rtol=1e-4, kept=False)
+
+
 def test_a_node_put_in_place_of_another_is_reset():
     functional = module("2.0.0", "functional")
     net = nn.Sequential(nn.BatchNorm2d(3), node("2.0.0"))
