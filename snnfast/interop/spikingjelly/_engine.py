@@ -112,7 +112,10 @@ def multi_step(
     if type(v_reset) not in (float, int, type(None)):
         raise Unlike(f"v_reset is {v_reset!r}")
     evaluates = version.own_evaluation and charge is not learns and not node.training
-    fires = _AT_THRESHOLD if evaluates else dict(zip(("surrogate", "fire"), fires_by(node)))
+    fires = _AT_THRESHOLD
+    if not evaluates:
+        surrogate, fire = fires_by(node)
+        fires = {"surrogate": surrogate, "fire": fire}
     scaled = version.scales and (v_reset is None or (v_reset == 0 and not evaluates))
     leak = charge(node, x, scaled)
     r = 0.0 if v_reset is None else float(v_reset)
@@ -147,7 +150,6 @@ def _refuse_infinite(x: Tensor, behind: Behind | None) -> None:
     """Unlike where theirs makes NaN of it: it resets the V that has fired by a product. A V of
     -inf does not fire; behind a norm it may be one of inf."""
     if x.is_cpu and not torch.compiler.is_compiling() and x.numel():  # where to look is no wait
-        x = x.detach()
         if not x.max().item() < math.inf or (behind and x.min().item() == -math.inf):
             raise Unlike("x is not finite")
 
