@@ -14,7 +14,6 @@
 #include <vector>
 
 #include "channels.h"
-#include "fresh.h"
 #include "program_bindings.h"
 #include "unpack.h"
 
@@ -111,9 +110,6 @@ void forward(std::string_view args, int dtype, int threads, int64_t n, uintptr_t
   LifForward io{pointer<void>(x), x_stride,     pointer<void>(v0),      pointer<void>(s),
                 pointer<void>(v), v_every_step, pointer<void>(borders), norm_of(norm, dtype)};
   py::gil_scoped_release release;
-  fresh(io.s, layer.steps * n, itemsize_of(dtype));
-  fresh(io.v, v_every_step ? layer.steps * n : n, state_itemsize_of(dtype));
-  fresh(io.borders, borders ? (layer.steps - 1) / kSegment * n : 0, state_itemsize_of(dtype));
   kernels.forward(layer, io);
 }
 
@@ -135,7 +131,6 @@ void backward(std::string_view args, int dtype, int threads, int64_t n, uintptr_
   const auto norm_partial = scratch(kMaxChunks * 2 * io.norm.channels);
   io.norm.sums = pointer<void>(totals), io.norm.partial = norm_partial.get();
   py::gil_scoped_release release;
-  fresh(io.dx, sum_dx ? n : layer.steps * n, itemsize_of(dtype));
   kernels.backward(layer, io);
   if (norm) norm_finish(dtype, io.norm.channels, std::get<0>(*norm), totals, count);
 }
@@ -182,7 +177,6 @@ void norm_dy(int dtype, int threads, int64_t steps, int64_t n, int64_t stride, i
              int64_t inner, uintptr_t y, uintptr_t dx, uintptr_t dy, uintptr_t stats,
              uintptr_t totals) {
   py::gil_scoped_release release;
-  fresh(pointer<void>(dy), steps * n, itemsize_of(dtype));
   kernels.norm_dy({dtype, threads, steps, n, pointer<void>(y), stride, pointer<void>(dx),
                    pointer<void>(dy), channels, inner, row(stats, kMean, channels, dtype),
                    row(stats, kScale, channels, dtype), row(totals, kB, channels, dtype),
@@ -223,9 +217,6 @@ py::object run_loss(Kernel kernel, const Loss& loss, int terms, DistillIo io, co
   io.gradient = pointer<void>(to.gradient), io.other_gradient = pointer<void>(to.other_gradient);
   {
     py::gil_scoped_release release;
-    const int64_t n = io.steps * io.rows * io.classes;
-    for (void* gradient : {io.gradient, io.other_gradient})
-      fresh(gradient, n, itemsize_of(io.logits.dtype));
     const auto parts = scratch(io.rows * 4);
     io.parts = parts.get();
     kernel(loss, io);
@@ -281,7 +272,6 @@ void scale_gradient(int dtype, int threads, int64_t n, uintptr_t gradient, uintp
                             ? *pointer<double>(grad_output) * *pointer<double>(unit)
                             : double(*pointer<float>(grad_output) * *pointer<float>(unit));
   py::gil_scoped_release release;
-  fresh(pointer<void>(scaled), n, itemsize_of(dtype));
   kernels.scale({dtype, threads, n, pointer<void>(gradient), pointer<void>(scaled), factor});
 }
 
@@ -294,7 +284,6 @@ bool pack_spikes(int dtype, int threads, int64_t n, uintptr_t s, uintptr_t bits,
 
 void unpack_spikes(int dtype, int threads, int64_t n, uintptr_t bits, uintptr_t s) {
   py::gil_scoped_release release;
-  fresh(pointer<void>(s), n, itemsize_of(dtype));
   kernels.unpack({dtype, threads, n, pointer<uint8_t>(bits), pointer<void>(s)});
 }
 
@@ -314,7 +303,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("pack_spikes", &pack_spikes);
   m.def("unpack_spikes", &unpack_spikes);
   bind_program(m);
-  m.def("fresh", [](uintptr_t result, int64_t bytes) { fresh(pointer<void>(result), bytes, 1); });
   m.def("instruction_set", [] { return kernels.name; });
   // For tests: the kernels that an older machine would run.
   m.def("instruction_sets", [] {

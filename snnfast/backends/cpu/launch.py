@@ -5,9 +5,6 @@ import functools
 import torch
 from torch import Tensor
 
-_LARGE = 2**18
-"""Elements; of fewer none has a page of 2 MiB."""
-
 
 @functools.cache
 def module():
@@ -29,13 +26,6 @@ def available() -> str | None:
 
 def pointer(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
-
-
-def fresh(*results: Tensor | None) -> None:
-    """Said of tensors before they are filled (csrc/cpu/fresh.h)."""
-    for t in results:
-        if t is not None and t.numel() >= _LARGE:
-            module().fresh(t.data_ptr(), t.numel() * t.itemsize)
 
 
 def details() -> str:

@@ -2,8 +2,6 @@
 
 from contextlib import contextmanager
 
-from torch import Tensor
-
 from snnfast.backends.cpu import compiled, interpreted, launch
 
 _asked = []
@@ -30,20 +28,12 @@ def executed_by(name: str):
         _asked.pop()
 
 
-def neuron_forward(
-    layer, inputs, states, params, outputs, new_states=(), borders: Tensor | None = None
-) -> None:
-    launch.fresh(*outputs, *new_states, borders)
-    executor().neuron_forward(layer, inputs, states, params, outputs, new_states, borders)
+def neuron_forward(*arguments) -> None:
+    executor().neuron_forward(*arguments)
 
 
-def neuron_backward(
-    layer, inputs, states, params, borders, douts, dstates, dinputs, dstates0, dparams
-) -> None:
-    launch.fresh(*dinputs, *dstates0)
-    executor().neuron_backward(
-        layer, inputs, states, params, borders, douts, dstates, dinputs, dstates0, dparams
-    )
+def neuron_backward(*arguments) -> None:
+    executor().neuron_backward(*arguments)
 
 
 def details() -> str:
