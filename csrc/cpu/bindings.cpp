@@ -58,7 +58,7 @@ LifLayer layer_of(std::string_view layer, int dtype, int threads, int64_t n, uin
 
 // Row k of a tensor [., channels] in the dtype of a state.
 void* row(uintptr_t rows, int k, int64_t channels, int dtype) {
-  return pointer<char>(rows) + k * channels * state_itemsize_of(dtype);
+  return pointer<char>(rows) + k * channels * (dtype == kFloat64 ? 8 : 4);
 }
 
 // The rows of `stats` and `totals`, as snnfast/backends/spec.py has them.

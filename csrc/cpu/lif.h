@@ -7,13 +7,6 @@
 
 namespace snnfast {
 
-// Each file's own: of one that they shared the linker might keep the newest instruction set's.
-static inline int itemsize_of(int dtype) {
-  return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2;
-}
-// Of the states, and of what is one number a channel.
-static inline int state_itemsize_of(int dtype) { return dtype == kFloat64 ? 8 : 4; }
-
 // One layer and its parameters.
 struct LifLayer : LifArgs {
   int dtype, threads;

@@ -148,6 +148,8 @@ void with_narrow(int from, int to, F&& f) {
   to == kFloat16 ? call(static_cast<Half*>(nullptr)) : call(static_cast<BFloat16*>(nullptr));
 }
 
+inline int64_t itemsize_of(int dtype) { return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2; }
+
 // Whether so many bytes stay in cache from one call to the next.
 inline bool stay_in_cache(int64_t bytes) {
   static const int64_t kCacheBytes = cache_bytes();
