@@ -237,29 +237,45 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _of_a_run(command: str, *failures: type[Exception]):
+    """For a subcommand that reads a run: what of it cannot be read ends with 2, ``failures`` with
+    1."""
+
+    def decorate(function):
+        def run(arguments: argparse.Namespace) -> int:
+            from snnfast.train.checkpoint import CheckpointError
+            from snnfast.train.config import ConfigError
+
+            try:
+                return function(arguments)
+            except (ConfigError, CheckpointError) as error:
+                return _fail(f"{command}: {error}", 2)
+            except failures as error:
+                return _fail(f"{command}: {error}", 1)
+
+        return run
+
+    return decorate
+
+
+@_of_a_run("eval")
 def _eval(arguments: argparse.Namespace) -> int:
     from snnfast.train import eval_run
-    from snnfast.train.checkpoint import CheckpointError
-    from snnfast.train.config import ConfigError
 
-    try:
-        found = eval_run.run(
-            arguments.directory,
-            timesteps=arguments.timesteps,
-            weights=arguments.weights,
-            root=arguments.root,
-            device=arguments.device,
-        )
-    except (ConfigError, CheckpointError) as error:
-        return _fail(f"eval: {error}", 2)
+    found = eval_run.run(
+        arguments.directory,
+        timesteps=arguments.timesteps,
+        weights=arguments.weights,
+        root=arguments.root,
+        device=arguments.device,
+    )
     print(eval_run.table(found), flush=True)
     return _write("eval", eval_run.write, found, arguments.directory)
 
 
+@_of_a_run("predict")
 def _predict(arguments: argparse.Namespace) -> int:
     from snnfast.train import predict
-    from snnfast.train.checkpoint import CheckpointError
-    from snnfast.train.config import ConfigError
 
     try:
         print(
@@ -271,35 +287,27 @@ def _predict(arguments: argparse.Namespace) -> int:
                 device=arguments.device,
             )
         )
-    except (ConfigError, CheckpointError) as error:
-        return _fail(f"predict: {error}", 2)
     except predict.DataError as error:
         return _fail(f"predict: {error}", 1)
     return 0
 
 
+@_of_a_run("export", ValueError, OSError)
 def _export(arguments: argparse.Namespace) -> int:
     from snnfast.train import export
-    from snnfast.train.checkpoint import CheckpointError
-    from snnfast.train.config import ConfigError
 
     if arguments.step and arguments.form == "nir":
         return _fail("export: --step is for onnx and pt2: NIR has no time", 2)
-    try:
-        print(
-            export.run(
-                arguments.directory,
-                arguments.form,
-                output=arguments.output,
-                step=arguments.step,
-                batch=arguments.batch,
-                weights=arguments.weights,
-            )
+    print(
+        export.run(
+            arguments.directory,
+            arguments.form,
+            output=arguments.output,
+            step=arguments.step,
+            batch=arguments.batch,
+            weights=arguments.weights,
         )
-    except (ConfigError, CheckpointError) as error:
-        return _fail(f"export: {error}", 2)
-    except (ValueError, OSError) as error:
-        return _fail(f"export: {error}", 1)
+    )
     return 0
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from snnfast.nn.neuron import BaseNeuron
 from snnfast.nn.stateful import Stateful
-from snnfast.nn.streaming import streaming
+from snnfast.nn.streaming import is_streaming, streaming
 from snnfast.ops.validation import type_name
 
 _EXAMPLE = "a tensor, or a tuple of tensors"
@@ -153,8 +153,8 @@ def checked(who: str, model, example) -> tuple[Tensor, ...]:
             raise ValueError(
                 f"{who}: model must be in evaluation mode, got {name or 'one'} in training: eval()"
             )
-        if isinstance(module, Stateful) and module._streaming:
-            raise ValueError(f"{who}: model must not be streaming already, got one that is")
+    if is_streaming(model):
+        raise ValueError(f"{who}: model must not be streaming already, got one that is")
     arguments = _as_tuple(example)
     if not arguments:
         raise ValueError(f"{who}: example must be {_EXAMPLE}, got ()")

@@ -23,6 +23,11 @@ class Mark:
         return Mark, ([], self._called)
 
 
+def is_streaming(model: nn.Module) -> bool:
+    """Whether a neuron of ``model`` is inside a block of ``streaming``."""
+    return any(isinstance(module, Stateful) and module._streaming for module in model.modules())
+
+
 @contextmanager
 def streaming(model: nn.Module):
     """Inside the block the neurons of ``model`` go on from where the last call left them.
@@ -49,7 +54,7 @@ def streaming(model: nn.Module):
     neurons = [module for module in model.modules() if isinstance(module, Stateful)]
     if not neurons:
         raise ValueError("streaming: model must contain neurons of snnfast.nn, got none")
-    if any(neuron._streaming for neuron in neurons):
+    if is_streaming(model):
         raise ValueError("streaming: model must not be streaming already, got a nested block")
     for neuron in neurons:
         neuron._streaming = True

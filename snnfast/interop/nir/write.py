@@ -15,6 +15,7 @@ from snnfast.interop.nir._layers import Scale
 from snnfast.interop.nir._nodes import DT, Unsayable
 from snnfast.nn.fuse import unfused
 from snnfast.nn.stateful import Stateful
+from snnfast.nn.streaming import is_streaming
 from snnfast.ops.validation import check_positive, type_name
 from snnfast.packages import require
 
@@ -81,7 +82,7 @@ def to_nir(model: nn.Module, example: Tensor, *, dt: float = DT) -> "nir.NIRGrap
     if example.dim() < 3:
         raise ValueError(f"to_nir: example must be [T, B, ...], got {list(example.shape)}")
     dt = check_positive("to_nir", "dt", dt)
-    if any(isinstance(m, Stateful) and m._streaming for m in model.modules()):
+    if is_streaming(model):
         raise ValueError("to_nir: model must not be streaming, got one inside of snnfast.streaming")
     for name, own in itertools.chain(model.named_parameters(), model.named_buffers()):
         if own.is_floating_point() and own.dtype != torch.float32:
