@@ -103,12 +103,10 @@ template <class R>
 class Source {
  public:
   using V = Lanes<R>;
-  Source(const void* x, int dtype, int64_t stride, const LifNorm& norm, int64_t steps,
-         int64_t begin, int64_t n)
+  Source(const void* x, int dtype, int64_t stride, const LifNorm& norm, int64_t begin, int64_t n)
       : y_(x, dtype, stride, begin, n),
         residual_(norm.residual, dtype, norm.residual_stride, begin, n),
         channels_(norm.channels, norm.inner, begin, n),
-        steps_(steps),
         vectors_(vectors_of<R>(n)),
         normal_(norm.mean != nullptr) {
     if (!normal_) return;
@@ -116,24 +114,21 @@ class Source {
   }
   Ahead ahead(int64_t t) const { return y_.ahead(t); }
   Ahead ahead_of_tile(int64_t t) const { return y_.ahead_of_tile(t); }
+  const Reader<R>& residual() const { return residual_; }
 
-  // The row of step t: where it lies; or normalised in `x`. `centred` gets Y - mean unless it is
-  // null; then what comes next of Y is asked for here, and so is what the residual has.
-  In<R> read(int64_t t, R* x, R* centred = nullptr) {
+  // The row of step t: where it lies; or normalised in `x`, when rows of Y and of the residual that
+  // are wanted later are asked for. `centred` gets Y - mean unless it is null.
+  In<R> read(int64_t t, R* x, Ahead later, Ahead later_residual, R* centred = nullptr) {
     const In<R> y = y_.read(t);
     if (!normal_) return y;
-    const bool more = !residual_.null(), last = t + 1 == steps_;
+    const bool more = !residual_.null();
     const In<R> r = more ? residual_.read(t) : In<R>{};
-    const Ahead next_y = last ? y_.ahead_of_tile(0) : y_.ahead(t + 1);
-    const Ahead next_r = last ? residual_.ahead_of_tile(0) : residual_.ahead(t + 1);
     for (int64_t i = 0; i < vectors_ * V::kCount; i += V::kCount) {
+      later.fetch_later(i);
       const V d = y.load(i) - load(rows_[0].at + i);
-      if (centred)
-        store(centred + i, d);
-      else
-        next_y.fetch(i);
+      if (centred) store(centred + i, d);
       V x_i = d * load(rows_[1].at + i) + load(rows_[2].at + i);
-      if (more) next_r.fetch(i), x_i = x_i + r.load(i);
+      if (more) later_residual.fetch_later(i), x_i = x_i + r.load(i);
       store(x + i, x_i);
     }
     return {x};
@@ -144,7 +139,7 @@ class Source {
  private:
   Reader<R> y_, residual_;
   Channels channels_;
-  int64_t steps_, vectors_;
+  int64_t vectors_;
   bool normal_;
   TileRow<R> rows_[3];  // mean, scale, bias
 };

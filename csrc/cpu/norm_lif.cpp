@@ -52,7 +52,7 @@ void channel_stats(const NormStats& job) {
         V sum_i(0), square_i(0);
         if (first > 0) sum_i = load(sum.at + i), square_i = load(square.at + i);
         for (int t = 0; t < steps; ++t) {
-          next[t].fetch(i);
+          next[t].fetch_later(i);
           const V d = rows[t].load(i) - k_i;
           sum_i = sum_i + d;
           square_i = mad_(d, d, square_i);
@@ -87,12 +87,11 @@ void normalisation_dy(const NormDy& job) {
     channels.spread({job.mean, job.a, job.b, job.c}, rows);
     const auto& [mean, a, b, c] = rows;
     for (int64_t t = 0; t < job.steps; ++t) {
-      const Ahead next = t + 1 < job.steps ? y.ahead(t + 1) : y.ahead_of_tile(0);
-      const Ahead next_d = t + 1 < job.steps ? dx.ahead(t + 1) : dx.ahead_of_tile(0);
+      const Ahead later[] = {y.ahead_of_tile(t), dx.ahead_of_tile(t), dy.ahead_of_tile(t)};
       const In<R> row = y.read(t), d = dx.read(t);
       const Out<R> out = dy.row(t);
       for (int64_t i = 0; i < tile; i += V::kCount) {
-        next.fetch(i), next_d.fetch(i);
+        for (const Ahead& row : later) row.fetch_later(i);
         const V centred = mad_(load(b.at + i), row.load(i) - load(mean.at + i), load(c.at + i));
         out.put(i, mad_(load(a.at + i), d.load(i), centred));
       }

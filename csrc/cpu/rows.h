@@ -64,21 +64,29 @@ const R* get_row(const R* from, int64_t n, R otherwise, R* room) {
   return room;
 }
 
-// Asks for the lines of a vector.
-template <class S>
-SNN_HD void prefetch_vector(const S* p) {
-  constexpr int kBytes = Lanes<typename Io<std::remove_const_t<S>>::Real>::kCount * int(sizeof(S));
-  for (int k = 0; k < kBytes; k += 64) __builtin_prefetch(reinterpret_cast<const char*>(p) + k);
-}
-
-// Where the next row lies: a loop asks for it, vector by vector, while it works on this one.
+// Where a row lies that will be wanted: a loop asks for it, vector by vector, while it works on
+// another. What the next step wants is to come to L1; what is wanted a tile later to the cache
+// behind it, which keeps many more requests under way and has the room.
 struct Ahead {
   const char* row;
   int64_t itemsize;
+  // The lines of a vector from i on; kItem: an item's bytes, where a loop knows them.
+  template <int kItem = 4>
   SNN_HD void fetch(int64_t i) const {
-    __builtin_prefetch(row + i * itemsize);
-    __builtin_prefetch(row + i * itemsize + 64);
+    for (int k = 0; k < kLines<kItem>; ++k) __builtin_prefetch(row + i * itemsize + 64 * k);
   }
+  template <int kItem = 4>
+  SNN_HD void fetch_later(int64_t i) const {
+    for (int k = 0; k < kLines<kItem>; ++k) __builtin_prefetch(row + i * itemsize + 64 * k, 0, 2);
+  }
+  // All lines of n items.
+  void fetch_row(int64_t n) const {
+    for (int64_t k = 0; k < n * itemsize; k += 64) __builtin_prefetch(row + k, 0, 2);
+  }
+
+ private:
+  template <int kItem>
+  static constexpr int kLines = Lanes<float>::kCount * kItem / 64;
 };
 
 // The dtype that is R.
@@ -266,12 +274,9 @@ class RowsOut {
     if (is_real()) return at(t);
     return {buffer, kDtypeOf<R>, false, sum_};
   }
-  // A row in memory, or where nothing is asked for.
-  Ahead ahead(int64_t t) const {
-    static constexpr char kNowhere[64] = {};
-    if (stream_ || sum_) return {kNowhere, 0};
-    return {base_ + t * stride_, itemsize_};
-  }
+  // The row of the tile that follows, or where nothing is asked for.
+  Ahead ahead_of_tile(int64_t t) const { return ahead(base_ + t * stride_ + n_ * itemsize_); }
+  Ahead ahead(int64_t t) const { return ahead(base_ + t * stride_); }
   void write(int64_t t, const R* buffer) {
     if (!is_real() && !sum_) put(base_ + t * stride_, buffer);
   }
@@ -285,6 +290,11 @@ class RowsOut {
   bool sums() const { return sum_; }
 
  private:
+  Ahead ahead(const char* row) const {
+    static constexpr char kNowhere[64] = {};
+    if (stream_ || sum_) return {kNowhere, 0};
+    return {row, itemsize_};
+  }
   void put(char* row, const R* from) {
     if constexpr (sizeof(R) == 4) {
       if (dtype_ == kFloat16) return narrow_row<Half>(from, row, n_, stream_);

@@ -92,13 +92,18 @@ SNN_HD V reset(const Neuron& neuron, V h, V s) {
   return kSmooth ? neuron.smooth_reset(h, s) : neuron.reset(h, s);
 }
 
+// What one step of forward asks for: its successor's input; what the next tile reads and writes.
+struct Asked {
+  Ahead next, later, later_s;
+};
+
 // One step of a row: spikes into `s`, the state in place.
 template <bool kSmooth, class Neuron, class Rates, class R>
-void step_row(const Neuron neuron, const Rates& rates, int64_t vectors, Ahead ahead, const R* x,
+void step_row(const Neuron neuron, const Rates& rates, int64_t vectors, Asked asked, const R* x,
               R* state, Out<R> s) {
   for (int64_t k = 0; k < vectors; ++k) {
     const int64_t i = k * Lanes<R>::kCount;
-    ahead.fetch(i);
+    asked.next.fetch(i), asked.later.fetch_later(i), asked.later_s.fetch_later(i);
     auto h = neuron.charge(load(x + i), load(state + i), rates.at(i));
     auto spike = fire<kSmooth>(neuron, h);
     s.template put<true>(i, spike);
@@ -110,8 +115,9 @@ void step_row(const Neuron neuron, const Rates& rates, int64_t vectors, Ahead ah
 template <class SX, class SS>
 struct NarrowSteps {
   bool two, stream;
-  SX *x[2], *next[2];
+  SX* x[2];
   SS* s[2];
+  Asked asked[2];
 };
 
 // The same where spikes have 16 bits, converted on the way: of two steps, between which the state
@@ -126,7 +132,9 @@ SNN_HD void narrow_steps(const Neuron neuron, const Rates& rates, const NarrowSt
     Rate<V> rate = rates.at(i);
     rate = {Order::from(rate.divisor), Order::from(rate.factor)};
     const auto step = [&](int k) SNN_INLINE {
-      prefetch_vector(steps.next[k] + i);
+      const auto& [next, later, later_s] = steps.asked[k];
+      next.template fetch<sizeof(SX)>(i), later.template fetch_later<sizeof(SX)>(i);
+      later_s.template fetch_later<sizeof(SS)>(i);
       const V h = neuron.charge(Order::load(steps.x[k] + i), v, rate), spike = neuron.fire(h);
       Order::put_spikes(steps.s[k] + i, spike, steps.stream);
       v = neuron.reset(h, spike);
@@ -138,30 +146,36 @@ SNN_HD void narrow_steps(const Neuron neuron, const Rates& rates, const NarrowSt
 }
 
 // One step of a row without the spikes, keeping H: `before` is the state before the step, `after`
-// behind it. `later` is the row that the gradient will be written to.
+// behind it.
 template <bool kSmooth, bool kReal, class Neuron, class Rates, class R>
-void recompute_row(const Neuron neuron, const Rates& rates, int64_t vectors, Ahead ahead,
-                   Ahead later, In<R> x, const R* before, R* h, R* after) {
+void recompute_row(const Neuron neuron, const Rates& rates, int64_t vectors, Ahead next, In<R> x,
+                   const R* before, R* h, R* after) {
   for (int64_t k = 0; k < vectors; ++k) {
     const int64_t i = k * Lanes<R>::kCount;
-    ahead.fetch(i), later.fetch(i);
+    next.fetch(i);
     auto h_t = neuron.charge(x.template load<kReal>(i), load(before + i), rates.at(i));
     store(h + i, h_t);
     store(after + i, reset<kSmooth>(neuron, h_t, fire<kSmooth>(neuron, h_t)));
   }
 }
 
+// What a step of the adjoint asks for: what the block of steps that follows it reads and writes.
+struct AskedLater {
+  Ahead x, ds, dx;
+  SNN_HD void fetch(int64_t i) const { x.fetch_later(i), ds.fetch_later(i), dx.fetch_later(i); }
+};
+
 // The adjoint of a step, from the gradient of V_t to that of V_{t-1}. x and `before` are read, and
 // `dfactor` added to, for the gradient of 1/tau alone.
 template <bool kSmooth, bool kReal, bool kWantRate, class Neuron, class Rates, class R>
-SNN_HD void adjoint_row(Neuron neuron, const Rates& rates, int64_t vectors, Ahead ahead, In<R> x,
-                        const R* before, const R* h, const R* g, In<R> ds, const R* dafter,
+SNN_HD void adjoint_row(Neuron neuron, const Rates& rates, int64_t vectors, AskedLater asked,
+                        In<R> x, const R* before, const R* h, const R* g, In<R> ds, const R* dafter,
                         R* dbefore, R* dfactor, Out<R> dx) {
   using V = Lanes<R>;
   neuron.spiking = !kSmooth;
   for (int64_t k = 0; k < vectors; ++k) {
     const int64_t i = k * V::kCount;
-    ahead.fetch(i);
+    asked.fetch(i);
     V h_t = load(h + i), x_t(0), v(0);
     if constexpr (kWantRate) x_t = x.template load<kReal>(i), v = load(before + i);
     auto d = neuron.adjoint(x_t, v, h_t, fire<kSmooth>(neuron, h_t), load(g + i),
@@ -175,12 +189,13 @@ SNN_HD void adjoint_row(Neuron neuron, const Rates& rates, int64_t vectors, Ahea
 // The same for float rows and one rate for all, which is not learned, with the surrogate's gradient
 // computed on the way.
 template <int kSurrogate, bool kDetach, class Neuron>
-void plain_adjoint_row(Neuron neuron, float factor, int64_t vectors, Ahead ahead, const float* h,
-                       In<float> ds, const float* dafter, float* dbefore, Out<float> dx) {
+void plain_adjoint_row(Neuron neuron, float factor, int64_t vectors, AskedLater asked,
+                       const float* h, In<float> ds, const float* dafter, float* dbefore,
+                       Out<float> dx) {
   using V = Lanes<float>;
   neuron.spiking = true, neuron.detach_reset = kDetach;
   for (int64_t i = 0; i < vectors * V::kCount; i += V::kCount) {
-    ahead.fetch(i);
+    asked.fetch(i);
     const V h_t = load(h + i);
     const V g = gradient<kSurrogate>(h_t - V(neuron.theta), neuron.a, neuron.b);
     const auto d = neuron.adjoint(V(0), V(0), h_t, neuron.fire(h_t), g, ds.template load<true>(i),
@@ -220,7 +235,7 @@ void forward_tile(const Neuron neuron, const Rates& rates, const LifLayer& layer
   const R* const v0 = static_cast<const R*>(io.v0);
   R* const v_out = static_cast<R*>(io.v);
   R* const borders = static_cast<R*>(io.borders);
-  Source<R> x(io.x, layer.dtype, io.x_stride, io.norm, layer.steps, begin, tile);
+  Source<R> x(io.x, layer.dtype, io.x_stride, io.norm, begin, tile);
   Writer<R> s(io.s, layer.dtype, n, begin, tile, 2 * layer.steps * n);
   alignas(64) R state[kTile], rows[2][kTile];
   set_row(state, v0 ? v0 + begin : nullptr, tile, neuron.r);
@@ -230,29 +245,29 @@ void forward_tile(const Neuron neuron, const Rates& rates, const LifLayer& layer
     if (borders && t > 0 && t % kSegment == 0)
       copy_row(borders + (t / kSegment - 1) * n + begin, state, tile);
     In<R> x_at[2];
-    Ahead next[2];
+    Asked asked[2];
     for (int k = 0; k < count; ++k) {
-      x_at[k] = x.read(t + k, rows[k]);
-      // What is normalised lies in L1; its source has asked for the rest.
-      next[k] = x.normal()                    ? Ahead{static_cast<const char*>(x_at[k].row), 0}
-                : t + k + count < layer.steps ? x.ahead(t + k + count)
-                                              : x.ahead_of_tile(k);
+      const Ahead later = x.ahead_of_tile(t + k);
+      const Ahead next = t + k + count < layer.steps ? x.ahead(t + k + count) : x.ahead_of_tile(k);
+      x_at[k] = x.read(t + k, rows[k], later, x.residual().ahead_of_tile(t + k));
+      // What is normalised lies in L1, and reading it has asked for the rest.
+      const Ahead here{static_cast<const char*>(x_at[k].row), 0};
+      asked[k] = {x.normal() ? here : next, x.normal() ? here : later, s.ahead_of_tile(t + k)};
     }
     if (s.narrow()) {
       if constexpr (sizeof(R) == 4) {
         with_narrow(x_at[0].dtype, s.row(t).dtype, [&](auto* from, auto* to) {
           NarrowSteps<std::remove_pointer_t<decltype(from)>, std::remove_pointer_t<decltype(to)>>
-              steps{count == 2, s.row(t).stream, {}, {}, {}};
+              steps{count == 2, s.row(t).stream, {}, {}, {asked[0], asked[1]}};
           for (int k = 0; k < count; ++k) {
             steps.x[k] = static_cast<decltype(from)>(x_at[k].row);
-            steps.next[k] = reinterpret_cast<decltype(from)>(next[k].row);
             steps.s[k] = static_cast<decltype(to)>(s.row(t + k).row);
           }
           narrow_steps(neuron, rates, steps, vectors, state);
         });
       }
     } else {
-      step_row<kSmooth>(neuron, rates, vectors, next[0], static_cast<const R*>(x_at[0].row), state,
+      step_row<kSmooth>(neuron, rates, vectors, asked[0], static_cast<const R*>(x_at[0].row), state,
                         s.row(t));
     }
     for (int k = 0; k < count; ++k) s.write(t + k);
@@ -268,7 +283,7 @@ void backward_tile(const Neuron neuron, const Rates& rates, const LifLayer& laye
   const R* const borders = static_cast<const R*>(io.borders);
   const R* const dv = static_cast<const R*>(io.dv);
   const R* const v0 = static_cast<const R*>(io.v0);
-  Source<R> x(io.x, layer.dtype, io.x_stride, io.norm, layer.steps, begin, tile);
+  Source<R> x(io.x, layer.dtype, io.x_stride, io.norm, begin, tile);
   Reader<R> ds(io.ds, layer.dtype, io.ds_stride, begin, tile);
   Writer<R> dx(io.dx, layer.dtype, io.sum_dx ? 0 : n, begin, tile,
                io.sum_dx || x.normal() ? 0 : 3 * layer.steps * n, io.sum_dx);
@@ -287,14 +302,25 @@ void backward_tile(const Neuron neuron, const Rates& rates, const LifLayer& laye
     const R* start = first > 0 ? borders + (first / kSegment - 1) * n : v0;
     const R* const origin = get_row(start ? start + begin : nullptr, tile, neuron.r, before[0]);
     const auto before_at = [&](int t) { return t == 0 ? origin : before[kWantRate ? t : 0]; };
+    // What follows is an earlier segment, or the last one of the next tile.
+    const int64_t after = first > 0 ? first - kSegment : last;
+    const auto coming = [&](const auto& rows, int64_t t) {
+      if (after + t >= layer.steps) return Ahead{reinterpret_cast<const char*>(h[0]), 0};
+      return first > 0 ? rows.ahead(after + t) : rows.ahead_of_tile(after + t);
+    };
     for (int t = 0; t < steps; ++t) {
+      // The block before had not so many steps to ask in.
+      if (first + kSegment == last && t >= layer.steps - last) {
+        for (const Ahead& row : {ds.ahead(first + t), dx.ahead(first + t)}) row.fetch_row(tile);
+      }
       const Ahead next = t + 1 < steps ? x.ahead(first + t + 1) : ds.ahead(first + t);
       // Where nobody reads X again, H takes its place.
       const int kept = kWantRate ? t : 0;
-      x_at[kept] = x.read(first + t, kWantRate ? x_rows[t] : h[t], centred[t]);
+      x_at[kept] = x.read(first + t, kWantRate ? x_rows[t] : h[t], coming(x, t),
+                          coming(x.residual(), t), centred[t]);
       with_real<R>(x_at[kept].real(), [&](auto real) {
-        recompute_row<kSmooth, real>(neuron, rates, vectors, next, dx.ahead(first + t), x_at[kept],
-                                     before_at(t), h[t], before[kWantRate ? t + 1 : 0]);
+        recompute_row<kSmooth, real>(neuron, rates, vectors, next, x_at[kept], before_at(t), h[t],
+                                     before[kWantRate ? t + 1 : 0]);
       });
     }
     for (int t = steps - 1; t >= 0; --t) {
@@ -303,9 +329,8 @@ void backward_tile(const Neuron neuron, const Rates& rates, const LifLayer& laye
         dafter = dstate;
         add_row(dstate, dv + (first + t) * n + begin, tile);
       }
-      const Ahead next = t > 0       ? ds.ahead(first + t - 1)
-                         : first > 0 ? x.ahead(first - kSegment)
-                                     : x.ahead_of_tile(last);
+      const int k = steps - 1 - t;
+      const AskedLater asked{coming(x, k), coming(ds, k), coming(dx, k)};
       const In<R> given = ds.null() ? In<R>{get_row<R>(nullptr, tile, 0, g)} : ds.read(first + t);
       const Out<R> out = x.normal() ? dx.keep(first + t) : dx.row(first + t);
       if (x.normal()) dx_at[t] = static_cast<const R*>(out.row);
@@ -313,13 +338,13 @@ void backward_tile(const Neuron neuron, const Rates& rates, const LifLayer& laye
       const bool real = x_t.real() && given.real() && out.real();
       bool done = false;
       if constexpr (!kWantRate && std::is_same_v<Rates, SharedRate<float>>)
-        done = real &&
-               plain_adjoint(neuron, rates.factor, vectors, next, h[t], given, dafter, dstate, out);
+        done = real && plain_adjoint(neuron, rates.factor, vectors, asked, h[t], given, dafter,
+                                     dstate, out);
       if (!done) {
         neuron.gradients(reinterpret_cast<const Lanes<R>*>(h[t]), reinterpret_cast<Lanes<R>*>(g),
                          int(vectors));
         with_real<R>(real, [&](auto real) {
-          adjoint_row<kSmooth, real, kWantRate>(neuron, rates, vectors, next, x_t, before_at(t),
+          adjoint_row<kSmooth, real, kWantRate>(neuron, rates, vectors, asked, x_t, before_at(t),
                                                 h[t], g, given, dafter, dstate, dfactor, out);
         });
       }
