@@ -89,8 +89,9 @@ SNN_HD void stream_bytes(void* p, T value) {
 inline void finish_streaming() {}
 #endif
 
-// The last-level cache of one core's neighbourhood, or a usual size where the system does not say.
-// (sysconf adds up all of the chip's.)
+// Half the last-level cache of one core's neighbourhood, or of a usual one where the system does
+// not say (sysconf adds up all of the chip's): so much may be expected to stay there beside what
+// others put there.
 inline int64_t cache_bytes() {
   int64_t kilobytes = 0;
   if (FILE* file = std::fopen("/sys/devices/system/cpu/cpu0/cache/index3/size", "r")) {
@@ -98,7 +99,7 @@ inline int64_t cache_bytes() {
     if (std::fscanf(file, "%lld", &value) == 1) kilobytes = value;
     std::fclose(file);
   }
-  return kilobytes > 0 ? kilobytes << 10 : int64_t(32) << 20;
+  return (kilobytes > 0 ? kilobytes << 10 : int64_t(32) << 20) / 2;
 }
 
 // Two registers of integers between -2^15 and 2^15 - 1 as one of half their width.
