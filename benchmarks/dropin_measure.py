@@ -50,16 +50,19 @@ class Bench(measure.Bench):
         before: list = []
 
         def attempt(trial: Trial) -> None:
-            training = Training(case, trial.contender)
+            training, fused = Training(case, trial.contender), trial.contender.fused
             with self.first_run(trial):
-                seen, gradients = Seen(training), training.gradients()
+                seen, gradients = Seen(training, behind=fused), training.gradients()
             if not before:
-                before.extend((seen, gradients, [torch.randn_like(s) for s in seen.s]))
-            trial.verdict.judge(seen, before[0], gradients, before[1])
+                ds = [torch.randn_like(s) for s in seen.s]
+                before.extend((seen, Seen(training, behind=True), gradients, ds))
+            flips = dropin_case.FLIPS if fused else 0.0
+            trial.verdict.judge(seen, before[fused], gradients, before[2], flips)
             if trial.verdict.refused:
                 return
             trial.costs |= self._memory(training)
-            trial.runs[NEURONS] = self._neurons(training, before[0].x, before[2])
+            if not fused:
+                trial.runs[NEURONS] = self._neurons(training, before[0].x, before[3])
             trial.runs[STEP] = training.step
 
         chosen = self.choose(case.where, dropin_case.contenders(case.name))

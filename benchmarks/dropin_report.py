@@ -18,12 +18,22 @@ def case_table(rows: list[dict]) -> str:
     return table(title, columns, rows, "{measurement}: {contender}")
 
 
-def _ratio(rows: list[dict], key: str) -> float | None:
-    """What the package needs, over what it needs behind our line."""
-    theirs, ours = (
-        [r[key] for r in pick(rows, kind=kind) if key in r] for kind in ("peer", "ours")
-    )
-    return theirs[0] / ours[0] if theirs and ours else None
+PACKAGES = {
+    "before": {"kind": "peer"},
+    "after": {"kind": "ours", "fused": False},
+    "fused": {"kind": "ours", "fused": True},
+}
+
+
+def _found(rows: list[dict], key: str, package: str) -> float | None:
+    rows = [row | {"fused": "fuse" in row["contender"]} for row in rows if key in row]
+    return next((row[key] for row in pick(rows, **PACKAGES[package])), None)
+
+
+def _ratio(rows: list[dict], key: str, package: str = "after") -> float | None:
+    """What a network needs before, over what it needs behind our line."""
+    theirs, ours = (_found(rows, key, name) for name in ("before", package))
+    return theirs / ours if theirs and ours else None
 
 
 def targets(rows: list[dict], device: str) -> list[dict]:
@@ -44,10 +54,11 @@ def draw(rows: list[dict], device: str):
         return None
     figure, axes = report.grid_of_axes(1, 2, 5.0, 3.4)
     left, right = axes[0]
-    looks = {name: {"color": COLOURS[i]} for i, name in enumerate((NEURONS, STEP))}
+    drawn = {NEURONS: (NEURONS, "after"), STEP: (STEP, "after"), "step, fused": (STEP, "fused")}
+    looks = {name: {"color": COLOURS[i]} for i, name in enumerate(drawn)}
     heights = {
-        name: [_ratio(pick(rows, network=n, measurement=name), "ms") for n in networks]
-        for name in looks
+        name: [_ratio(pick(rows, network=n, measurement=what), "ms", package) for n in networks]
+        for name, (what, package) in drawn.items()
     }
     report.bars(left, networks, heights, looks, base=1.0)
     values = [v for line in heights.values() for v in line if v is not None]
@@ -56,11 +67,10 @@ def draw(rows: list[dict], device: str):
         report.target_line(left, min(SPEEDUP.values()), "target for neurons")
     left.set_title("times as fast, forward + backward", fontsize=9)
     left.legend(fontsize=8)
-    packages = {"before": "peer", "after": "ours"}
-    looks = {name: {"color": COLOURS[i + 2]} for i, name in enumerate(packages)}
+    looks = {name: {"color": COLOURS[i]} for i, name in enumerate(PACKAGES, 3)}
     peaks = {
-        name: [_peak(pick(rows, network=n, measurement=STEP, kind=kind)) for n in networks]
-        for name, kind in packages.items()
+        name: [_peak(pick(rows, network=n, measurement=STEP), name) for n in networks]
+        for name in PACKAGES
     }
     report.bars(right, networks, peaks, looks)
     right.set_title("peak memory of a training step, MB", fontsize=9)
@@ -68,5 +78,6 @@ def draw(rows: list[dict], device: str):
     return figure
 
 
-def _peak(rows: list[dict]) -> float | None:
-    return next((row["peak_bytes"] / 1e6 for row in rows), None)
+def _peak(rows: list[dict], package: str) -> float | None:
+    found = _found(rows, "peak_bytes", package)
+    return found and found / 1e6
