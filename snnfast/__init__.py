@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         twkd_loss,
     )
     from snnfast.ops.lif import lif
+    from snnfast.ops.memory import keep_memory
     from snnfast.ops.neuron import neuron
     from snnfast.ops.norm_lif import norm_lif
     from snnfast.ops.packed import packed_spikes
@@ -36,6 +37,7 @@ __all__ = [
     "explain",
     "info",
     "interop",
+    "keep_memory",
     "lif",
     "load",
     "mean_cross_entropy",
@@ -68,6 +70,7 @@ _HOMES = {
     "explain": "snnfast.ops.select",
     "info": "snnfast._info",
     "interop": None,
+    "keep_memory": "snnfast.ops.memory",
     "lif": "snnfast.ops.lif",
     "load": "snnfast.train.load",
     "mean_cross_entropy": "snnfast.ops.distill",

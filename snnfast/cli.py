@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from snnfast import __version__
+from snnfast import __version__, keep_memory
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _ALSO = {"teacher.checkpoint": "--teacher", "data.image_size": "--image_size"}
@@ -48,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
             return _fail(_unknown(extra[0].partition("=")[0][2:]), 2)
         if extra:
             parser.error(f"unrecognized arguments: {' '.join(extra)}")
+        keep_memory()  # the process is ours
         return arguments.run(arguments)
     except ImportError as error:
         return _fail(f"{argv[0] if argv else 'snnfast'}: {error}", 1)

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "data": set(),
     "train": {"models", "distill", "data", "interop", "monitoring", "nn", "ops", "recipes"},
     "recipes": set(),
-    "cli": {"train", "_info", "info", "recipes"},
+    "cli": {"train", "_info", "info", "keep_memory", "recipes"},
     "__main__": {"cli"},
 }
 EVERYBODYS = {"surrogate", "packages"}
