@@ -79,10 +79,6 @@ struct Ahead {
   SNN_HD void fetch_later(int64_t i) const {
     for (int k = 0; k < kLines<kItem>; ++k) __builtin_prefetch(row + i * itemsize + 64 * k, 0, 2);
   }
-  // All lines of n items.
-  void fetch_row(int64_t n) const {
-    for (int64_t k = 0; k < n * itemsize; k += 64) __builtin_prefetch(row + k, 0, 2);
-  }
 
  private:
   template <int kItem>

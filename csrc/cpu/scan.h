@@ -302,17 +302,13 @@ void backward_tile(const Neuron neuron, const Rates& rates, const LifLayer& laye
     const R* start = first > 0 ? borders + (first / kSegment - 1) * n : v0;
     const R* const origin = get_row(start ? start + begin : nullptr, tile, neuron.r, before[0]);
     const auto before_at = [&](int t) { return t == 0 ? origin : before[kWantRate ? t : 0]; };
-    // What follows is an earlier segment, or the last one of the next tile.
-    const int64_t after = first > 0 ? first - kSegment : last;
+    // Step t asks for one of the segment before; or of the next tile's last, and where that is the
+    // shorter one, of what comes behind it.
     const auto coming = [&](const auto& rows, int64_t t) {
-      if (after + t >= layer.steps) return Ahead{reinterpret_cast<const char*>(h[0]), 0};
-      return first > 0 ? rows.ahead(after + t) : rows.ahead_of_tile(after + t);
+      if (first > 0) return rows.ahead(first - kSegment + t);
+      return rows.ahead_of_tile(last + t < layer.steps ? last + t : last - kSegment + t);
     };
     for (int t = 0; t < steps; ++t) {
-      // The block before had not so many steps to ask in.
-      if (first + kSegment == last && t >= layer.steps - last) {
-        for (const Ahead& row : {ds.ahead(first + t), dx.ahead(first + t)}) row.fetch_row(tile);
-      }
       const Ahead next = t + 1 < steps ? x.ahead(first + t + 1) : ds.ahead(first + t);
       // Where nobody reads X again, H takes its place.
       const int kept = kWantRate ? t : 0;
