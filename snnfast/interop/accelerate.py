@@ -88,9 +88,10 @@ def accelerate(model: nn.Module, *, fuse: bool = False) -> Report:
     ``snnfast.nn.fuse(model, inplace=True)``: less memory and time, but spikes that are the same up
     to rounding alone, where they are else the same bit for bit. Containers that fold time into the
     batch, norms with a step mode, an addition between norm and node, and channels that are moved to
-    the last axis are seen through. A norm that cannot be fused is named with its reason. Fuse
-    after ``convert_sync_batchnorm`` and before DistributedDataParallel; what is changed later (a
-    hook on a norm or its node, a submodule) runs as before, and warns.
+    the last axis are seen through. A norm that cannot be fused is named with its reason. What is
+    changed later (a hook on a norm or its node, a submodule, by ``convert_sync_batchnorm``) runs as
+    before, and warns, until the model is fused again. A model of DistributedDataParallel may be
+    wrapped before or after; where SyncBatchNorm shares statistics all ranks must change alike.
 
     Returns a :class:`Report`.
 

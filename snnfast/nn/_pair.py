@@ -68,7 +68,7 @@ def _obstacle(norm, neuron, y, x, residual, shapes, swapped) -> str | None:
     channels = (t.dim() for t in (*neuron.parameters(), *neuron.buffers()))
     if not (folded and not swapped) and any(channels):
         return "a parameter per channel needs an axis for the batch"
-    if y.numel() == 0:
+    if y.numel() == 0 and _group(norm) is None:  # else other ranks would wait: the op refuses it
         return "the input is empty"
     if norm.running_mean is not None and norm.running_mean.dtype != state_dtype(y):
         return f"running statistics must be {state_dtype(y)}, got {norm.running_mean.dtype}"
@@ -98,6 +98,13 @@ def _group(norm):
     return None
 
 
+def warn_unfused(what: str, why: str, norms) -> None:
+    """What torch's SyncBatchNorm sends to its peers is not what the fused op does."""
+    if any(_group(norm) is not None for norm in norms):
+        why += "; on every rank it must, or they wait for each other"
+    warnings.warn(f"fuse: {what} runs unfused: {why}", stacklevel=3)
+
+
 def norm_neuron(norm, neuron, given: Tensor, shaped: Tensor, residual, swapped: bool = False):
     """neuron(norm(given) reshaped as ``shaped``, a reshape of ``given``, + residual), fused where
     possible; ``swapped``: with the last two axes exchanged before it is reshaped."""
@@ -108,7 +115,7 @@ def norm_neuron(norm, neuron, given: Tensor, shaped: Tensor, residual, swapped: 
     why = _obstacle(norm, neuron, y, x, residual, shapes, swapped)
     s = None
     if why is not None:
-        warnings.warn(f"fuse: a block runs unfused: {why}", stacklevel=2)
+        warn_unfused("a block", why, [norm])
     else:
         norm._check_input_dim(y)
         s = _fused(norm, neuron, x, residual, not _is_folded(y, x, swapped), swapped)

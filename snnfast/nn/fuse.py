@@ -11,10 +11,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from snnfast.nn._chain import fuse_graph
-from snnfast.nn._pair import NORMS, is_neuron, refusal
+from snnfast.nn._pair import NORMS, is_neuron, refusal, warn_unfused
 from snnfast.nn._trace import Guard, Untraceable, has_hooks, required, trace
+
+# Lists of modules, and what adds nothing to the module that it wraps.
+_NO_FORWARD = (nn.Module.forward, DistributedDataParallel.forward)
 
 
 class Fusion(NamedTuple):
@@ -42,7 +46,7 @@ class _Fused:
         why = guard.broken() if plain else f"it is called with other than {count} tensors"
         if why is None:
             return runs[self.training](self, *inputs)
-        warnings.warn(f"fuse: {type(self).__name__} runs unfused: {why}", stacklevel=2)
+        warn_unfused(type(self).__name__, why, _pairs(self))
         return super().forward(*inputs, **named)
 
     def __reduce_ex__(self, protocol):
@@ -82,6 +86,12 @@ def _pairs(module: _Fused) -> dict:
     """As ``_rewrite`` gave them, without those that are no more."""
     found = ((norm(), neuron(), added) for norm, neuron, added in module._fused[-1])
     return {norm: (neuron, added) for norm, neuron, added in found if norm and neuron}
+
+
+def _is_stale(module: nn.Module) -> bool:
+    """Whether it was changed since it was rewritten, and nothing was put before its class."""
+    fused = isinstance(module, _Fused) and type(module) is _fused_class(_plain_class(module))
+    return fused and module._fused[2].broken() is not None
 
 
 def _is_part(module: nn.Module) -> bool:
@@ -134,6 +144,9 @@ def _search(model: nn.Module) -> tuple[dict, dict]:
     """As ``fuse_all``: ({norm: (neuron, whether there is an addition)}, {norm: why not}), the
     second for all of them."""
     names = {module: name for name, module in model.named_modules()}
+    for module in names:
+        if _is_stale(module):
+            unfuse(module)
     reasons = {m: refusal(m, NORMS) for m in names if isinstance(m, _BatchNorm)}
     pairs = {}
     for module in names:
@@ -147,7 +160,7 @@ def _search(model: nn.Module) -> tuple[dict, dict]:
         neurons = any(map(is_neuron, parts))
         if not wanted or _is_part(module):
             continue
-        if not (inside or neurons) or type(module).forward is nn.Module.forward:
+        if not (inside or neurons) or type(module).forward in _NO_FORWARD:
             continue
         where = f"{type(module).__name__} {names[module]!r}".removesuffix(" ''")
         try:
@@ -201,7 +214,8 @@ def fuse(model: nn.Module, *, inplace: bool = False, report: list | None = None)
     (it draws random numbers, writes to its module, reads what a call of another may change, such as
     the state of a neuron, changes the gradient mode), subclasses, hooks, and neurons that return
     their state or are called with ``v0`` or ``timesteps``. A change made later (a hook, an
-    attribute, a submodule, an optional argument) runs the original forward and warns.
+    attribute, a submodule, an optional argument) runs the original forward and warns, until the
+    model is fused again; where SyncBatchNorm shares statistics all ranks must change alike.
 
     The results are those of the model up to rounding: torch's BatchNorm may compute y scale +
     (bias - mean scale) where the fused op computes (y - mean) scale + bias, so a neuron whose
@@ -210,8 +224,8 @@ def fuse(model: nn.Module, *, inplace: bool = False, report: list | None = None)
     the running statistics as torch does.
 
     Args:
-        model: torch layers and neurons of ``snnfast.nn``. Fuse before DistributedDataParallel and
-            torch.compile, and after convert_sync_batchnorm.
+        model: torch layers and neurons of ``snnfast.nn``. Fuse before torch.compile, and after
+            convert_sync_batchnorm.
         inplace: rewrite the model itself, not a copy.
         report: a list that one ``Fusion`` (norm, neuron, reason) per batch norm is appended to;
             print them to read what was fused, and why the others were not.

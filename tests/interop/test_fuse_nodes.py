@@ -226,6 +226,8 @@ def test_sync_batch_norm_before_and_after():
     ours = nn.SyncBatchNorm.convert_sync_batchnorm(ours)
     with pytest.warns(UserWarning, match="runs unfused: an attribute or a submodule was changed"):
         check_same(ours, theirs, X, rtol=1e-4, kept=False)
+    assert len(snnfast.accelerate(ours, fuse=True).fused) == fused_ops(ours, X) == 2
+    check_same(ours, theirs, X, rtol=1e-4, kept=False)
 
 
 def test_what_a_subclass_does_around_the_step_is_done():

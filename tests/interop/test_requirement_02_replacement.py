@@ -182,6 +182,9 @@ def test_requirement_02_distributed(gloo):
         reset(wrapped.module)  # what is wrapped already is taken as well
         other = DistributedDataParallel(Block(version))
         assert len(snnfast.accelerate(other).replaced) == 2
+    ends = DistributedDataParallel(nn.Sequential(node(version), nn.BatchNorm2d(3)))
+    (left,) = snnfast.accelerate(ends, fuse=True).unfused
+    assert left.reason == "its output leaves Sequential 'module'"
 
 
 def test_requirement_02_half_of_a_model_is_never_changed(monkeypatch):
