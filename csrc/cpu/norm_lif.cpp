@@ -11,9 +11,12 @@
 namespace snnfast {
 inline namespace SNN_ISA {
 
-// Mean and variance from sums of Y - k, k near the mean: the mean of a few of the channel's values,
-// spread over its neurons and steps, without the least and the largest of them, of which one may
-// lie far away.
+// Mean and variance from sums of Y - k, k near the mean: of a few of the channel's values, spread
+// over its neurons and steps, the one that is nearest to their mean without the least and the
+// largest of them, of which one may lie far away. A value and not that mean: what the values of a
+// channel have in common, zeros behind the bits of a half precision above all, is then left to the
+// differences, else each of them would end in the same bits of k and all sums be rounded in the
+// same direction.
 template <class R>
 void channel_stats(const NormStats& job) {
   const int64_t C = job.channels, inner = job.inner, chunks = chunk_count(job);
@@ -24,14 +27,17 @@ void channel_stats(const NormStats& job) {
   with_storage(job.dtype, [&](auto* null) {
     const auto* const y = static_cast<decltype(null)>(job.y);
     for (int64_t c = 0; c < C; ++c) {
-      double k = 0, least = INFINITY, most = -INFINITY;
+      double values[kFew], sum = 0, least = INFINITY, most = -INFINITY;
       for (int64_t j = 0; j < few; ++j) {
         const int64_t t = j * job.steps / few, i = j * of_channel / few;
         const int64_t neuron = i / inner * C * inner + c * inner + i % inner;
-        const double value = double(widen(y[t * job.stride + neuron]));
-        k += value, least = std::min(least, value), most = std::max(most, value);
+        const double value = values[j] = double(widen(y[t * job.stride + neuron]));
+        sum += value, least = std::min(least, value), most = std::max(most, value);
       }
-      mean[c] = R(few > 2 ? (k - least - most) / double(few - 2) : k / double(few));
+      const double middle = few > 2 ? (sum - least - most) / double(few - 2) : sum / double(few);
+      mean[c] = R(*std::min_element(values, values + few, [&](double a, double b) {
+        return std::abs(a - middle) < std::abs(b - middle);
+      }));
     }
   });
   std::fill(job.partial, job.partial + chunks * 2 * C, 0.0);

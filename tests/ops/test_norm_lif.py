@@ -218,6 +218,8 @@ def more_statistics():
             (1, -7.0, 3e3),
         ):
             yield steps, shape, "contiguous", offset, outlier, dtype
+    for dtype in DTYPES[1:]:  # rounded in one direction where what is subtracted has more bits
+        yield 4, (2, 3, 56, 56), "contiguous", 0.0, 0.0, dtype
     for shape, offset in itertools.product(((4, 16, 6, 9, 9), (3, 400, 10), (2, 3, 5, 1000)),
                                            (0.0, 1e4)):  # fmt: skip
         for layout in layouts(shape[1:]):
