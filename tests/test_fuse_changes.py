@@ -44,6 +44,8 @@ def test_changes_after_fusing_are_seen(change, why):
     with pytest.warns(UserWarning, match=f"runs unfused: .*{why}"):
         ours = fused(data())
     assert torch.equal(ours, model(data()))
+    fuse(fused, inplace=True)  # anew, and warns no more
+    assert torch.equal(fused(data()), model(data()))
 
 
 def test_changes_within_an_inlined_module_are_seen():

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from snnfast.nn._chain import fuse_graph
-from snnfast.nn._pair import NORMS, is_neuron, refusal, warn_unfused
+from snnfast.nn._pair import NEURONS, NORMS, is_neuron, refusal, warn_unfused
 from snnfast.nn._trace import Guard, Untraceable, has_hooks, required, trace
 
 # Lists of modules, and what adds nothing to the module that it wraps.
@@ -90,8 +90,12 @@ def _pairs(module: _Fused) -> dict:
 
 def _is_stale(module: nn.Module) -> bool:
     """Whether it was changed since it was rewritten, and nothing was put before its class."""
-    fused = isinstance(module, _Fused) and type(module) is _fused_class(_plain_class(module))
-    return fused and module._fused[2].broken() is not None
+    if not isinstance(module, _Fused) or type(module) is not _fused_class(_plain_class(module)):
+        return False
+    if module._fused[2].broken() is not None:
+        return True
+    pairs = _pairs(module).items()
+    return any(refusal(norm, NORMS) or refusal(neuron, NEURONS) for norm, (neuron, _) in pairs)
 
 
 def _is_part(module: nn.Module) -> bool:
