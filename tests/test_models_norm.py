@@ -1,11 +1,9 @@
 """The models' own BatchNorm2d: static images, and statistics that several processes share."""
 
-from datetime import timedelta
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import two
 from torch import nn
 
 from snnfast.models import create_model, set_process_group
@@ -134,12 +132,7 @@ def _step(block, s):
     return {"out": out.detach(), **found, **dict(block.named_buffers())}
 
 
-def _rank(rank, folder):
-    torch.set_num_threads(1)
-    store = dist.FileStore(f"{folder}/store", 2)
-    dist.init_process_group(
-        "gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60)
-    )
+def _steps(rank):
     found = {}
     for dtype in (torch.float32, torch.float64):
         bn = norm(dtype)
@@ -148,16 +141,13 @@ def _rank(rank, folder):
     block = _block()
     set_process_group(block, dist.group.WORLD)
     found["block"] = _step(block, _spikes()[:, :3] if rank == 0 else _spikes()[:, 3:])
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    return found
 
 
 def test_two_processes_are_one(tmp_path):
     """Outputs, gradients and statistics of a batch norm and of a block; a rank's gradients of
     weights are its share of the sum."""
-    mp.spawn(_rank, (str(tmp_path),), nprocs=2)
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    ranks = two(_steps, tmp_path)
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
         both = [r[str(dtype)] for r in ranks]
         whole = step(norm(dtype), *data(dtype=dtype))

@@ -2,14 +2,13 @@
 ranks, selection, refusals. What it computes: test_norm_lif.py."""
 
 import functools
-from datetime import timedelta
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from backends import CPU, GPU, INTERPRETED
 from norm_cases import call, case
+from ranks import two
 
 import snnfast
 from snnfast import norm_lif
@@ -91,11 +90,7 @@ def test_the_backend_asked_for_runs(backend):
 SHARED = dict(shape=(6, 5, 6, 3), residual=True, training=True, surrogate="atan")
 
 
-def _rank(rank, path, result):
-    store = dist.FileStore(path, 2)
-    dist.init_process_group(
-        "gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60)
-    )
+def _part(rank):
     wanted = case(**SHARED)
     part = slice(0, 4) if rank == 0 else slice(4, 6)  # ranks of different sizes
     inputs = {n: t.detach()[:, part] if t.dim() > 1 else t for n, t in wanted.inputs.items()}
@@ -103,16 +98,11 @@ def _rank(rank, path, result):
     ours, running = call(CPU[0], wanted._replace(inputs=inputs, layer=layer))
     with pytest.raises(NotImplementedError, match="norm_lif: process_group must be None where"):
         torch.autograd.grad(ours.s.sum(), ours.leaves["y"], create_graph=True, retain_graph=True)
-    result[rank] = {"s": ours.s.detach(), **ours.backward(wanted.ds[:, part], None), **running}
-    dist.barrier()
-    dist.destroy_process_group()
+    return {"s": ours.s.detach(), **ours.backward(wanted.ds[:, part], None), **running}
 
 
 def test_two_processes_have_the_statistics_and_gradients_of_one(tmp_path):
-    with mp.Manager() as manager:
-        result = manager.dict()
-        mp.spawn(_rank, (str(tmp_path / "store"), result), nprocs=2)
-        ranks = [dict(result[r]) for r in (0, 1)]
+    ranks = two(_part, tmp_path)
     wanted = case(**SHARED)
     ours, running = call(CPU[0], wanted)
     grads = ours.backward(wanted.ds, None)
