@@ -18,6 +18,12 @@ def context():
     return found
 
 
+def start(function, *arguments):
+    """``function(rank, *arguments)`` in two processes, to the end."""
+    context()
+    mp.start_processes(function, arguments, nprocs=2, start_method="forkserver")
+
+
 def _rank(rank, function, folder):
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", 2)
@@ -31,6 +37,5 @@ def _rank(rank, function, folder):
 
 def two(function, folder) -> list:
     """What ``function(rank)`` gives on rank 0 and 1 of the world, kept in ``folder``."""
-    context()
-    mp.start_processes(_rank, (function, str(folder)), nprocs=2, start_method="forkserver")
+    start(_rank, function, str(folder))
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]

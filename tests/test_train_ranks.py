@@ -11,7 +11,6 @@ import pytest
 import ranks
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from data_files import write_images
 from train_cases import arguments, rows
 
@@ -82,7 +81,7 @@ def smooth_run(rank, size, port, output):
 def test_two_ranks_are_one_process_in_a_smooth_twin(tmp_path, free_port):
     """Parts of 2 and 3 samples: gradients are weighted, statistics and clipping shared."""
     smooth_run(0, 1, 0, tmp_path / "one")
-    mp.start_processes(smooth_run, (2, free_port, tmp_path / "two"), nprocs=2, start_method="spawn")
+    ranks.start(smooth_run, 2, free_port, tmp_path / "two")
     one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one", "two"))
     assert len(one["losses"]) == STEPS
     assert one["losses"] == pytest.approx(two["losses"], rel=1e-9)
