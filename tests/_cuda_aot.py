@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from functools import cache
 from pathlib import Path
 
 import _sass
@@ -26,6 +27,12 @@ INCLUDES = [f"-I{ROOT / 'csrc' / name}" for name in ("include", "cuda")]
 
 def of_the_module(source: str, *names: str) -> list[dict[str, _sass.Kernel]]:
     """{name: Kernel} of csrc/cuda/<source>.cu for each of ARCHS; ``names``: -D options."""
+    read = [_sass.read(cubin) for cubin in _cubins(source, names)]
+    return [{n: c for n, c in kernels.items() if c.registers} for kernels in read]
+
+
+@cache
+def _cubins(source: str, names: tuple[str, ...]) -> list[bytes]:
     archs = [f"-gencode=arch=compute_{arch[3:]},code={arch}" for arch in ARCHS]
     command = [NVCC, *FLAGS, *INCLUDES, *archs, *names, "-fatbin"]
     path = ROOT / "csrc" / "cuda" / f"{source}.cu"
@@ -34,18 +41,24 @@ def of_the_module(source: str, *names: str) -> list[dict[str, _sass.Kernel]]:
         Path(folder, "cubins").mkdir()
         cubins = _sass.cubins(Path(folder, "out.fatbin"), Path(folder, "cubins"))
         assert len(cubins) == len(ARCHS)
-        return [{n: c for n, c in _sass.read(cubin).items() if c.registers} for cubin in cubins]
+        return [cubin.read_bytes() for cubin in cubins]
 
 
 def one_kernel(header: str, names: tuple[str, ...], arch: str, text: str = "") -> _sass.Kernel:
     """snnfast_<header>, all of its configuration constants, as NVRTC would get it, by nvcc."""
+    return _sass.read(_cubin(header, names, arch, text))[f"snnfast_{header}"]
+
+
+@cache
+def _cubin(header: str, names: tuple[str, ...], arch: str, text: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "one.cu").write_text(launch.source(f"{header}.cuh", text)[0])
         command = [NVCC, *FLAGS, *INCLUDES, *names, f"-arch={arch}", "-cubin", "one.cu"]
         subprocess.run([*command, "-o", "one.cubin"], check=True, cwd=folder)
-        return _sass.read(Path(folder, "one.cubin"))[f"snnfast_{header}"]
+        return Path(folder, "one.cubin").read_bytes()
 
 
+_of_nvrtc = cache(nvrtc.compile_cubin)
 needs_nvrtc = pytest.mark.skipif(
     nvrtc.library() is None, reason="no libnvrtc: pip install nvidia-cuda-nvrtc"
 )
@@ -57,7 +70,7 @@ def nvrtc_kernel(
     """The same by NVRTC, which knows no standard header: what is compiled at first use where there
     was no nvcc."""
     text, options = launch.source(f"{header}.cuh", text)
-    cubin = nvrtc.compile_cubin(text, (*options, *names, f"--gpu-architecture={arch}"))
+    cubin = _of_nvrtc(text, (*options, *names, f"--gpu-architecture={arch}"))
     return _sass.read(cubin)[f"snnfast_{header}"]
 
 

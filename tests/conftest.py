@@ -61,6 +61,16 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+@pytest.fixture(scope="module")
+def read_at_once(request):
+    """The machine code that the tests of a file look at is disassembled together."""
+    from _machine_code import reading
+
+    tests = (item for item in request.session.items if item.path == request.path)
+    with reading([test for test in tests if "read_at_once" in test.fixturenames]):
+        yield
+
+
 @pytest.fixture
 def free_port():
     with socket.socket() as sock:

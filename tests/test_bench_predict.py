@@ -4,8 +4,12 @@ import json
 
 import pytest
 import report
-from _sass import parse
+import torch
+from _aot import compiled
+from _machine_code import read_all
+from _sass import parse, read
 from predict import GPUS, LAUNCH, cost, main
+from test_triton_aot import make_call
 
 H200 = GPUS["H200"]
 LOAD = "LDG.E.128 R{0}, desc[UR4][R2.64]"
@@ -87,3 +91,19 @@ def test_the_rows_are_those_that_are_measured(tmp_path, capsys):
     assert rows["part", "snnfast triton"]["predicted_ms"] == pytest.approx(sum(of_part))
     out = capsys.readouterr().out
     assert "PREDICTED from machine code, not measured" in out and "0.123" in out
+
+
+def test_kernels_that_are_read_at_once_are_those_that_are_read_alone():
+    """Two of each architecture, with a loop and without; all but the names of branches."""
+
+    def seen(kernel):
+        rows = [(i.guard, i.opcode, i.reads) for i in kernel.instructions]
+        loops = [(loop.size, loop.widths("LDG")) for loop in kernel.loops]
+        return kernel.registers, kernel.stack, kernel.loads_ahead(), loops, rows
+
+    calls = [make_call(T, torch.float32, backward=False, number=1.7) for T in (4, 16)]
+    cubins = [compiled(call, arch).asm["cubin"] for arch in (80, 90) for call in calls]
+    for cubin, kernels in read_all(cubins).items():
+        alone = read(cubin)
+        assert kernels.keys() == alone.keys()
+        assert all(seen(kernels[name]) == seen(alone[name]) for name in alone)

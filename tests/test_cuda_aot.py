@@ -20,6 +20,8 @@ from snnfast.backends.cuda import nvrtc
 from snnfast.backends.spec import DECAY_INPUT, DECAY_STATE
 from snnfast.ops.layer import lif_layer
 
+pytestmark = pytest.mark.usefixtures("read_at_once")
+
 
 def spec_of(steps, name="sigmoid", charge=DECAY_INPUT):
     layer = lif_layer(steps, surrogate=name, decay_input=charge == DECAY_INPUT)

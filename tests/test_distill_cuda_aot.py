@@ -2,20 +2,19 @@
 read: no spills, logits read once and gradients written once where the row lies in shared memory.
 """
 
-from functools import cache
-
 import pytest
 import torch
 from _cuda_aot import ROOT, needs_nvcc, needs_nvrtc, nvrtc_kernel, of_the_module
 
 from snnfast.backends.cuda import distill as backend
 
+pytestmark = pytest.mark.usefixtures("read_at_once")
 DTYPES = {"float32": 32, "float16": 16, "bfloat16": 16}
 IO = {"float32": "Float32", "float16": "Float16", "bfloat16": "BFloat16"}
 AHEAD = 8  # steps whose loads are under way at once
 
 
-kernels = cache(of_the_module)
+kernels = of_the_module
 
 
 def only(kernels, *parts):

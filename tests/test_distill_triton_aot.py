@@ -19,6 +19,7 @@ from snnfast.backends.spec import SELF_CORRECT, StepwiseLoss
 from snnfast.backends.triton import distill as backend
 from snnfast.ops.distill import loss_options
 
+pytestmark = pytest.mark.usefixtures("read_at_once")
 TWKD = loss_options(snnfast.twkd_loss)
 TSER = loss_options(snnfast.tser_loss)
 TSSD = loss_options(snnfast.tssd_loss, student_steps=2)

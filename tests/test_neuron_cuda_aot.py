@@ -10,6 +10,7 @@ from snnfast import neurons, surrogate
 from snnfast.backends.cuda import neuron
 from snnfast.backends.spec import SEGMENT, segments
 
+pytestmark = pytest.mark.usefixtures("read_at_once")
 INSTRUCTIONS = {"lif": 28, "adaptive_lif": 50, "synaptic": 42}
 """Per neuron and step in backward, at most."""
 N, CHANNELS = 4096, 16

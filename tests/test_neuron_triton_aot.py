@@ -14,6 +14,7 @@ from snnfast import surrogate
 from snnfast.backends.spec import SEGMENT, segments
 from snnfast.backends.triton import neuron as backend
 
+pytestmark = pytest.mark.usefixtures("read_at_once")
 SHAPE = (32, 128, 16, 16)
 ATAN = surrogate.resolve("atan")
 INSTRUCTIONS = {"lif": 22, "adaptive_lif": 36, "synaptic": 30, "izhikevich": 64, "exponential": 150}

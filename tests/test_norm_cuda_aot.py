@@ -22,6 +22,7 @@ from test_cuda_aot import spec_of
 from snnfast.backends.cuda import launch
 from snnfast.backends.cuda import lif as cuda
 
+pytestmark = pytest.mark.usefixtures("read_at_once")
 LANES = {torch.float32: 4, torch.bfloat16: 8}
 
 

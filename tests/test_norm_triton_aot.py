@@ -15,6 +15,7 @@ from snnfast.backends.triton import lif as backend
 from snnfast.backends.triton import norm_lif as norms
 from snnfast.ops.layer import lif_layer
 
+pytestmark = pytest.mark.usefixtures("read_at_once")
 BUDGET = 43  # instructions per neuron-step in backward
 # Name: channels, inner, neurons of a timestep. Those of ResNet-18, an odd one, channels last.
 LAYOUTS = {

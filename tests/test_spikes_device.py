@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
+@pytest.mark.usefixtures("read_at_once")
 @pytest.mark.parametrize("arch", (80, 90))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_triton_ahead_of_time(arch, dtype):

@@ -18,6 +18,7 @@ from snnfast.backends.spec import SEGMENT, segments
 from snnfast.backends.triton import lif as backend
 from snnfast.ops.layer import lif_layer
 
+pytestmark = pytest.mark.usefixtures("read_at_once")
 BUDGET = 30  # instructions per neuron-step in backward
 SHAPE = (32, 128, 16, 16)
 TAU_17 = {"number": 1.7, "divide": True}
