@@ -100,8 +100,54 @@ def _interpreted():
     scope = interpreter._patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(interpreter, "_patch_lang", lambda fn: interpreter._LangPatchScope())
+        _remember_shapes(patch)
         yield
     scope.restore()
+
+
+def _remember_shapes(patch) -> None:
+    """The interpreter works the shape of every value out anew, and whether two that are alike are,
+    which takes half of the time: here once for each shape."""
+    import triton.language as tl
+    from triton.language.semantic import TritonSemantic
+    from triton.runtime import interpreter
+
+    of_type, of_value = tl.block_type.__init__, tl.tensor.__init__
+    broadcast, numpys = TritonSemantic.broadcast_impl_value, interpreter._get_np_dtype
+    types, values, dtypes = {}, {}, {}
+
+    def make_type(self, element_ty, shape):
+        key = tuple(shape)
+        if key not in types:
+            of_type(self, element_ty, shape)
+            types[key] = self.shape, self.numel, str(self.shape)
+        self.element_ty = element_ty
+        self.shape, self.numel, text = types[key]
+        self.name = f"<{text}, {element_ty}>"
+
+    def make_value(self, handle, type):
+        key = tuple(type.shape) if type.is_block() else ()
+        if key not in values:
+            of_value(self, handle, type)
+            values[key] = self.shape, self.numel
+        self.handle, self.type, self.dtype = handle, type, type.scalar
+        self.shape, self.numel = values[key]
+
+    def broadcast_unlike(self, one, other):
+        if getattr(one.type, "shape", None) is getattr(other.type, "shape", None):
+            return one, other
+        return broadcast(self, one, other)
+
+    def numpy_dtype(type):
+        name = type.scalar.name
+        if name not in dtypes:
+            dtypes[name] = numpys(type)
+        return dtypes[name]
+
+    patch.setattr(tl.block_type, "__init__", make_type)
+    patch.setattr(tl.tensor, "__init__", make_value)
+    patch.setattr(TritonSemantic, "broadcast_impl_value", broadcast_unlike)
+    patch.setattr(interpreter, "_get_np_dtype", numpy_dtype)
 
 
 REFERENCE = Backend("reference", "reference", doubles=True)
