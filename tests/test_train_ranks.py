@@ -12,7 +12,7 @@ import ranks
 import torch
 import torch.distributed as dist
 from data_files import write_images
-from train_cases import arguments, rows
+from train_cases import arguments, one_thread, rows
 
 from snnfast.cli import main
 from snnfast.data.base import Augment, Data
@@ -97,9 +97,8 @@ def test_torchrun_gives_the_single_process_first_step(tmp_path, free_port):
     sizes = {"data__train": "10", "data__test": "20", "epochs": "1", "teacher__epochs": "1",
              "time_step": "false"}  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = arguments(tmp_path / "one", **sizes)
-    subprocess.run([sys.executable, "-m", "snnfast", *command], check=True, env=environment,
-                   capture_output=True)  # fmt: skip
+    with one_thread():
+        assert main(arguments(tmp_path / "one", **sizes)) == 0
     runner = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
               f"--master-port={free_port}", "-m", "snnfast"]  # fmt: skip
     done = subprocess.run([*runner, *arguments(tmp_path / "two", **sizes)], env=environment,
