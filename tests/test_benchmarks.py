@@ -206,7 +206,7 @@ def test_every_op_has_a_dozen_small_cases_that_run():
 
 def test_what_became_slower_fails_the_comparison(tmp_path):
     """The case that was quick before, and none of those that were slow."""
-    some = ["-k", "spikes and images and float32", "--benchmark-only"]
+    some = ["-k", "spikes and images and float32 and pack", "--benchmark-only"]
     some.append(f"--benchmark-storage={tmp_path}")
     assert regressions(*some, "--benchmark-autosave").returncode == 0
     (saved,) = tmp_path.rglob("*.json")
