@@ -86,6 +86,15 @@ def transformed(*tensors: Tensor | None) -> bool:
     return False
 
 
+def in_checkpoint() -> bool:
+    """Whether ``torch.utils.checkpoint`` (without ``use_reentrant``) counts what autograd keeps,
+    which must be as many tensors of the same shapes when it runs again."""
+    if torch.compiler.is_compiling():
+        return False
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"
+
+
 def plain(t: Tensor) -> Tensor:
     """The values of ``t`` without what transforms of torch.func have wrapped around it; those of
     all that is mapped."""

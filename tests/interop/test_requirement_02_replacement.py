@@ -19,6 +19,7 @@ from jelly_cases import (
 )
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 import snnfast
 
@@ -244,3 +245,39 @@ def test_requirement_02_a_model_without_memory(version):
     theirs = Block(version, "ParametricLIFNode")
     ours.to_empty(device="cpu").load_state_dict(theirs.state_dict())
     check_same(ours, theirs, X)
+
+
+def test_requirement_02_compiled_as_one_graph():
+    """Also where V goes on from the call before."""
+    ours, theirs, _ = both("2.0.0")
+    torch._dynamo.reset()
+    compiled = torch.compile(ours, backend="eager", fullgraph=True)
+    for _ in range(2):
+        given = [X.clone().requires_grad_() for _ in range(2)]
+        results = compiled(given[0]), theirs(given[1])
+        assert torch.equal(*results)
+        for x, s in zip(given, results):
+            s.square().sum().backward()
+        assert torch.allclose(given[0].grad, given[1].grad, rtol=1e-4, atol=1e-6)
+        for model in (ours, theirs):
+            model.lif.detach(), model.last.detach()
+
+
+@pytest.mark.parametrize(
+    ("version", "traced"), [("0.0.0.0.12", False), ("0.0.0.0.12", True), ("2.0.0", False)]
+)
+def test_requirement_02_in_a_checkpoint_runs_on_from_v_as_theirs(version, traced):
+    """The second run begins at the V that the first has left, of which the first kept nothing.
+    (That of 0.0.0.0.14 raises there.)"""
+    torch.manual_seed(0)
+    theirs = nn.Sequential(nn.Linear(5, 5), node(version))
+    if traced:
+        charge = {"neuronal_charge": lambda self, x: setattr(self, "v", 0.8 * self.v + x)}
+        theirs[1].__class__ = type("Own", (type(theirs[1]),), charge)
+    ours = copy.deepcopy(theirs)
+    snnfast.accelerate(ours)
+    found = []
+    for model in (ours, theirs):
+        checkpoint(model, currents(4, 3, 5), use_reentrant=False).square().sum().backward()
+        found.append(model[0].weight.grad)
+    assert torch.allclose(*found, rtol=1e-4, atol=1e-6)

@@ -18,7 +18,7 @@ from snnfast import surrogate as surrogates
 from snnfast.interop.spikingjelly._later import Later, Memories
 from snnfast.interop.spikingjelly._surrogates import firing
 from snnfast.ops.lif import lif
-from snnfast.ops.validation import state_dtype, transformed
+from snnfast.ops.validation import in_checkpoint, state_dtype, transformed
 
 
 class Unlike(Exception):
@@ -180,15 +180,17 @@ def refuse_number(node, name: str, r: float) -> None:
 
 
 def start(node, name: str, x: Tensor, r: float, resizes: bool) -> Tensor | None:
-    """The memory ``name`` before the first step of x [T, ...]; None where it is all ``r``."""
+    """The memory ``name`` before the first step of x [T, ...]; None where it is all ``r``, but in a
+    checkpoint, whose second run begins at the V that the first left and must keep no more."""
     v, shape, dtype = vars(node)["_memories"][name], x.shape[1:], state_dtype(x)
+    if resizes and isinstance(v, Tensor) and v.shape != shape:
+        v = r
     if type(v) in (float, int):
-        return None if v == r else torch.full(shape, v, dtype=dtype, device=x.device)
+        rests = v == r and not in_checkpoint()
+        return None if rests else torch.full(shape, v, dtype=dtype, device=x.device)
     if not isinstance(v, Tensor):
         raise Unlike(f"{name} is a {type(v).__name__}")
     if v.shape != shape:
-        if resizes:
-            return None
         if v.dim():
             raise ValueError(
                 f"{type(node).__name__}: {name} must have the shape of a timestep {tuple(shape)}, "
@@ -198,8 +200,8 @@ def start(node, name: str, x: Tensor, r: float, resizes: bool) -> Tensor | None:
         v = v.expand(shape)
     if v.dtype != dtype or v.device != x.device:
         v = v.to(x.device, dtype)
-    if v.is_inference() and torch.is_grad_enabled():  # which autograd would not keep
-        v = v.clone()
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling() and v.is_inference():
+        v = v.clone()  # which autograd would not keep
     return v
 
 
