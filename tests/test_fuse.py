@@ -289,3 +289,27 @@ def test_a_shared_norm_with_one_path_fused_is_trained_before_backward():
     model.train()(x)
     both.sum().backward()  # torch's own path takes the running statistics as they are now
     assert torch.equal(torch.autograd.grad(fused.sum(), x)[0], expected)
+
+
+class Halved(nn.Module):
+    """Sizes that are computed, and by ``int`` whole again."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn, self.lif = nn.Conv2d(C, C, 2, stride=2), nn.BatchNorm2d(C), LIF()
+        self.rest: float | int = 0
+
+    def forward(self, x):
+        steps, batch, c, h, w = x.shape
+        y = self.bn(self.conv(x.flatten(0, 1)))
+        rest = self.rest if isinstance(self.rest, int) else int("7")
+        return self.lif(y.reshape(steps, batch, c, int(h / 2) + rest, int(w / 2)))
+
+
+def test_sizes_that_are_made_whole():
+    torch.manual_seed(7)
+    model = Halved().double()
+    fused = fuse(model)
+    assert ops_of(fused, data()) == ["norm_lif"]
+    for x in (data(), data()[..., 1:]):  # a size is not one of the trace
+        assert torch.equal(fused(x), model(x))

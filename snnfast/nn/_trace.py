@@ -12,6 +12,7 @@ import random
 import weakref
 from contextlib import contextmanager
 from functools import partial
+from types import FunctionType
 
 import numpy
 import torch
@@ -51,6 +52,39 @@ def _in_place(name: str):
 IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
 for _name in IN_PLACE:
     setattr(_Proxy, f"__{_name}__", _in_place(_name))
+
+
+def whole(x) -> int:
+    return int(x)
+
+
+class _LikeInt(type):
+    def __instancecheck__(cls, value):
+        return isinstance(value, int)
+
+
+class _Int(int, metaclass=_LikeInt):
+    """``int`` as a forward sees it that is traced: that of a stand-in is an operation."""
+
+    def __new__(cls, *given):
+        if len(given) == 1 and issubclass(type(given[0]), fx.Proxy):
+            return given[0].tracer.create_proxy("call_function", whole, given, {})
+        return int(*given)
+
+
+def _with_int(forward):
+    """``forward``, for which ``int(H / 2)`` of a size is no number yet."""
+    if not isinstance(forward, FunctionType) or "int" in forward.__globals__:
+        return forward
+    names = forward.__code__.co_names
+    if "int" not in names or "type" in names:  # type(x) is int
+        return forward
+    known = forward.__globals__ | {"int": _Int}
+    own = FunctionType(
+        forward.__code__, known, forward.__name__, forward.__defaults__, forward.__closure__
+    )
+    own.__kwdefaults__ = forward.__kwdefaults__
+    return own
 
 
 class _NoTensors(TorchDispatchMode):
@@ -192,7 +226,7 @@ def required(module: nn.Module) -> list[str]:
 def _once(module: nn.Module, inlined, words: dict) -> fx.Graph:
     cls, names = type(module), ", ".join(required(module))
     # torch.fx would give a stand-in to optional arguments, too; this forward has none.
-    original = peers.folded if peers.folds(cls) else cls.forward
+    original = peers.folded if peers.folds(cls) else _with_int(cls.forward)
     call = eval(f"lambda self, {names}: original(self, {names})", {"original": original})
     modules = list(module.modules())
     numbers = _generators()

@@ -256,7 +256,7 @@ def test_requirement_02_compiled_as_one_graph():
         given = [X.clone().requires_grad_() for _ in range(2)]
         results = compiled(given[0]), theirs(given[1])
         assert torch.equal(*results)
-        for x, s in zip(given, results):
+        for s in results:
             s.square().sum().backward()
         assert torch.allclose(given[0].grad, given[1].grad, rtol=1e-4, atol=1e-6)
         for model in (ours, theirs):
