@@ -233,7 +233,7 @@ def _once(module: nn.Module, inlined, words: dict) -> fx.Graph:
     module.__class__ = type(cls.__name__, (cls,), {"forward": call})
     before, tracer = Attributes(modules), _Tracer(inlined)
     try:
-        with _no_reads({module, *inlined}, words), _NoTensors():
+        with _no_reads({module, *inlined}, words), _NoTensors(), peers.in_words():
             graph = tracer.trace(module)
         if before.changed():
             raise Untraceable("writes to the attributes of a module")

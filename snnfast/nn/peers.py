@@ -13,7 +13,9 @@ A neuron of theirs that can run behind a norm has, in its class::
                                         what they were (None: it must not be made)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from types import ModuleType
 from typing import NamedTuple
 
 from torch import nn
@@ -28,6 +30,9 @@ class Peer(NamedTuple):
     """A Sequential that runs its layers on x [T, B, ...] with time in the batch."""
     keeps_inputs: Callable[[type], bool]
     """No layer of that class writes to what it is given, unless it has ``inplace`` set."""
+    folding: Callable[[], list[tuple[ModuleType, str]]]
+    """The names of functions (x_seq, stateless_module) that run one layer or a sequence of them on
+    x [T, B, ...] with time in the batch, and the modules that they are in."""
 
 
 KNOWN: list[Peer] = []
@@ -49,9 +54,28 @@ def is_neuron(module: nn.Module) -> bool:
     return hasattr(type(module), "_behind")
 
 
-def folded(container: nn.Sequential, x):
-    """Its forward, in words that torch.fx understands."""
+def folded(container: Iterable[nn.Module], x):
+    """The forward of one that folds, in words that torch.fx understands."""
     y = x.flatten(0, 1)
     for layer in container:
         y = layer(y)
     return y.unflatten(0, (x.shape[0], x.shape[1]))
+
+
+def _seq_to_ann_forward(x_seq, stateless_module):
+    many = isinstance(stateless_module, (list, tuple, nn.Sequential))
+    return folded(stateless_module if many else [stateless_module], x_seq)
+
+
+@contextmanager
+def in_words():
+    """In the block the functions that fold are such as torch.fx understands, too."""
+    places = [place for peer in KNOWN for place in peer.folding()]
+    before = [getattr(module, name) for module, name in places]
+    try:
+        for module, name in places:
+            setattr(module, name, _seq_to_ann_forward)
+        yield
+    finally:
+        for (module, name), function in zip(places, before, strict=True):
+            setattr(module, name, function)

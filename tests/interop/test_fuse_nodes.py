@@ -153,6 +153,30 @@ def test_layers_with_a_step_mode(version):
     assert "its step_mode is 'm', that of LIFNode 's'" in str(report)
 
 
+class InCalls(nn.Module):
+    """Folds time into the batch by the package's function, of one layer and of many."""
+
+    def __init__(self, version):
+        super().__init__()
+        self.conv, self.bn, self.lif = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), node(version)
+        self.version = version
+
+    def forward(self, x):
+        functional = module(self.version, "functional")
+        y = functional.seq_to_ann_forward(x, self.conv)
+        return self.lif(functional.seq_to_ann_forward(y, (self.bn,)))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_function_that_folds_time(version):
+    theirs, ours = InCalls(version), InCalls(version)
+    ours.load_state_dict(theirs.state_dict())
+    function = module(version, "functional").seq_to_ann_forward
+    assert len(snnfast.accelerate(ours, fuse=True).fused) == 1 and fused_ops(ours, X) == 1
+    assert module(version, "functional").seq_to_ann_forward is function
+    check_same(ours, theirs, X, rtol=1e-4, kept=False)
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_one_timestep_a_call(version):
     def make():

@@ -2,12 +2,15 @@
 do that can be fused."""
 
 import re
+import sys
 
 from torch import nn
 
 from snnfast.nn import peers
 
 _HOME = re.compile(r".*\b(clock_driven|activation_based)\.layer(\.\w+)*")
+_FUNCTIONAL = re.compile(r".*\b(clock_driven|activation_based)\.functional")
+_FOLDS = "seq_to_ann_forward"
 _NORMS = {"BatchNorm1d", "BatchNorm2d", "BatchNorm3d"}
 
 
@@ -33,4 +36,10 @@ def _keeps_inputs(cls: type) -> bool:
     return _is_theirs(cls) and torchs
 
 
-peers.KNOWN.append(peers.Peer(_is_norm, _folds, _keeps_inputs))
+def _folding() -> list:
+    homes = [(name, m) for name, m in list(sys.modules.items()) if _FUNCTIONAL.fullmatch(name)]
+    own = [(m, vars(m).get(_FOLDS), name) for name, m in homes]
+    return [(m, _FOLDS) for m, f, name in own if f and f.__module__.startswith(name)]
+
+
+peers.KNOWN.append(peers.Peer(_is_norm, _folds, _keeps_inputs, _folding))
