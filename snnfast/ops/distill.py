@@ -12,7 +12,7 @@ from snnfast.backends import spec as specs
 from snnfast.backends.spec import StepwiseLoss, TssdLoss
 from snnfast.ops import validation as check
 from snnfast.ops.direct import applied, is_direct
-from snnfast.ops.distill_op import Lent, Stepwise, Tssd, refuse_label, stepwise, tssd
+from snnfast.ops.distill_op import Call, Lent, Stepwise, Tssd, refuse_label, stepwise, tssd
 from snnfast.ops.select import check_name, select
 
 SELF_TARGETS = {"mean": specs.SELF_MEAN, "correct": specs.SELF_CORRECT}
@@ -67,9 +67,12 @@ def _refuse_labels_on_cpu(op: str, target: Tensor, logits: Tensor, ignore_index:
             refuse_label(op, int(target[wrong][0]), logits, ignore_index)
 
 
-def _named(terms: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
-    """The terms that an objective has, of those that a kernel fills: one for every name or ""."""
-    return {name: term for name, term in zip(names, terms.unbind(), strict=True) if name}
+def _returned(found, names: tuple[str, ...], return_terms: bool):
+    """The loss; or with its terms, of those that a kernel fills: one for every name or ""."""
+    if not return_terms:
+        return found if isinstance(found, Tensor) else found[0]
+    loss, terms = found[:2]
+    return loss, {name: t for name, t in zip(names, terms.unbind(), strict=True) if name}
 
 
 def _stepwise_options(
@@ -106,19 +109,17 @@ def _stepwise(op, options, names, logits, target, teacher_logits, return_terms, 
     seen = check.transformed(logits)
     name = select(op, backend, logits.device.type, logits.dtype, False, transformed=seen)
     direct = is_direct(logits, target, teacher_logits)
+    call = Call(op, options, name, direct, return_terms)
 
     if name == "reference":
         _refuse_labels_on_cpu(op, target, logits, options.ignore_index)
-        loss, terms = reference.stepwise_loss(logits, target, teacher_logits, options)
+        found = reference.stepwise_loss(logits, target, teacher_logits, options)
     elif torch.is_grad_enabled() and logits.requires_grad:
-        packed = (op, *options.pack())
-        lent = Lent.of(options, *given)
-        arguments = (logits, target, teacher_logits, packed, name, direct, lent)
-        loss, terms = applied(Stepwise, direct, *arguments)
+        lent = Lent.of(*given)
+        found = applied(Stepwise, direct, logits, target, teacher_logits, call, lent)
     else:
-        packed = (op, *options.pack())
-        loss, terms, *_ = stepwise(logits, target, teacher_logits, packed, False, name, direct)
-    return (loss, _named(terms, names)) if return_terms else loss
+        found = stepwise(call, logits, target, teacher_logits, False)
+    return _returned(found, names, return_terms)
 
 
 @check.memoized
@@ -364,20 +365,18 @@ def tssd_loss(
     seen = check.transformed(logits, aux_logits)
     name = select(op, backend, logits.device.type, logits.dtype, False, transformed=seen)
     direct = is_direct(logits, target, aux_logits)
+    call = Call(op, options._replace(student_steps=student_steps), name, direct, return_terms)
 
-    whole = options._replace(student_steps=student_steps)
-    packed = (op, student_steps, *options.pack())
     aux_requires_grad = aux_logits is not None and aux_logits.requires_grad
     if name == "reference":
         _refuse_labels_on_cpu(op, target, logits, ignore_index)
-        loss, terms = reference.tssd_loss(logits, target, aux_logits, whole)
+        found = reference.tssd_loss(logits, target, aux_logits, call.loss)
     elif torch.is_grad_enabled() and (logits.requires_grad or aux_requires_grad):
-        lent = Lent.of(whole, logits, target, aux_logits)
-        arguments = (logits, target, aux_logits, packed, name, direct, lent)
-        loss, terms = applied(Tssd, direct, *arguments)
+        lent = Lent.of(logits, target, aux_logits)
+        found = applied(Tssd, direct, logits, target, aux_logits, call, lent)
     else:
-        loss, terms, *_ = tssd(logits, target, aux_logits, packed, (False, False), name, direct)
-    return (loss, _named(terms, ("task", "temporal", "spatial"))) if return_terms else loss
+        found = tssd(call, logits, target, aux_logits, False, False)
+    return _returned(found, ("task", "temporal", "spatial"), return_terms)
 
 
 def loss_options(loss, **options) -> StepwiseLoss | TssdLoss:

@@ -90,11 +90,8 @@ def _(gradient, grad_output, unit, backend):
 
 
 @functools.lru_cache(256)
-def _stepwise(choices, numbers, classes, half, soft) -> StepwiseLoss:
-    """The loss behind the dispatcher, with the scale of its gradients."""
-    loss = StepwiseLoss.unpack(choices, numbers)
-    if not half:
-        return loss
+def _stepwise_in_float16(loss: StepwiseLoss, classes: int, soft: bool) -> StepwiseLoss:
+    """The loss with the scale of its gradients."""
     # |q - y| <= 1 in every term, and |dH/dz| <= max q |ln q + H| < 1 + ln C.
     distilled = (loss.kl_weight + loss.self_weight) * loss.kl_scale / loss.temperature
     spread = loss.entropy_weight * (1 + math.log(classes)) / loss.entropy_temperature
@@ -103,27 +100,20 @@ def _stepwise(choices, numbers, classes, half, soft) -> StepwiseLoss:
 
 
 @functools.lru_cache(256)
-def _tssd(choices, numbers, student_steps, steps, half, soft) -> TssdLoss:
-    loss = TssdLoss.unpack(choices, numbers, student_steps)
-    if not half:
-        return loss
+def _tssd_in_float16(loss: TssdLoss, steps: int, soft: bool) -> TssdLoss:
     # A step's gradient is kept as T times its share of the mean's.
     sharpness = loss.kl_scale / loss.temperature
     of_student = loss.task_weight * loss.ce_student + loss.temporal_weight * sharpness
-    bound = loss.task_weight * loss.ce_all + of_student * steps / student_steps
+    bound = loss.task_weight * loss.ce_all + of_student * steps / loss.student_steps
     return loss._replace(
         gradient_scale=_float16_scale(soft, max(bound, loss.spatial_weight * sharpness))
     )
 
 
-def _kind(logits: Tensor, target: Tensor) -> tuple[bool, bool]:
-    return logits.dtype == torch.float16, target.is_floating_point()
-
-
-def _run_stepwise(logits, target, teacher_logits, op, choices, numbers, want_gradient, backend):
+def _launch_stepwise(op, loss, logits, target, teacher_logits, want_gradient, backend):
     outputs = value, terms, unit, gradient = _allocate_stepwise(logits, want_gradient)
-    kind = _kind(logits, target)
-    loss = _stepwise(tuple(choices), tuple(numbers), logits.shape[2], *kind)
+    if logits.dtype == torch.float16:
+        loss = _stepwise_in_float16(loss, logits.shape[2], target.is_floating_point())
     label = implementation(backend).stepwise_loss(
         loss, logits, target.contiguous(), _contiguous(teacher_logits), value, terms, unit,
         gradient if want_gradient else None,
@@ -132,18 +122,31 @@ def _run_stepwise(logits, target, teacher_logits, op, choices, numbers, want_gra
     return outputs
 
 
-def _run_tssd(logits, target, aux_logits, op, student_steps, choices, numbers, want_gradient,
-              want_aux_gradient, backend):  # fmt: skip
+def _launch_tssd(op, loss, logits, target, aux_logits, want_gradient, want_aux_gradient, backend):
     outputs = _allocate_tssd(logits, want_gradient, want_aux_gradient)
     value, terms, unit, gradients = outputs
-    kind = _kind(logits, target)
-    loss = _tssd(tuple(choices), tuple(numbers), student_steps, logits.shape[0], *kind)
+    if logits.dtype == torch.float16:
+        loss = _tssd_in_float16(loss, logits.shape[0], target.is_floating_point())
     label = implementation(backend).tssd_loss(
         loss, logits, target.contiguous(), aux_logits, value, terms, unit,
         gradients[0] if want_gradient else None, gradients[-1] if want_aux_gradient else None,
     )  # fmt: skip
     refuse_label(op, label, logits, loss.ignore_index)
     return outputs
+
+
+def _run_stepwise(logits, target, teacher_logits, op, choices, numbers, want_gradient, backend):
+    loss = StepwiseLoss.unpack(choices, numbers)
+    return _launch_stepwise(op, loss, logits, target, teacher_logits, want_gradient, backend)
+
+
+def _run_tssd(logits, target, aux_logits, op, student_steps, choices, numbers, want_gradient,
+              want_aux_gradient, backend):  # fmt: skip
+    loss, wanted = (
+        TssdLoss.unpack(choices, numbers, student_steps),
+        (want_gradient, want_aux_gradient),
+    )
+    return _launch_tssd(op, loss, logits, target, aux_logits, *wanted, backend)
 
 
 def _run_scale(gradient, grad_output, unit, backend):
@@ -162,41 +165,57 @@ for _device in ("CPU", "CUDA"):
     _library.impl("scale_gradient", by_name(_run_scale), _device)
 
 
-def stepwise(logits, target, teacher_logits, options, want_gradient: bool, backend: str, direct):
-    run = _run_stepwise if direct else torch.ops.snnfast.stepwise_loss.default
-    return run(logits, target, teacher_logits, *options, want_gradient, backend)
+class Call(NamedTuple):
+    """What a loss is called with beside its tensors."""
+
+    op: str
+    loss: StepwiseLoss | TssdLoss
+    backend: str
+    direct: bool
+    return_terms: bool
 
 
-def tssd(logits, target, aux_logits, options, wanted: tuple[bool, bool], backend: str, direct):
-    run = _run_tssd if direct else torch.ops.snnfast.tssd_loss.default
-    return run(logits, target, aux_logits, *options, *wanted, backend)
+def stepwise(call: Call, logits, target, teacher_logits, want_gradient: bool):
+    op, loss, backend, direct, _ = call
+    if direct:
+        return _launch_stepwise(op, loss, logits, target, teacher_logits, want_gradient, backend)
+    run = torch.ops.snnfast.stepwise_loss.default
+    return run(logits, target, teacher_logits, op, *loss.pack(), want_gradient, backend)
+
+
+def tssd(call: Call, logits, target, aux_logits, *wanted: bool):
+    op, loss, backend, direct, _ = call
+    if direct:
+        return _launch_tssd(op, loss, logits, target, aux_logits, *wanted, backend)
+    run, steps = torch.ops.snnfast.tssd_loss.default, loss.student_steps
+    return run(logits, target, aux_logits, op, steps, *loss.pack(), *wanted, backend)
 
 
 class Lent(NamedTuple):
     """The arguments of a loss, not kept: what its kernel does not need again, a gradient with a
     graph does. Weak references, and the versions then."""
 
-    loss: StepwiseLoss | TssdLoss
     tensors: tuple
 
     @staticmethod
-    def of(loss, *tensors: Tensor | None) -> "Lent | None":
+    def of(*tensors: Tensor | None) -> "Lent | None":
         if torch.compiler.is_compiling():
             return None
-        return Lent(loss, tuple(t if t is None else (ref(t), t._version) for t in tensors))
+        return Lent(tuple([t if t is None else (ref(t), t._version) for t in tensors]))
 
-    def gradients(self, op: str, function, wanted, dloss) -> list[Tensor | None]:
+    def gradients(self, call: Call, function, wanted, dloss) -> list[Tensor | None]:
         """Those of ``function`` of the reference, with a graph."""
         given = []
         for lent in self.tensors:
             t = lent if lent is None else lent[0]()
             if lent is not None and (t is None or t._version != lent[1]):
                 raise RuntimeError(
-                    f"{op}: its arguments must be there, unchanged, where create_graph=True, got "
-                    "one that is not; keep the logits in a variable, or use backend='reference'"
+                    f"{call.op}: its arguments must be there, unchanged, where create_graph=True, "
+                    "got one that is not; keep the logits in a variable, or use "
+                    "backend='reference'"
                 )
             given.append(t)
-        run = lambda *tensors: function(*tensors, self.loss)[0]  # noqa: E731
+        run = lambda *tensors: function(*tensors, call.loss)[0]  # noqa: E731
         return differentiable(run, given, wanted, (dloss,))
 
 
@@ -204,50 +223,50 @@ class _Loss(torch.autograd.Function):
     """What both objectives share: keeps the gradients of the inputs, and backward scales them."""
 
     @staticmethod
-    def keep(ctx, op, outputs, backend, direct, lent):
+    def keep(ctx, call: Call, outputs, lent: Lent | None):
         loss, terms, unit, gradients = outputs
         ctx.save_for_backward(unit, gradients)
-        ctx.mark_non_differentiable(terms)
         ctx.set_materialize_grads(False)
-        ctx.op, ctx.backend, ctx.direct, ctx.lent = op, backend, direct, lent
+        ctx.call, ctx.lent = call, lent
+        if not call.return_terms:
+            return loss
+        ctx.mark_non_differentiable(terms)
         return loss, terms
 
     @staticmethod
     def scaled(ctx, dloss) -> Tensor:
         unit, gradients = ctx.saved_tensors
-        direct = ctx.direct and is_direct(dloss)
+        direct = ctx.call.direct and is_direct(dloss)
         run = _run_scale if direct else torch.ops.snnfast.scale_gradient.default
-        return run(gradients, dloss, unit, ctx.backend)
+        return run(gradients, dloss, unit, ctx.call.backend)
 
 
 class Stepwise(_Loss):
     @staticmethod
-    def forward(ctx, logits, target, teacher_logits, options, backend, direct, lent):
-        outputs = stepwise(logits, target, teacher_logits, options, True, backend, direct)
-        return _Loss.keep(ctx, options[0], outputs, backend, direct, lent)
+    def forward(ctx, logits, target, teacher_logits, call, lent):
+        return _Loss.keep(ctx, call, stepwise(call, logits, target, teacher_logits, True), lent)
 
     @staticmethod
-    def backward(ctx, dloss, _):
+    def backward(ctx, dloss, *_):
         if dloss is not None and wants_graph():
             wanted = (True, False, False)
-            return *ctx.lent.gradients(ctx.op, reference.stepwise_loss, wanted, dloss), *[None] * 4
-        return None if dloss is None else _Loss.scaled(ctx, dloss), *[None] * 6
+            return *ctx.lent.gradients(ctx.call, reference.stepwise_loss, wanted, dloss), None, None
+        return None if dloss is None else _Loss.scaled(ctx, dloss), None, None, None, None
 
 
 class Tssd(_Loss):
     @staticmethod
-    def forward(ctx, logits, target, aux_logits, options, backend, direct, lent):
+    def forward(ctx, logits, target, aux_logits, call, lent):
         ctx.wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
-        outputs = tssd(logits, target, aux_logits, options, ctx.wanted, backend, direct)
-        return _Loss.keep(ctx, options[0], outputs, backend, direct, lent)
+        return _Loss.keep(ctx, call, tssd(call, logits, target, aux_logits, *ctx.wanted), lent)
 
     @staticmethod
-    def backward(ctx, dloss, _):
+    def backward(ctx, dloss, *_):
         if dloss is None:
-            return (None,) * 7
+            return None, None, None, None, None
         logits, aux = ctx.wanted
         if wants_graph():
             wanted = (logits, False, aux)
-            return *ctx.lent.gradients(ctx.op, reference.tssd_loss, wanted, dloss), *[None] * 4
+            return *ctx.lent.gradients(ctx.call, reference.tssd_loss, wanted, dloss), None, None
         gradients = _Loss.scaled(ctx, dloss)
-        return gradients[0] if logits else None, None, gradients[-1] if aux else None, *[None] * 4
+        return gradients[0] if logits else None, None, gradients[-1] if aux else None, None, None
