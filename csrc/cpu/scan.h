@@ -186,9 +186,9 @@ SNN_HD void adjoint_row(Neuron neuron, const Rates& rates, int64_t vectors, Aske
   }
 }
 
-// The same for float rows and one rate for all, which is not learned, with the surrogate's gradient
+// The same in float for one rate for all, which is not learned, with the surrogate's gradient
 // computed on the way.
-template <int kSurrogate, bool kDetach, class Neuron>
+template <int kSurrogate, bool kDetach, bool kReal, class Neuron>
 void plain_adjoint_row(Neuron neuron, float factor, int64_t vectors, AskedLater asked,
                        const float* h, In<float> ds, const float* dafter, float* dbefore,
                        Out<float> dx) {
@@ -198,25 +198,11 @@ void plain_adjoint_row(Neuron neuron, float factor, int64_t vectors, AskedLater 
     asked.fetch(i);
     const V h_t = load(h + i);
     const V g = gradient<kSurrogate>(h_t - V(neuron.theta), neuron.a, neuron.b);
-    const auto d = neuron.adjoint(V(0), V(0), h_t, neuron.fire(h_t), g, ds.template load<true>(i),
+    const auto d = neuron.adjoint(V(0), V(0), h_t, neuron.fire(h_t), g, ds.template load<kReal>(i),
                                   load(dafter + i), Rate<V>{V(0), V(factor)});
     store(dbefore + i, d.dv);
-    dx.template put<true>(i, d.dx);
+    dx.template put<kReal>(i, d.dx);
   }
-}
-
-// Calls it where that is what the row is, and says whether; of the surrogates the usual ones:
-// fifteen formulas would be compiled into every loop.
-template <class Neuron, class... Args>
-bool plain_adjoint(const Neuron& neuron, float factor, Args... args) {
-  const auto run = [&](auto surrogate) {
-    constexpr int kId = decltype(surrogate)::value;
-    neuron.detach_reset ? plain_adjoint_row<kId, true>(neuron, factor, args...)
-                        : plain_adjoint_row<kId, false>(neuron, factor, args...);
-  };
-  if (neuron.surrogate == kSigmoid) return run(Id<kSigmoid>()), true;
-  if (neuron.surrogate == kATan) return run(Id<kATan>()), true;
-  return false;
 }
 
 // Calls f(whether all rows of a loop are of R), a constant.
@@ -226,6 +212,22 @@ SNN_HD void with_real(bool real, F&& f) {
     f(std::true_type());
   else
     real ? f(std::true_type()) : f(std::false_type());
+}
+
+// Calls it where that is what the row is, and says whether; of the surrogates the usual ones:
+// fifteen formulas would be compiled into every loop.
+template <class Neuron, class... Args>
+bool plain_adjoint(const Neuron& neuron, bool real, float factor, Args... args) {
+  const auto run = [&](auto surrogate) {
+    constexpr int kId = decltype(surrogate)::value;
+    with_real<float>(real, [&](auto real) {
+      neuron.detach_reset ? plain_adjoint_row<kId, true, real>(neuron, factor, args...)
+                          : plain_adjoint_row<kId, false, real>(neuron, factor, args...);
+    });
+  };
+  if (neuron.surrogate == kSigmoid) return run(Id<kSigmoid>()), true;
+  if (neuron.surrogate == kATan) return run(Id<kATan>()), true;
+  return false;
 }
 
 template <bool kSmooth, class R, class Neuron, class Rates>
@@ -334,8 +336,8 @@ void backward_tile(const Neuron neuron, const Rates& rates, const LifLayer& laye
       const bool real = x_t.real() && given.real() && out.real();
       bool done = false;
       if constexpr (!kWantRate && std::is_same_v<Rates, SharedRate<float>>)
-        done = real && plain_adjoint(neuron, rates.factor, vectors, asked, h[t], given, dafter,
-                                     dstate, out);
+        done = plain_adjoint(neuron, real, rates.factor, vectors, asked, h[t], given, dafter,
+                             dstate, out);
       if (!done) {
         neuron.gradients(reinterpret_cast<const Lanes<R>*>(h[t]), reinterpret_cast<Lanes<R>*>(g),
                          int(vectors));
