@@ -316,7 +316,7 @@ def test_streams_go_on_from_where_they_were():
 def test_compiled():
     net, x = nn.Sequential(conv(16, 16), LIF(), Block(16, 16), conv(16, 16), LIF()), sequence()
     found = plan(net, x, budget=0.35)
-    assert choices(found) == {PACKED, AGAIN} and type(net) is not nn.Sequential
+    assert AGAIN in choices(found) and type(net) is not nn.Sequential
     results = []
     for wrap in (lambda net: net, partial(torch.compile, backend="aot_eager", fullgraph=True)):
         one = copy.deepcopy(net)

@@ -1,5 +1,6 @@
 """Blocks that keep the bits at their border and compute the rest again in backward."""
 
+import copy
 import functools
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -11,34 +12,47 @@ from torch.utils.checkpoint import checkpoint
 from snnfast.nn.stateful import Stateful
 from snnfast.ops.packed import packed_spikes, want_marks
 
+# The attributes that every module has, but one that forward looks at.
+_EVERYBODYS = vars(nn.Module()).keys() - {"training"}
+
+
+def _copied(attributes: dict) -> dict:
+    """Those of a module's own, where a neuron of any package keeps its state; with copies of the
+    dictionaries and lists, which it may change."""
+    return {
+        name: copy.copy(value) if isinstance(value, (dict, list)) else value
+        for name, value in attributes.items()
+        if name not in _EVERYBODYS
+    }
+
+
+def _set_attributes(module: nn.Module, attributes: dict) -> None:
+    for name in vars(module).keys() - _EVERYBODYS - attributes.keys():
+        del module.__dict__[name]
+    module.__dict__.update(attributes)
+
 
 class _AsInForward:
-    """While forward runs again: modes and streams as they were, and copies of the buffers, so that
+    """While forward runs again: modes and states as they were, and copies of the buffers, so that
     running statistics count a batch once. Entered as often as backward is."""
 
     def __init__(self, modules: list[nn.Module]):
         self._modules = list(dict.fromkeys(m for module in modules for m in module.modules()))
-        self._then = [self._attributes(module) for module in self._modules]
-
-    @staticmethod
-    def _attributes(module: nn.Module) -> dict:
-        names = ("_streaming", "_v") if isinstance(module, Stateful) else ()
-        return {name: getattr(module, name) for name in ("training", *names)}
+        self._then = [(_copied(vars(m)), dict(m._buffers)) for m in self._modules]
 
     def __enter__(self):
-        self._now = [self._attributes(module) for module in self._modules]
+        self._now = [dict(vars(module)) for module in self._modules]
         self._buffers = [dict(module._buffers) for module in self._modules]
-        for module, then in zip(self._modules, self._then):
-            module.__dict__.update(then)
+        for module, (then, buffers) in zip(self._modules, self._then):
+            _set_attributes(module, _copied(then))
             if isinstance(module, Stateful):
                 module._replayed = True
-            for name, buffer in module._buffers.items():
+            for name, buffer in buffers.items():
                 module._buffers[name] = None if buffer is None else buffer.clone()
 
     def __exit__(self, *_):
         for module, now, buffers in zip(self._modules, self._now, self._buffers):
-            module.__dict__.update(now)
-            module.__dict__.pop("_replayed", None)
+            _set_attributes(module, now)
             module._buffers.update(buffers)
 
 
@@ -125,8 +139,8 @@ def checkpoint_spikes(block: nn.Module) -> nn.Module:
 
     The module is changed in place and returned: the same parameters, the same state_dict keys, the
     same attributes. Gradients are those of the block itself. When it runs again, it draws the same
-    random numbers, neurons start from the state that they had (``snnfast.streaming``), training
-    mode is as it was, and buffers, such as the running statistics of BatchNorm, are left alone. It
+    random numbers, neurons start from the state that they had (in ``snnfast.streaming``, and those
+    of other packages), training mode is as it was, and buffers, such as the running statistics of BatchNorm, are left alone. It
     is torch.utils.checkpoint (use_reentrant=False) inside ``snnfast.packed_spikes``, and what those
     say of in-place changes and of hooks holds. Without gradients it costs nothing. Which blocks of
     a model to choose for a given memory, ``snnfast.nn.plan`` finds.

@@ -48,6 +48,12 @@ class Memories(dict):
     def copy(self) -> dict:
         return dict(self.items())
 
+    def __copy__(self):  # with what is still to compute
+        made = Memories()
+        for name in self:
+            dict.__setitem__(made, name, super().__getitem__(name))
+        return made
+
     def __iter__(self):  # so that dict(memories) looks at them, too
         return iter(self.keys())
 
