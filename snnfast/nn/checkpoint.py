@@ -140,10 +140,11 @@ def checkpoint_spikes(block: nn.Module) -> nn.Module:
     The module is changed in place and returned: the same parameters, the same state_dict keys, the
     same attributes. Gradients are those of the block itself. When it runs again, it draws the same
     random numbers, neurons start from the state that they had (in ``snnfast.streaming``, and those
-    of other packages), training mode is as it was, and buffers, such as the running statistics of BatchNorm, are left alone. It
-    is torch.utils.checkpoint (use_reentrant=False) inside ``snnfast.packed_spikes``, and what those
-    say of in-place changes and of hooks holds. Without gradients it costs nothing. Which blocks of
-    a model to choose for a given memory, ``snnfast.nn.plan`` finds.
+    of other packages), training mode is as it was, and buffers, such as the running statistics of
+    BatchNorm, are left alone. It is torch.utils.checkpoint (use_reentrant=False) inside
+    ``snnfast.packed_spikes``, and what those say of in-place changes and of hooks holds. Without
+    gradients it costs nothing. Which blocks of a model to choose for a given memory,
+    ``snnfast.nn.plan`` finds.
 
     Raises:
         TypeError: ``block`` is not a module.
