@@ -182,12 +182,15 @@ def refuse_number(node, name: str, r: float) -> None:
 def start(node, name: str, x: Tensor, r: float, resizes: bool) -> Tensor | None:
     """The memory ``name`` before the first step of x [T, ...]; None where it is all ``r``, but in a
     checkpoint, whose second run begins at the V that the first left and must keep no more."""
-    v, shape, dtype = vars(node)["_memories"][name], x.shape[1:], state_dtype(x)
+    v, shape = vars(node)["_memories"][name], x.shape[1:]
     if resizes and isinstance(v, Tensor) and v.shape != shape:
         v = r
-    if type(v) in (float, int):
-        rests = v == r and not in_checkpoint()
-        return None if rests else torch.full(shape, v, dtype=dtype, device=x.device)
+    number = type(v) in (float, int)
+    if number and v == r and not in_checkpoint():
+        return None
+    dtype = state_dtype(x)
+    if number:
+        return torch.full(shape, v, dtype=dtype, device=x.device)
     if not isinstance(v, Tensor):
         raise Unlike(f"{name} is a {type(v).__name__}")
     if v.shape != shape:

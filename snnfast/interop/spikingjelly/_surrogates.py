@@ -93,9 +93,12 @@ def _key(function):
         owner = getattr(function, "__self__", None)  # of the apply of an autograd.Function
         if owner is not None:
             return owner if isinstance(owner, type) else None
-        cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
-        known = all(type(v) in _CONSTANTS or isinstance(v, type) for v in cells)
-        return (function, *cells) if known else None
+        key = [function]
+        for cell in getattr(function, "__closure__", None) or ():
+            key.append(cell.cell_contents)
+            if type(key[-1]) not in _CONSTANTS and not isinstance(key[-1], type):
+                return None
+        return tuple(key)
     cls, own = type(function), vars(function)
     for part in _MUST_BE_EMPTY:
         if own[part]:
