@@ -86,12 +86,15 @@ def transformed(*tensors: Tensor | None) -> bool:
     return False
 
 
-@torch.compiler.assume_constant_result
 def in_checkpoint() -> bool:
     """Whether ``torch.utils.checkpoint`` (without ``use_reentrant``) counts what autograd keeps,
     which must be as many tensors of the same shapes when it runs again."""
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
     return hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"
+
+
+# What torch.compiler.assume_constant_result does, which would import the compiler.
+in_checkpoint._dynamo_marked_constant = True
 
 
 def plain(t: Tensor) -> Tensor:
