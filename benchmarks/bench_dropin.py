@@ -9,7 +9,7 @@ of snnTorch's sixth tutorial, run by snnfast.interop.snntorch.multi_step. Measur
   neurons   all its neurons, forward + backward, each on what reached it in a training step
   step      the training step: forward, loss, backward, SGD; bytes kept and at the peak, above
             parameters, gradients and momenta; for SpikingJelly's networks with fuse=True, too, by
-          which batch norms and their neurons are one pass
+            which batch norms and their neurons are one pass
 The same weights before and after; what does not give the same spikes, or gradients further off than
 the gate of dropin_case.py allows, gets no speed. Writes bench_dropin.json and bench_dropin.png to
 benchmarks/results/<device>/.

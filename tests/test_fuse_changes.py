@@ -27,6 +27,16 @@ def test_a_replaced_module_is_no_longer_held():
         gc.enable()
 
 
+def changed(model, change, why):
+    """The fused model, changed as ``model`` is: it runs unfused, says why, and is as the model."""
+    fused = fuse(model)
+    change(model), change(fused)
+    with pytest.warns(UserWarning, match=f"runs unfused: .*{why}"):
+        ours = fused(data())
+    assert torch.equal(ours, model(data()))
+    return fused
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [
@@ -39,11 +49,7 @@ def test_a_replaced_module_is_no_longer_held():
 )
 def test_changes_after_fusing_are_seen(change, why):
     model = build("after").double()
-    fused = fuse(model)
-    change(model), change(fused)
-    with pytest.warns(UserWarning, match=f"runs unfused: .*{why}"):
-        ours = fused(data())
-    assert torch.equal(ours, model(data()))
+    fused = changed(model, change, why)
     fuse(fused, inplace=True)  # anew, and warns no more
     assert torch.equal(fused(data()), model(data()))
 
@@ -56,12 +62,7 @@ def test_changes_within_an_inlined_module_are_seen():
         "submodule": lambda m: snnfast.nn.checkpoint_spikes(m[0]),
     }
     for why, change in changes.items():
-        model = build("folded").double()
-        fused = fuse(model)
-        change(model), change(fused)
-        with pytest.warns(UserWarning, match=f"runs unfused: .*{why}"):
-            ours = fused(data())
-        assert torch.equal(ours, model(data()))
+        changed(build("folded").double(), change, why)
 
 
 def test_calls_that_the_op_cannot_take_run_unfused():

@@ -142,11 +142,10 @@ def _run_stepwise(logits, target, teacher_logits, op, choices, numbers, want_gra
 
 def _run_tssd(logits, target, aux_logits, op, student_steps, choices, numbers, want_gradient,
               want_aux_gradient, backend):  # fmt: skip
-    loss, wanted = (
-        TssdLoss.unpack(choices, numbers, student_steps),
-        (want_gradient, want_aux_gradient),
+    loss = TssdLoss.unpack(choices, numbers, student_steps)
+    return _launch_tssd(
+        op, loss, logits, target, aux_logits, want_gradient, want_aux_gradient, backend
     )
-    return _launch_tssd(op, loss, logits, target, aux_logits, *wanted, backend)
 
 
 def _run_scale(gradient, grad_output, unit, backend):

@@ -13,7 +13,7 @@ def keep_memory() -> bool:
     for every 4 KiB: in a training step with tensors as large, half its time on a virtual machine.
     Afterwards the process keeps what it needed at its peak. It is process-wide, holds for whatever
     is allocated later, and is what MALLOC_MMAP_MAX_=0 and an endless MALLOC_TRIM_THRESHOLD_ in the
-    environment do. ``snnfast train`` calls it on a CPU.
+    environment do. The command ``snnfast`` calls it.
 
     Returns whether that took effect: False where malloc is not glibc's.
     """
