@@ -17,7 +17,7 @@ if TYPE_CHECKING:
         twkd_loss,
     )
     from snnfast.ops.lif import lif
-    from snnfast.ops.memory import keep_memory
+    from snnfast.ops.memory import keep_memory, keep_results
     from snnfast.ops.neuron import neuron
     from snnfast.ops.norm_lif import norm_lif
     from snnfast.ops.packed import packed_spikes
@@ -38,6 +38,7 @@ __all__ = [
     "info",
     "interop",
     "keep_memory",
+    "keep_results",
     "lif",
     "load",
     "mean_cross_entropy",
@@ -71,6 +72,7 @@ _HOMES = {
     "info": "snnfast._info",
     "interop": None,
     "keep_memory": "snnfast.ops.memory",
+    "keep_results": "snnfast.ops.memory",
     "lif": "snnfast.ops.lif",
     "load": "snnfast.train.load",
     "mean_cross_entropy": "snnfast.ops.distill",

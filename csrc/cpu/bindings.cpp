@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "channels.h"
+#include "dlpack.h"
 #include "program_bindings.h"
 #include "unpack.h"
 
@@ -302,6 +303,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("scale_gradient", &scale_gradient);
   m.def("pack_spikes", &pack_spikes);
   m.def("unpack_spikes", &unpack_spikes);
+  m.def("new_result", &new_result);
+  m.def("keep_results", [](size_t bytes) { return ResultMemory::own().limit(bytes); });
   bind_program(m);
   m.def("instruction_set", [] { return kernels.name; });
   // For tests: the kernels that an older machine would run.

@@ -80,13 +80,9 @@ def step_strides(x: Tensor, axis: int) -> list[int]:
     return dense_strides(x.shape[axis:], x.stride()[axis:])
 
 
-def empty_steps(x: Tensor, axis: int, leading: list[int], dtype: torch.dtype) -> Tensor:
-    """Uninitialised [*leading, ...] with the memory layout of x within a timestep; batch-first
-    where x is."""
-    if x.is_contiguous():
-        shape = (*leading, *x.shape[axis:])
-        # Without a keyword it takes half the time.
-        return x.new_empty(shape) if x.dtype == dtype else x.new_empty(shape, dtype=dtype)
+def steps(x: Tensor, axis: int, leading: list[int]) -> tuple[list[int], list[int]]:
+    """Sizes and strides of [*leading, ...] with the memory layout of x within a timestep;
+    batch-first where x is."""
     sizes, strides = list(x.shape[axis:]), step_strides(x, axis)
     count = 1
     for size in sizes:
@@ -94,7 +90,21 @@ def empty_steps(x: Tensor, axis: int, leading: list[int], dtype: torch.dtype) ->
     outer = [count] if leading else []
     if leading and axis == 1 and is_batch_first(x):
         outer, strides[0] = [strides[0]], strides[0] * leading[0]
-    return torch.empty_strided(leading + sizes, outer + strides, dtype=dtype, device=x.device)
+    return leading + sizes, outer + strides
+
+
+def empty(x: Tensor, shape, dtype: torch.dtype) -> Tensor:
+    """Uninitialised, contiguous, on x's device."""
+    # Without a keyword it takes half the time.
+    return x.new_empty(shape) if x.dtype == dtype else x.new_empty(shape, dtype=dtype)
+
+
+def empty_steps(x: Tensor, axis: int, leading: list[int], dtype: torch.dtype) -> Tensor:
+    """Uninitialised, with the sizes and strides of ``steps``."""
+    if x.is_contiguous():
+        return empty(x, (*leading, *x.shape[axis:]), dtype)
+    sizes, strides = steps(x, axis, leading)
+    return torch.empty_strided(sizes, strides, dtype=dtype, device=x.device)
 
 
 def like_steps(

@@ -20,6 +20,7 @@ from snnfast import reference
 from snnfast.backends import checks, layout
 from snnfast.backends import spec as specs
 from snnfast.backends.spec import StepwiseLoss, TssdLoss
+from snnfast.ops import allocate
 from snnfast.ops.direct import is_direct
 from snnfast.ops.select import by_name, implementation
 from snnfast.ops.transforms import differentiable, wants_graph
@@ -46,7 +47,7 @@ def _allocate(logits: Tensor, terms: int, shape: tuple[int, ...]) -> tuple[Tenso
     new, dtype = logits.new_empty, layout.state_dtype(logits)
     if logits.dtype != dtype:
         new = partial(new, dtype=dtype)
-    return new(()), new(terms), new(()), logits.new_empty(shape)
+    return new(()), new(terms), new(()), allocate.empty(logits, shape, logits.dtype)
 
 
 def _allocate_stepwise(logits, want_gradient):
@@ -149,7 +150,7 @@ def _run_tssd(logits, target, aux_logits, op, student_steps, choices, numbers, w
 
 
 def _run_scale(gradient, grad_output, unit, backend):
-    scaled = torch.empty_like(gradient)
+    scaled = allocate.empty_like(gradient)
     implementation(backend).scale_gradient(gradient, grad_output, unit, scaled)
     return scaled
 

@@ -12,6 +12,7 @@ from snnfast import surrogate as surrogates
 from snnfast.backends import checks, layout
 from snnfast.backends import spec as specs
 from snnfast.backends.spec import LifLayer
+from snnfast.ops import allocate
 from snnfast.ops import validation as check
 from snnfast.ops.direct import is_direct
 from snnfast.ops.select import check_name, implementation, named, select, takes_samples
@@ -239,27 +240,27 @@ def axis(layer: LifLayer) -> int:
 def empty_input(x: Tensor, layer: LifLayer) -> Tensor:
     """A gradient of x."""
     if not layer.static and x.is_contiguous():
-        return torch.empty_like(x)
+        return allocate.empty_like(x)
     leading = [] if layer.static else [layer.steps]
-    return layout.empty_steps(x, axis(layer), leading, x.dtype)
+    return allocate.empty_steps(x, axis(layer), leading, x.dtype)
 
 
 def empty_forward(x: Tensor, layer: LifLayer, state: int, keep: bool):
     """(s, v, borders), the latter two None where they are not wanted."""
     first, steps, v, borders = axis(layer), layer.steps, None, None
-    s = empty_input(x, layer) if first else layout.empty_steps(x, first, [steps], x.dtype)
+    s = empty_input(x, layer) if first else allocate.empty_steps(x, first, [steps], x.dtype)
     if state:
         leading = [steps] if state == STATE_ALL else []
-        v = layout.empty_steps(x, first, leading, layout.state_dtype(x))
+        v = allocate.empty_steps(x, first, leading, layout.state_dtype(x))
     if keep and steps > specs.SEGMENT:
         kept = specs.segments(steps) - 1
-        borders = layout.empty_steps(x, first, [kept], layout.state_dtype(x))
+        borders = allocate.empty_steps(x, first, [kept], layout.state_dtype(x))
     return s, v, borders
 
 
 def empty_backward(x, rate, layer: LifLayer, want_dv0: bool, want_drate: bool):
     """(dv0, drate), None where they are not wanted."""
-    dv0 = layout.empty_steps(x, axis(layer), [], layout.state_dtype(x)) if want_dv0 else None
+    dv0 = allocate.empty_steps(x, axis(layer), [], layout.state_dtype(x)) if want_dv0 else None
     return dv0, torch.empty_like(rate) if want_drate else None
 
 

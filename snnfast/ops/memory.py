@@ -13,7 +13,8 @@ def keep_memory() -> bool:
     for every 4 KiB: in a training step with tensors as large, half its time on a virtual machine.
     Afterwards the process keeps what it needed at its peak. It is process-wide, holds for whatever
     is allocated later, and is what MALLOC_MMAP_MAX_=0 and an endless MALLOC_TRIM_THRESHOLD_ in the
-    environment do. The command ``snnfast`` calls it.
+    environment do. The command ``snnfast`` calls it. What the ops of this package return is kept
+    without it, see ``keep_results``.
 
     Returns whether that took effect: False where malloc is not glibc's.
     """
@@ -22,3 +23,21 @@ def keep_memory() -> bool:
     except (AttributeError, TypeError):  # no such function; no handle of the process
         return False
     return all(mallopt(option, value) for option, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1)))
+
+
+def keep_results(limit: int) -> int:
+    """How much of the memory that large results of the ops leave on a CPU is kept for the next.
+
+    Spikes, states and gradients of a megabyte or more do not give their memory back to the system
+    when they go: up to ``limit`` bytes of it stay for results that come, as GPU memory does in
+    PyTorch, and what was kept longest goes first. 512 MiB unless this says otherwise; with 0
+    nothing is kept. Process-wide.
+
+    Returns the limit that held before, in bytes; 0 where the C++ kernels were not built. Raises
+    ValueError for a negative one.
+    """
+    from snnfast.backends.cpu.launch import available, module
+
+    if limit < 0:
+        raise ValueError(f"keep_results: limit must be at least 0 bytes, got {limit}")
+    return 0 if available() else module().keep_results(limit)

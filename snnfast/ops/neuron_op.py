@@ -14,6 +14,7 @@ from snnfast import reference
 from snnfast.backends import checks, layout
 from snnfast.backends import spec as specs
 from snnfast.backends.spec import NeuronLayer
+from snnfast.ops import allocate
 from snnfast.ops import layer as layers
 from snnfast.ops.direct import is_direct
 from snnfast.ops.select import implementation, named
@@ -71,14 +72,14 @@ def _layer(inputs, program, steps, choices, numbers, _backend) -> NeuronLayer:
 def _empty_forward(x: Tensor, layer: NeuronLayer, state: int, keep: bool):
     """(outputs, new states, borders or None)."""
     first, steps, step = layers.axis(layer), layer.steps, layer.step
-    outputs = [layout.empty_steps(x, first, [steps], x.dtype) for _ in range(step.outputs)]
+    outputs = [allocate.empty_steps(x, first, [steps], x.dtype) for _ in range(step.outputs)]
     new_states, borders, dtype = [], None, layout.state_dtype(x)
     if state:
         leading = [steps] if state == layers.STATE_ALL else []
-        new_states = [layout.empty_steps(x, first, leading, dtype) for _ in range(step.states)]
+        new_states = [allocate.empty_steps(x, first, leading, dtype) for _ in range(step.states)]
     if keep and steps > specs.SEGMENT and step.states:
         kept = specs.segments(steps) - 1
-        borders = layout.empty_steps(x, first, [step.states * kept], dtype)
+        borders = allocate.empty_steps(x, first, [step.states * kept], dtype)
         borders = borders.unflatten(0, (step.states, kept))
     return outputs, new_states, borders
 
@@ -91,7 +92,8 @@ def _empty_backward(inputs, params, layer: NeuronLayer, wanted):
     state = layout.state_dtype(x)
     first = layers.axis(layer)
     dstates0 = [
-        layout.empty_steps(x, first, [], state) if next(wants) else None for _ in range(step.states)
+        allocate.empty_steps(x, first, [], state) if next(wants) else None
+        for _ in range(step.states)
     ]
     return dinputs, dstates0, [torch.empty_like(p) if next(wants) else None for p in params]
 

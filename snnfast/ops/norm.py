@@ -16,6 +16,7 @@ from torch import Tensor
 from snnfast import reference
 from snnfast.backends import checks, layout
 from snnfast.backends import spec as specs
+from snnfast.ops import allocate
 from snnfast.ops import validation as check
 from snnfast.ops.layer import TAGS, Call
 from snnfast.ops.select import implementation, named
@@ -64,10 +65,7 @@ def channels_of(y: Tensor, static: bool) -> specs.Channels:
 
 
 def _empty_stats(y: Tensor, channels: int) -> Tensor:
-    dtype = layout.state_dtype(y)
-    # Without a keyword it takes half the time.
-    own = y.dtype == dtype
-    return y.new_empty(4, channels) if own else y.new_empty(4, channels, dtype=dtype)
+    return layout.empty(y, (4, channels), layout.state_dtype(y))
 
 
 def empty_totals(stats: Tensor) -> Tensor:
@@ -194,7 +192,7 @@ def _finish(sums, stats, count, kernels):
 
 
 def _dy(y, dx, stats, totals, static, kernels, dy=None):
-    dy = torch.empty_like(dx) if dy is None else dy
+    dy = allocate.empty_like(dx) if dy is None else dy
     y = layout.with_dense_steps(y, channel_axis(static) - 1)
     where = channels_of(y, static)
     sequence = y.unsqueeze(0) if static else y

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from snnfast import reference
+from snnfast.ops import allocate
 from snnfast.ops import validation as check
 from snnfast.ops.select import by_name, implementation, select
 
@@ -46,7 +47,7 @@ def _run_pack(s, backend):
 def _run_unpack(bits, shape, dtype, backend):
     if backend == "reference":
         return reference.unpack_spikes(bits, shape, dtype)
-    s = torch.empty(shape, dtype=dtype, device=bits.device)
+    s = allocate.empty(bits, shape, dtype)
     if s.numel():
         implementation(backend).unpack_spikes(bits.contiguous(), s)
     return s
