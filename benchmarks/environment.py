@@ -91,11 +91,11 @@ def heading(title: str, env: dict) -> str:
     gpu = env.get("gpu")
     where = f"{gpu['name']}, CUDA {gpu['cuda']}; host " if gpu else ""
     versions = ", ".join(f"{name} {v or 'absent'}" for name, v in env["versions"].items())
-    malloc = " ".join(f"{name}={value}" for name, value in env["malloc"].items())
+    settings = [f"{name}={value}" for name, value in env["malloc"].items() if value]
     return (
         f"{title} on {where}{env['cpu']}, {env['threads']} threads of "
         f"{env['cores_available']} cores, load {env['load_average']:.1f} at the start\n"
-        f"{versions}\ncommit {env['commit']}, {malloc}"
+        f"{versions}\ncommit {env['commit']}, {' '.join(settings) or 'malloc as it is'}"
     )
 
 

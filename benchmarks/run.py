@@ -66,6 +66,8 @@ def parse(name: str, argv: list[str] | None = None, doc: str = "") -> argparse.N
     p.add_argument("--rounds", type=positive, help="interleaved rounds per measurement")
     p.add_argument("--backends", type=list_of(str), help="cpu, or triton,cuda")
     p.add_argument("--quick", action="store_true", help="small and few cases, no compile")
+    p.add_argument("--malloc", choices=("kept", "default"), default="kept",
+                   help="on a CPU: told to keep large blocks, which hides page faults; or as it is")  # fmt: skip
     p.add_argument("--output", type=Path, help="folder; default benchmarks/results/<device>/")
     p.add_argument("--plot", action=argparse.BooleanOptionalAction, default=True,
                    help="draw a PNG beside the JSON")  # fmt: skip
@@ -78,6 +80,7 @@ def parse(name: str, argv: list[str] | None = None, doc: str = "") -> argparse.N
             setattr(args, key, value)
     if args.output is None:
         folder = environment.ROOT / "benchmarks" / "results" / environment.device_slug(args.device)
+        folder = folder / "default_malloc" if args.malloc == "default" else folder
         args.output = folder / "quick" if args.quick else folder
     return args
 
@@ -85,7 +88,7 @@ def parse(name: str, argv: list[str] | None = None, doc: str = "") -> argparse.N
 def main(name: str, doc: str) -> None:
     """Run the benchmark ``name`` as the command line asks; ``doc`` is that of its script."""
     args = parse(name, doc=doc)
-    if args.device.type == "cpu":
+    if args.device.type == "cpu" and args.malloc == "kept":
         environment.pin_malloc()
     begin = time.perf_counter()
     kind, shown = _bench(name), importlib.import_module(f"{name}_report")

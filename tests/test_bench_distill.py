@@ -297,3 +297,8 @@ def test_wrong_arguments_are_refused(arguments, message, capsys):
     with pytest.raises(SystemExit):
         run.parse("distill", arguments)
     assert message in capsys.readouterr().err
+
+
+def test_what_is_measured_under_the_default_malloc_lies_apart():
+    kept, default = (run.parse("lif", ["--malloc", how]).output for how in ("kept", "default"))
+    assert default == kept / "default_malloc"
