@@ -93,6 +93,20 @@ def test_a_much_larger_block_is_not_given_away():
     assert spikes(torch.randn(4, 15, *LARGE[2:])).data_ptr() == address != small.data_ptr()
 
 
+def test_whoever_profiles_memory_sees_it_all():
+    x = torch.randn(LARGE)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        s = spikes(x)
+    events = profile.profiler.kineto_results.events()
+    assert sum(e.nbytes() for e in events if e.name() == "[memory]") == s.nbytes
+
+
+def test_what_is_larger_than_the_limit_is_nothing_special():
+    snnfast.keep_results(1 << 20)
+    s = spikes()
+    assert s.untyped_storage().resizable()
+
+
 def test_negative_limits_are_refused():
     with pytest.raises(ValueError, match="keep_results: limit must be at least 0 bytes, got -1"):
         snnfast.keep_results(-1)

@@ -37,13 +37,16 @@ struct LentResult {
   ~LentResult() { ResultMemory::own().give(block); }
 };
 
-inline py::capsule new_result(int dtype, std::vector<int64_t> sizes, std::vector<int64_t> strides) {
+// An uninitialised tensor [sizes], row-major without strides; None where it is too large to be
+// kept.
+inline py::object new_result(int dtype, std::vector<int64_t> sizes, std::vector<int64_t> strides) {
   size_t count = 1;
   for (const int64_t size : sizes) count *= size_t(size);
   const uint8_t bits = dtype == kFloat64 ? 64 : dtype == kFloat32 ? 32 : 16;
   const uint8_t code = dtype == kBFloat16 ? 4 : 2;  // kDLBfloat, kDLFloat
-  LentResult* const result = new LentResult{
-      {}, ResultMemory::own().take(count * bits / 8), std::move(sizes), std::move(strides)};
+  const auto block = ResultMemory::own().take(count * bits / 8);
+  if (!block) return py::none();
+  auto* const result = new LentResult{{}, *block, std::move(sizes), std::move(strides)};
   const int32_t axes = int32_t(result->sizes.size());
   result->managed = {{result->block.p,
                       {1, 0},

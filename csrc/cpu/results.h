@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <mutex>
 #include <new>
+#include <optional>
 #include <vector>
 
 namespace snnfast {
@@ -25,10 +26,12 @@ class ResultMemory {
     static ResultMemory* const memory = new ResultMemory;
     return *memory;
   }
-  // The smallest kept block that fits and of which at most an eighth is left over, or a new one.
-  Block take(size_t bytes) {
+  // The smallest kept block that fits and of which at most an eighth is left over, or a new one;
+  // none where so many bytes would not be kept afterwards.
+  std::optional<Block> take(size_t bytes) {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
+      if (bytes > limit_) return {};
       size_t best = kept_.size();
       for (size_t k = kept_.size(); k-- > 0;)
         if (kept_[k].bytes >= bytes && kept_[k].bytes - bytes <= bytes / 8 &&
@@ -44,7 +47,7 @@ class ResultMemory {
     bytes = (bytes + kPage - 1) / kPage * kPage;
     void* const p = std::aligned_alloc(kPage, bytes);
     if (!p) throw std::bad_alloc();
-    return {p, bytes};
+    return Block{p, bytes};
   }
   // Keeps a block, and frees those that were kept longest beyond the limit.
   void give(Block block) {

@@ -20,6 +20,7 @@ LARGE = 1 << 18
 """Elements from which on a tensor is large."""
 
 _keys = torch._C._dispatch_keys
+_profiling = torch._C._autograd._profiler_enabled
 
 
 @functools.cache
@@ -29,34 +30,35 @@ def _unusual() -> int:
         return ~_keys(torch.empty(0, device="cpu")).raw_repr()
 
 
+def _kept(x: Tensor, dtype: torch.dtype, sizes: Sequence[int], strides=()) -> Tensor | None:
+    """A tensor beside ``x`` in kept memory, row-major without strides; None where it is too large
+    for that, or memory is looked at."""
+    if not x.is_cpu or _profiling() or _keys(x).raw_repr() & _unusual() or available():
+        return None
+    capsule = module().new_result(layout.DTYPES[dtype], sizes, strides)
+    return None if capsule is None else from_dlpack(capsule)
+
+
 def _is_large(x: Tensor, elements: int) -> bool:
-    """Whether what is made beside ``x`` is to be in our memory."""
     # The type comes first: in a subclass a size can be a symbol, which must not be compared.
-    if type(x) not in (Tensor, Parameter) or elements < LARGE:
-        return False
-    return not _keys(x).raw_repr() & _unusual() and available() is None
-
-
-def _new(dtype: torch.dtype, sizes: Sequence[int], strides: Sequence[int] = ()) -> Tensor:
-    return from_dlpack(module().new_result(layout.DTYPES[dtype], sizes, strides))
+    return type(x) in (Tensor, Parameter) and elements >= LARGE
 
 
 def empty(x: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Contiguous, on x's device."""
-    if _is_large(x, math.prod(shape)):
-        return _new(dtype, shape)
-    return layout.empty(x, shape, dtype)
+    kept = _kept(x, dtype, shape) if _is_large(x, math.prod(shape)) else None
+    return layout.empty(x, shape, dtype) if kept is None else kept
 
 
 def empty_like(x: Tensor) -> Tensor:
     """Of x's shape, dtype and memory layout."""
-    if _is_large(x, x.numel()) and x.is_contiguous():
-        return _new(x.dtype, x.shape)
-    return torch.empty_like(x)
+    large = _is_large(x, x.numel()) and x.is_contiguous()
+    kept = _kept(x, x.dtype, x.shape) if large else None
+    return torch.empty_like(x) if kept is None else kept
 
 
 def empty_steps(x: Tensor, axis: int, leading: list[int], dtype: torch.dtype) -> Tensor:
     """[*leading, ...] with the memory layout of x within a timestep; batch-first where x is."""
-    if _is_large(x, x.numel()):
-        return _new(dtype, *layout.steps(x, axis, leading))
-    return layout.empty_steps(x, axis, leading, dtype)
+    large = _is_large(x, x.numel())
+    kept = _kept(x, dtype, *layout.steps(x, axis, leading)) if large else None
+    return layout.empty_steps(x, axis, leading, dtype) if kept is None else kept
