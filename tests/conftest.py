@@ -7,6 +7,8 @@ from importlib.metadata import version
 import pytest
 import torch
 
+from snnfast.ops import allocate
+
 _EMPTY = {name: getattr(torch, name) for name in ("empty", "empty_like", "empty_strided")}
 
 
@@ -25,13 +27,14 @@ def _poisoned(make):
 
 @pytest.fixture(autouse=True)
 def poisoned_memory(request, monkeypatch):
-    """torch.empty* returns NaN, or bits that are all set, so that an element that no kernel wrote
-    fails the test."""
+    """torch.empty* and kept memory return NaN, or bits that are all set, so that an element that no
+    kernel wrote fails the test."""
     if request.node.get_closest_marker("unpoisoned"):
         return
     for name, make in _EMPTY.items():
         monkeypatch.setattr(torch, name, _poisoned(make))
     monkeypatch.setattr(torch.Tensor, "new_empty", _poisoned(torch.Tensor.new_empty))
+    monkeypatch.setattr(allocate, "from_dlpack", _poisoned(allocate.from_dlpack))
 
 
 @pytest.fixture(autouse=True)
