@@ -105,10 +105,9 @@ def drawn(case: int) -> Step:
         nodes = _traced(step).nodes
         after = [nodes[r] for r in _traced(step).results[step.outputs :]]
         swapped = any(v.op == "state" and v.number != k for k, v in enumerate(after))
+        values = [node.args[1:] if node.op == "where" else node.args for node in nodes]
         if not swapped and all(
-            any(nodes[a].op != "const" for a in node.args[node.op == "where" :])
-            for node in nodes
-            if node.args
+            any(nodes[a].op != "const" for a in read) for read in values if read
         ):
             return step
 

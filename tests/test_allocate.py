@@ -103,13 +103,74 @@ def test_whoever_profiles_memory_sees_it_all():
 
 def test_what_is_larger_than_the_limit_is_nothing_special():
     snnfast.keep_results(1 << 20)
-    s = spikes()
-    assert s.untyped_storage().resizable()
+    assert not is_kept(spikes())
 
 
-def test_negative_limits_are_refused():
-    with pytest.raises(ValueError, match="keep_results: limit must be at least 0 bytes, got -1"):
-        snnfast.keep_results(-1)
+def is_kept(t) -> bool:
+    return not t.untyped_storage().resizable()
+
+
+def test_the_size_of_a_result_decides():
+    """Not that of x: a state of a long sequence is small, spikes of a static x may be large."""
+    s, v = spikes(torch.zeros(4096, 64), return_state=True)
+    assert is_kept(s) and not is_kept(v)
+    assert is_kept(spikes(torch.zeros(2**15), timesteps=8))
+    assert is_kept(spikes(torch.zeros(2**19, dtype=torch.bfloat16)[None]))
+    assert not is_kept(spikes(torch.zeros(2**19 - 1, dtype=torch.bfloat16)[None]))
+
+
+@pytest.mark.parametrize("steps", [2**33, 2**41, 2**43, 2**62])
+def test_sizes_beyond_all_memory_are_pytorch_s_to_refuse(steps):
+    with pytest.raises(RuntimeError):
+        spikes(torch.zeros(2**18), timesteps=steps)
+
+
+OUT_OF_MEMORY = """
+import resource
+import torch
+import snnfast
+
+torch.set_num_threads(1)
+x, large = torch.zeros(4, 2**21), torch.zeros(4, 2**23)
+snnfast.lif(x), snnfast.lif(large)
+snnfast.keep_results(0), snnfast.keep_results(512 << 20)
+held = [snnfast.lif(x) for _ in range(7)]
+del held  # leaves 235 MB
+with open("/proc/self/statm") as file:
+    used = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), resource.RLIM_INFINITY))
+print(snnfast.lif(large).shape)
+try:
+    held = [snnfast.lif(large) for _ in range(9)]
+except RuntimeError as error:
+    print("can't allocate memory" in str(error))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_kept_memory_is_given_up_before_there_is_none():
+    command = [sys.executable, "-c", OUT_OF_MEMORY]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stdout.split("\n") == ["torch.Size([4, 8388608])", "True", ""]
+
+
+@pytest.mark.parametrize(
+    ("limit", "error", "message"),
+    [
+        (-1, ValueError, "keep_results: limit must be >= 0, got -1"),
+        (1e9, TypeError, "keep_results: limit must be an int, got float"),
+        (None, TypeError, "keep_results: limit must be an int, got None"),
+        (True, TypeError, "keep_results: limit must be an int, got bool"),
+    ],
+)
+def test_limits_that_are_none_are_refused(limit, error, message):
+    with pytest.raises(error, match=message):
+        snnfast.keep_results(limit)
+
+
+def test_a_limit_of_everything():
+    snnfast.keep_results(2**70)
+    assert is_kept(spikes())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
@@ -124,6 +185,24 @@ def test_dtype_and_layout_are_those_of_x(dtype, order):
     s, few = spikes(x), spikes(small)
     assert s.dtype == few.dtype == dtype
     assert s.stride() == x.stride() and torch.equal(s[:, : few.shape[1]], few)
+
+
+@pytest.mark.parametrize("call", ["static", "state", "neuron", "last"])
+def test_axes_of_one_element_have_the_strides_they_always_had(call):
+    """Which decide how a convolution behind them lies in memory."""
+    x = torch.randn(512, 1, 28, 28)
+    x = x if call == "static" else x[None].repeat(2, 1, 1, 1, 1)
+    if call == "last":
+        x = x.as_strided(x.shape, (x.stride(0), 784, 1, 28, 1))
+    run = {
+        "static": lambda: spikes(x, timesteps=4),
+        "state": lambda: spikes(x, return_state="all")[1],
+        "neuron": lambda: snnfast.neurons.leaky(x, backend="cpu"),
+        "last": lambda: spikes(x),
+    }[call]
+    found = run()
+    snnfast.keep_results(0)
+    assert is_kept(found) and found.stride() == run().stride()
 
 
 def test_they_are_tensors_like_others():

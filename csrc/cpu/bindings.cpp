@@ -304,7 +304,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("pack_spikes", &pack_spikes);
   m.def("unpack_spikes", &unpack_spikes);
   m.def("new_result", &new_result);
-  m.def("keep_results", [](size_t bytes) { return ResultMemory::own().limit(bytes); });
+  m.def("keep_results", [](size_t bytes) { return ResultMemory::own().set_limit(bytes); });
   bind_program(m);
   m.def("instruction_set", [] { return kernels.name; });
   // For tests: the kernels that an older machine would run.

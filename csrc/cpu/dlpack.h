@@ -1,7 +1,7 @@
 // A result as PyTorch takes it over: a capsule as in DLPack's ABI (dlpack.h, version 0.8).
 #pragma once
 
-#include <cstring>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -31,39 +31,42 @@ struct DlManaged {
 };
 
 struct LentResult {
-  DlManaged managed;
-  ResultMemory::Block block;
   std::vector<int64_t> sizes, strides;
-  ~LentResult() { ResultMemory::own().give(block); }
+  ResultMemory::Block block;
+  DlManaged managed;
+  ~LentResult() {
+    if (block.p) ResultMemory::own().give(block);
+  }
 };
 
-// An uninitialised tensor [sizes], row-major without strides; None where it is too large to be
-// kept.
+// An uninitialised tensor [sizes], row-major without strides; None where its memory is not kept.
 inline py::object new_result(int dtype, std::vector<int64_t> sizes, std::vector<int64_t> strides) {
-  size_t count = 1;
-  for (const int64_t size : sizes) count *= size_t(size);
   const uint8_t bits = dtype == kFloat64 ? 64 : dtype == kFloat32 ? 32 : 16;
   const uint8_t code = dtype == kBFloat16 ? 4 : 2;  // kDLBfloat, kDLFloat
-  const auto block = ResultMemory::own().take(count * bits / 8);
-  if (!block) return py::none();
-  auto* const result = new LentResult{{}, *block, std::move(sizes), std::move(strides)};
-  const int32_t axes = int32_t(result->sizes.size());
+  size_t bytes = bits / 8;
+  for (const int64_t size : sizes)
+    if (__builtin_mul_overflow(bytes, size_t(size), &bytes)) return py::none();
+  auto result =
+      std::make_unique<LentResult>(LentResult{std::move(sizes), std::move(strides), {}, {}});
+  result->block = ResultMemory::own().take(bytes);
+  if (!result->block.p) return py::none();
   result->managed = {{result->block.p,
                       {1, 0},
-                      axes,
+                      int32_t(result->sizes.size()),
                       {code, bits, 1},
                       result->sizes.data(),
                       result->strides.empty() ? nullptr : result->strides.data(),
                       0},
-                     result,
+                     result.get(),
                      [](DlManaged* m) { delete static_cast<LentResult*>(m->context); }};
-  return py::capsule(&result->managed, "dltensor", [](PyObject* capsule) {
+  py::capsule capsule(&result->managed, "dltensor", [](PyObject* self) {
     // Whoever takes the tensor over gives the capsule another name.
-    if (void* const p = PyCapsule_IsValid(capsule, "dltensor")
-                            ? PyCapsule_GetPointer(capsule, "dltensor")
-                            : nullptr)
-      static_cast<DlManaged*>(p)->deleter(static_cast<DlManaged*>(p));
+    if (!PyCapsule_IsValid(self, "dltensor")) return;
+    const auto managed = static_cast<DlManaged*>(PyCapsule_GetPointer(self, "dltensor"));
+    managed->deleter(managed);
   });
+  result.release();
+  return capsule;
 }
 
 }  // namespace snnfast

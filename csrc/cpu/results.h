@@ -9,7 +9,6 @@
 #include <cstdlib>
 #include <mutex>
 #include <new>
-#include <optional>
 #include <vector>
 
 namespace snnfast {
@@ -17,8 +16,8 @@ namespace snnfast {
 class ResultMemory {
  public:
   struct Block {
-    void* p;
-    size_t bytes;
+    void* p = nullptr;
+    size_t bytes = 0;
   };
 
   // The one of the process; never destroyed, for tensors may outlive all else.
@@ -27,41 +26,47 @@ class ResultMemory {
     return *memory;
   }
   // The smallest kept block that fits and of which at most an eighth is left over, or a new one;
-  // none where so many bytes would not be kept afterwards.
-  std::optional<Block> take(size_t bytes) {
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      if (bytes > limit_) return {};
-      size_t best = kept_.size();
-      for (size_t k = kept_.size(); k-- > 0;)
-        if (kept_[k].bytes >= bytes && kept_[k].bytes - bytes <= bytes / 8 &&
-            (best == kept_.size() || kept_[k].bytes < kept_[best].bytes))
-          best = k;
-      if (best < kept_.size()) {
-        const Block block = kept_[best];
-        kept_.erase(kept_.begin() + ptrdiff_t(best));
-        held_ -= block.bytes;
-        return block;
-      }
-    }
+  // null where it is beyond the limit, or there is no memory.
+  Block take(size_t bytes) {
     bytes = (bytes + kPage - 1) / kPage * kPage;
-    void* const p = std::aligned_alloc(kPage, bytes);
-    if (!p) throw std::bad_alloc();
-    return Block{p, bytes};
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (bytes > limit_) return {};
+    size_t best = kept_.size();
+    for (size_t k = kept_.size(); k-- > 0;)
+      if (kept_[k].bytes >= bytes && kept_[k].bytes - bytes <= bytes / 8 &&
+          (best == kept_.size() || kept_[k].bytes < kept_[best].bytes))
+        best = k;
+    if (best < kept_.size()) {
+      const Block block = kept_[best];
+      kept_.erase(kept_.begin() + ptrdiff_t(best));
+      held_ -= block.bytes;
+      return block;
+    }
+    void* p = std::aligned_alloc(kPage, bytes);
+    if (!p) {
+      shrink(0);
+      p = std::aligned_alloc(kPage, bytes);
+    }
+    return {p, p ? bytes : 0};
   }
   // Keeps a block, and frees those that were kept longest beyond the limit.
-  void give(Block block) {
+  void give(Block block) noexcept {
     const std::lock_guard<std::mutex> lock(mutex_);
-    kept_.push_back(block);
+    try {
+      kept_.push_back(block);
+    } catch (const std::bad_alloc&) {
+      std::free(block.p);
+      return;
+    }
     held_ += block.bytes;
-    shrink();
+    shrink(limit_);
   }
-  // Bytes that may be kept; returns what it was.
-  size_t limit(size_t bytes) {
+  // Sets how many bytes may be kept; returns how many might be before.
+  size_t set_limit(size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const size_t before = limit_;
     limit_ = bytes;
-    shrink();
+    shrink(limit_);
     return before;
   }
 
@@ -71,9 +76,12 @@ class ResultMemory {
     pthread_atfork([] { own().mutex_.lock(); }, [] { own().mutex_.unlock(); },
                    [] { own().mutex_.unlock(); });
   }
-  void shrink() {
+  void shrink(size_t most) {
     size_t gone = 0;
-    for (; held_ > limit_; ++gone) std::free(kept_[gone].p), held_ -= kept_[gone].bytes;
+    while (held_ > most) {
+      std::free(kept_[gone].p);
+      held_ -= kept_[gone++].bytes;
+    }
     kept_.erase(kept_.begin(), kept_.begin() + ptrdiff_t(gone));
   }
 

@@ -93,20 +93,6 @@ def steps(x: Tensor, axis: int, leading: list[int]) -> tuple[list[int], list[int
     return leading + sizes, outer + strides
 
 
-def empty(x: Tensor, shape, dtype: torch.dtype) -> Tensor:
-    """Uninitialised, contiguous, on x's device."""
-    # Without a keyword it takes half the time.
-    return x.new_empty(shape) if x.dtype == dtype else x.new_empty(shape, dtype=dtype)
-
-
-def empty_steps(x: Tensor, axis: int, leading: list[int], dtype: torch.dtype) -> Tensor:
-    """Uninitialised, with the sizes and strides of ``steps``."""
-    if x.is_contiguous():
-        return empty(x, (*leading, *x.shape[axis:]), dtype)
-    sizes, strides = steps(x, axis, leading)
-    return torch.empty_strided(sizes, strides, dtype=dtype, device=x.device)
-
-
 def like_steps(
     tensor: Tensor | None, x: Tensor, axis: int, *, any_stride: bool = False
 ) -> Tensor | None:
@@ -122,4 +108,5 @@ def like_steps(
     beside = not lead or any_stride or tensor.shape[0] == 1 or strides[0] == sizes.numel()
     if fits and beside:
         return tensor
-    return empty_steps(x, axis, list(tensor.shape[:lead]), tensor.dtype).copy_(tensor)
+    sizes, strides = steps(x, axis, list(tensor.shape[:lead]))
+    return torch.empty_strided(sizes, strides, dtype=tensor.dtype, device=x.device).copy_(tensor)

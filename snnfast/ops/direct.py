@@ -22,7 +22,7 @@ _LOOKING_ON = ~(_SET(_KEYS.BackendSelect) | _SET(_KEYS.ADInplaceOrView)).raw_rep
 
 
 @functools.cache
-def _unusual(device: torch.device) -> int:
+def unusual(device: torch.device) -> int:
     """The dispatch keys that a plain tensor on a device does not have."""
     with torch.inference_mode(False):
         return ~_keys(torch.empty(0, device=device)).raw_repr()
@@ -33,9 +33,9 @@ def is_direct(*tensors: Tensor | None) -> bool:
     one."""
     if _compiling() or _including().raw_repr() & _LOOKING_ON or _overriding() or _profiling():
         return False
-    unusual = _unusual(tensors[0].device)
+    others = unusual(tensors[0].device)
     for t in tensors:
-        if t is not None and _keys(t).raw_repr() & unusual:
+        if t is not None and _keys(t).raw_repr() & others:
             return False
     return True
 

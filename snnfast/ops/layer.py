@@ -240,7 +240,7 @@ def axis(layer: LifLayer) -> int:
 def empty_input(x: Tensor, layer: LifLayer) -> Tensor:
     """A gradient of x."""
     if not layer.static and x.is_contiguous():
-        small = type(x) is Tensor and x.numel() < allocate.LARGE  # asked here, it costs no call
+        small = type(x) is Tensor and x.nbytes < allocate.LARGE  # asked here, it costs no call
         return torch.empty_like(x) if small else allocate.empty_like(x)
     leading = [] if layer.static else [layer.steps]
     return allocate.empty_steps(x, axis(layer), leading, x.dtype)

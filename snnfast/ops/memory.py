@@ -28,16 +28,17 @@ def keep_memory() -> bool:
 def keep_results(limit: int) -> int:
     """How much of the memory that large results of the ops leave on a CPU is kept for the next.
 
-    Spikes, states and gradients of a megabyte or more do not give their memory back to the system
-    when they go: up to ``limit`` bytes of it stay for results that come, as GPU memory does in
-    PyTorch, and what was kept longest goes first. 512 MiB unless this says otherwise; with 0
-    nothing is kept. Process-wide.
+    Spikes, states and gradients of 1 MiB or more do not give their memory back to malloc when they
+    go: up to ``limit`` bytes of it stay for results that come, as GPU memory does in PyTorch, and
+    what was kept longest goes first. 512 MiB unless this says otherwise; with 0 nothing is kept.
+    Process-wide. Such a result cannot be resized to more, nor its storage to nothing: clone it.
+    While a ``torch.profiler`` runs results are PyTorch's, as it counts no other memory.
 
     Returns the limit that held before, in bytes; 0 where the C++ kernels were not built. Raises
-    ValueError for a negative one.
+    TypeError and ValueError for what is no int of at least 0.
     """
     from snnfast.backends.cpu.launch import available, module
+    from snnfast.ops.validation import check_int
 
-    if limit < 0:
-        raise ValueError(f"keep_results: limit must be at least 0 bytes, got {limit}")
-    return 0 if available() else module().keep_results(limit)
+    check_int("keep_results", "limit", limit, 0)
+    return 0 if available() else module().keep_results(min(limit, 2**63))

@@ -314,12 +314,7 @@ def _rsub(r, args, kwargs):
 
 
 def _where(r, args, kwargs):
-    """PyTorch rounds two numbers to its default dtype, whatever the state's is."""
-    chosen = [r.real(x) for x in args[1:]]
-    if not any(x.dim() for x in args[1:]) and all(r.builder.nodes[p].op == "const" for p in chosen):
-        with torch._C._DisableTorchDispatch():
-            chosen = [r.builder.constant(x.item()) for x in args[1:]]
-    return r.builder.add("where", r.truth(args[0]), *chosen)
+    return r.builder.add("where", r.truth(args[0]), r.real(args[1]), r.real(args[2]))
 
 
 def _masked_fill(r, args, kwargs):

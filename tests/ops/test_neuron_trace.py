@@ -79,13 +79,6 @@ def test_equals_pytorch(case):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
-def test_a_choice_of_two_numbers_is_rounded_as_pytorch_rounds_it():
-    """To its default dtype, also beside states in float64."""
-    choose = snnfast.neuron(lambda x, v: (torch.where(x > 0, 0.3, -0.562) * x, v / 2 + x))
-    x, v = torch.randn(3, 2, 8, dtype=torch.float64), torch.zeros(2, 8, dtype=torch.float64)
-    assert torch.equal(choose(x, states=v, backend="cpu"), choose(x, states=v, backend="reference"))
-
-
 def _hooked(x, v):
     h = v + x
     h.register_hook(lambda gradient: gradient / 2)
