@@ -67,7 +67,7 @@ def parse(name: str, argv: list[str] | None = None, doc: str = "") -> argparse.N
     p.add_argument("--backends", type=list_of(str), help="cpu, or triton,cuda")
     p.add_argument("--quick", action="store_true", help="small and few cases, no compile")
     p.add_argument("--malloc", choices=("kept", "default"), default="kept",
-                   help="on a CPU: as it is, or told to keep large blocks")  # fmt: skip
+                   help="on a CPU: told to keep large blocks, or as it is")  # fmt: skip
     p.add_argument("--output", type=Path, help="folder; default benchmarks/results/<device>/")
     p.add_argument("--plot", action=argparse.BooleanOptionalAction, default=True,
                    help="draw a PNG beside the JSON")  # fmt: skip
