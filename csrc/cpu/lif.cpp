@@ -15,9 +15,9 @@ constexpr bool kSlow = true;
 constexpr bool kSlow = false;
 #endif
 
-// Calls f(neuron) with the layer's neuron, its equations chosen when compiling; or, in float64 and
-// where it may be slow, in every step.
-template <class R, class F>
+// Calls f(neuron) with the layer's neuron, its equations chosen when compiling; or, in float64,
+// where it may be slow and where asked for (kChosen), in every step.
+template <class R, bool kChosen = false, class F>
 void with_neuron(const LifLayer& l, F&& f) {
   auto call = [&](auto neuron) {
     neuron = {R(l.theta),
@@ -31,7 +31,7 @@ void with_neuron(const LifLayer& l, F&& f) {
               decltype(neuron.how)::of(l.charge, l.hard)};
     f(neuron);
   };
-  if constexpr (kSlow || sizeof(R) == 8)
+  if constexpr (kSlow || kChosen || sizeof(R) == 8)
     call(LifOf<R, Chosen>());
   else if (l.charge == kIntegrate)
     l.hard ? call(Lif<R, kIntegrate, true>()) : call(Lif<R, kIntegrate, false>());
@@ -66,10 +66,8 @@ void SNN_ISA_NAME(lif_forward)(const LifLayer& layer, const LifForward& io) {
 void SNN_ISA_NAME(lif_backward)(const LifLayer& layer, const LifBackward& io) {
   if (layer.dtype == kFloat64) return lif_backward_float64(layer, io);
   if (io.drate)
-    return with_neuron<float>(layer, [&](auto& neuron) {
-      if constexpr (!std::remove_reference_t<decltype(neuron)>::kIntegrates)
-        scan_backward<false, true, float>(neuron, layer, io);
-    });
+    return with_neuron<float, true>(
+        layer, [&](auto& neuron) { scan_backward<false, true, float>(neuron, layer, io); });
   with_neuron<float>(layer,
                      [&](auto& neuron) { scan_backward<false, false, float>(neuron, layer, io); });
 }
