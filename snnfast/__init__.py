@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from snnfast import distill, interop, models, neurons, nn, surrogate
+    from snnfast import data, distill, interop, models, monitoring, neurons, nn, surrogate
     from snnfast._info import info
     from snnfast.interop.accelerate import accelerate
     from snnfast.monitoring.monitor import monitor
@@ -33,6 +33,7 @@ __all__ = [
     "__version__",
     "accelerate",
     "backend",
+    "data",
     "distill",
     "explain",
     "info",
@@ -44,6 +45,7 @@ __all__ = [
     "mean_cross_entropy",
     "models",
     "monitor",
+    "monitoring",
     "neuron",
     "neurons",
     "nn",
@@ -67,6 +69,7 @@ _HOMES = {
     "BackendUnavailable": "snnfast.ops.select",
     "accelerate": "snnfast.interop.accelerate",
     "backend": "snnfast.ops.select",
+    "data": None,
     "distill": None,
     "explain": "snnfast.ops.select",
     "info": "snnfast._info",
@@ -78,6 +81,7 @@ _HOMES = {
     "mean_cross_entropy": "snnfast.ops.distill",
     "models": None,
     "monitor": "snnfast.monitoring.monitor",
+    "monitoring": None,
     "neuron": "snnfast.ops.neuron",
     "neurons": None,
     "nn": None,

@@ -40,6 +40,7 @@ import torch
 from torch import Tensor, nn
 
 from snnfast.ops.spikes import pack_spikes
+from snnfast.ops.warm_up import left_alone
 
 MAC_PJ, AC_PJ = 4.6, 0.9
 BIT_PJ = 100 / 64
@@ -255,7 +256,7 @@ def measure(
             that begin with these, such as (images, targets).
         timesteps: T for images; None: the model's own, and what an ANN needs.
 
-    The model's mode is restored and nothing is left on it.
+    The model is left as it was, states of its neurons and random numbers included.
 
     Raises:
         TypeError: ``model`` is not a module.
@@ -264,22 +265,17 @@ def measure(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"measure: model must be a torch module, got {type(model).__name__}")
-    modes = {module: module.training for module in model.modules()}
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     samples, seen, spiking = 0, set(), False
-    model.eval()
-    try:
-        with _Hooks(model) as hooks:
-            for batch in batches:
-                x = (batch if isinstance(batch, Tensor) else batch[0]).to(device)
-                given = () if timesteps is None or x.dim() == 5 else (timesteps,)
-                logits = model(x, *given)
-                samples += x.shape[1] if x.dim() == 5 else x.shape[0]
-                spiking = logits.dim() == 3
-                seen.add(logits.shape[0] if spiking else 1)
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with left_alone(model, device), _Hooks(model) as hooks:
+        model.eval()
+        for batch in batches:
+            x = (batch if isinstance(batch, Tensor) else batch[0]).to(device)
+            given = () if timesteps is None or x.dim() == 5 else (timesteps,)
+            logits = model(x, *given)
+            samples += x.shape[1] if x.dim() == 5 else x.shape[0]
+            spiking = logits.dim() == 3
+            seen.add(logits.shape[0] if spiking else 1)
     if len(seen) != 1:
         got = f"{sorted(seen)} timesteps" if seen else "none"
         raise ValueError(f"measure: batches must be one or more of the same T, got {got}")

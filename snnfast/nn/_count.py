@@ -10,8 +10,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
 
 from snnfast.nn._blocks import Block, give
-from snnfast.nn._trace import Attributes
 from snnfast.nn.stateful import Stateful
+from snnfast.ops.attributes import Attributes
 from snnfast.ops.packed import bits_of, want_marks
 from snnfast.ops.warm_up import left_alone
 

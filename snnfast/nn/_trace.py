@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from snnfast.nn import peers
 from snnfast.nn.streaming import Mark
 from snnfast.ops import select
+from snnfast.ops.attributes import Attributes, parts_of, same
 
 
 class Untraceable(Exception):
@@ -136,16 +137,6 @@ def _generators() -> tuple:
     return random.getstate(), keys.tobytes(), position
 
 
-def _parts(value) -> tuple:
-    if isinstance(value, dict):
-        return (*value.keys(), *value.values())
-    return tuple(value) if isinstance(value, (list, set)) else ()
-
-
-def _same(a: tuple, b: tuple) -> bool:
-    return len(a) == len(b) and all(x is y for x, y in zip(a, b))
-
-
 @contextmanager
 def _no_reads(own, words: dict):
     """Refuses in the block, where no module but ``own`` runs, that an attribute of another is read:
@@ -182,32 +173,6 @@ def _no_reads(own, words: dict):
         del nn.Module.__getattribute__
     if read:
         raise Untraceable(read[0])
-
-
-class Attributes:
-    """What the modules' attributes are, one level of lists, dicts and sets included."""
-
-    def __init__(self, modules):
-        self.before = [(vars(m), {k: (v, _parts(v)) for k, v in vars(m).items()}) for m in modules]
-
-    def changed(self) -> bool:
-        return any(
-            now.keys() != before.keys()
-            or any(now[k] is not v or not _same(_parts(v), p) for k, (v, p) in before.items())
-            for now, before in self.before
-        )
-
-    def restore(self) -> None:
-        for now, before in self.before:
-            now.clear()
-            for key, (value, parts) in before.items():
-                now[key] = value
-                if isinstance(value, dict):
-                    value.clear()
-                    value.update(zip(parts, parts[len(parts) // 2 :]))
-                elif isinstance(value, (list, set)):
-                    value.clear()
-                    (value.extend if isinstance(value, list) else value.update)(parts)
 
 
 def required(module: nn.Module) -> list[str]:
@@ -286,7 +251,7 @@ def _facts(modules) -> tuple:
         facts += [p is None for p in (*m._parameters.values(), *m._buffers.values())]
         for key, value in vars(m).items():
             if key not in _INTERNAL:
-                facts += (value, *_parts(value))
+                facts += (value, *parts_of(value))
     return tuple(facts)
 
 
@@ -314,7 +279,7 @@ class Guard:
         inlined, training = self.inlined, self._module().training
         facts = tuple([f() if weak else f for f, weak in self.facts])
         words = any(getattr(m(), name, None) != word for m, name, word in self._words)
-        if words or not _same(self._facts(), facts):
+        if words or not same(self._facts(), facts):
             return "an attribute or a submodule was changed"
         if any(has_hooks(m) for m in inlined):
             return "a hook was added within it"

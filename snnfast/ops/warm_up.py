@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves
 
 from snnfast.ops import validation as check
+from snnfast.ops.attributes import Attributes
 
 
 @contextmanager
@@ -17,19 +18,17 @@ def left_alone(model: nn.Module, device: torch.device) -> Iterator[None]:
     """In the block the model has copies of its buffers; behind it all attributes of its modules,
     and torch's random state, are what they were."""
     modules = list(model.modules())
-    before = [dict(vars(module)) for module in modules]
+    before = Attributes(modules)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
-            for module, attributes in zip(modules, before):
+            for module in modules:
                 vars(module)["_buffers"] = {
                     name: None if buffer is None else buffer.clone()
-                    for name, buffer in attributes["_buffers"].items()
+                    for name, buffer in module._buffers.items()
                 }
             yield
         finally:
-            for module, attributes in zip(modules, before):
-                vars(module).clear()
-                vars(module).update(attributes)
+            before.restore()
 
 
 def _train(model: nn.Module, inputs: tuple, loss: Callable | None) -> None:
