@@ -68,6 +68,7 @@ _EMPTY = {name: getattr(torch, name) for name in ("empty", "empty_like", "empty_
 
 def guard_allocations(memory: Guarded) -> None:
     """torch.empty and its kin, in this process, come from guarded memory."""
+    snnfast.keep_results(0)  # or large results would not
 
     def dense(size):
         return [math.prod(size[d + 1 :]) for d in range(len(size))]
