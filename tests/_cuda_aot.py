@@ -9,6 +9,7 @@ from pathlib import Path
 
 import _sass
 import pytest
+import torch
 
 from snnfast.backends.cuda import launch, nvrtc
 
@@ -82,3 +83,15 @@ each_compiler = pytest.mark.parametrize(
     ],
 )
 """For tests of what either makes of a configuration: one shipped with a wheel, one at first use."""
+
+each_pair = pytest.mark.parametrize(
+    ("dtype", "steps", "arch"),
+    [
+        (torch.float32, 4, "sm_80"),
+        (torch.float32, 8, "sm_90"),
+        (torch.bfloat16, 4, "sm_90"),
+        (torch.bfloat16, 8, "sm_80"),
+    ],
+    ids=str,
+)
+"""For tests of a scan: every pair of a dtype, a number of steps and an architecture."""

@@ -7,6 +7,7 @@ import torch
 from _cuda_aot import (
     ROOT,
     each_compiler,
+    each_pair,
     needs_nvcc,
     needs_nvrtc,
     nvrtc_kernel,
@@ -32,16 +33,7 @@ def kernel(direction, spec, dtype, arch, flags, compiled=one_kernel):
 
 
 @each_compiler
-@pytest.mark.parametrize(
-    ("dtype", "steps", "arch"),
-    [
-        (torch.float32, 4, "sm_80"),
-        (torch.float32, 8, "sm_90"),
-        (torch.bfloat16, 4, "sm_90"),
-        (torch.bfloat16, 8, "sm_80"),
-    ],
-    ids=str,
-)
+@each_pair
 def test_one_configuration(dtype, steps, arch, compiled):
     """The default neuron, 16 bytes of every step in each thread; the whole kernel is counted."""
     lanes, size = (4, 4) if dtype == torch.float32 else (8, 2)

@@ -11,6 +11,7 @@ from _cuda_aot import (
     FLAGS,
     INCLUDES,
     NVCC,
+    each_pair,
     needs_nvcc,
     needs_nvrtc,
     nvrtc_kernel,
@@ -47,15 +48,7 @@ def moved(code, rows, lanes):
 
 
 @needs_nvcc
-@pytest.mark.parametrize(
-    ("dtype", "steps", "arch"),
-    [
-        (torch.float32, 4, "sm_80"),
-        (torch.float32, 8, "sm_90"),
-        (torch.bfloat16, 4, "sm_90"),
-        (torch.bfloat16, 8, "sm_80"),
-    ],
-)
+@each_pair
 def test_bytes_of_a_scan(dtype, steps, arch):
     """Each step of each tensor is read or written once, 16 bytes a thread: 2b forward, 3b backward,
     whether sums are wanted or dY, and b more for a residual."""
